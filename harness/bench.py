@@ -1,0 +1,203 @@
+"""The measuring side of a worker: one model, one prober, every case measured at most once."""
+
+from __future__ import annotations
+
+import getpass
+import platform
+import resource
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import cached_property
+
+import torch
+
+from harness import __version__
+from harness.captions import CalibrationData, calibration_data, load_captions
+from harness.case import Case, Combination
+from harness.config import EffectiveConfig
+from harness.engine.modelopt import ModelOptEngine
+from harness.engine.protocol import Engine, Measurement, Progress
+from harness.manifest import EnvironmentRecord, Manifest, MemoryRecord, RunConfig
+from harness.model import LoadedModel, load_model, resolve_device, resolve_dtype
+from harness.probe import Prober, misfits, quiet
+from harness.record import Findings, Layer, build_manifest
+from harness.registry import ModelSource
+from harness.settings import Settings
+from harness.support import Support
+
+Warn = Callable[[str], None]
+
+
+class Bench:
+    """Loads lazily and keeps: the model, the captions of each size, the measurements."""
+
+    def __init__(
+        self, settings: Settings, source: ModelSource, progress: Progress, warn: Warn
+    ) -> None:
+        self._settings = settings
+        self._source = source
+        self._progress = progress
+        self._warn = warn
+        self._data: dict[str, CalibrationData] = {}
+        self._measured: dict[tuple[str, str, str], Measurement] = {}
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The device cases run on."""
+        return resolve_device(self._settings.device)
+
+    @cached_property
+    def prober(self) -> Prober:
+        """Answers what can run on the device."""
+        return Prober(self.device, resolve_dtype(self._settings.dtype, self.device))
+
+    @cached_property
+    def model(self) -> LoadedModel:
+        """The model, loaded on first use."""
+        self._progress(f"load {self._source.name}", 0, 1)
+        with quiet():
+            return load_model(
+                self._source,
+                device=self.device,
+                dtype=resolve_dtype(self._settings.dtype, self.device),
+                random_seed=self._settings.random_seed,
+                trust_remote_code=self._settings.trust_remote_code,
+            )
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine that scores."""
+        return ModelOptEngine(
+            self.model, method=self._settings.method, save_state=self._settings.save_state
+        )
+
+    def config(self, combination: Combination) -> EffectiveConfig:
+        """Return the effective config of a pair under an overlay."""
+        return self.prober.resolve(combination.pair, combination.granularity)
+
+    def support(self, combination: Combination) -> Support:
+        """Return whether a pair under an overlay can run here, and if not why."""
+        return self.prober.support(self.config(combination))
+
+    def data(self, size: str) -> CalibrationData:
+        """Return the batches of a size; says so when there are fewer captions than it needs."""
+        if size not in self._data:
+            captions = load_captions(self._settings.captions, size)
+            data = calibration_data(
+                captions,
+                self.model.tokenize(captions.lines),
+                batch_size=self._settings.batch_size,
+                score_size=self._settings.score_size,
+            )
+            for note in data_notes(data):
+                self._warn(note)
+            self._data[size] = data
+        return self._data[size]
+
+    def measure(self, case: Case, alias_of: str | None) -> tuple[Manifest, bytes | None]:
+        """Measure a case, or take the scores of the equal config measured before.
+
+        Args:
+            alias_of: the case whose effective config is the same, None if there is none.
+
+        Returns the manifest and, when asked for, ModelOpt's search state.
+        """
+        started = time.perf_counter()
+        config, data = self.config(case.combination), self.data(case.size)
+        layers = self._layers(config)
+        key = (config.digest, case.size, case.method)
+        if key not in self._measured:
+            self._measured[key] = self.engine.score(config, data, self._progress)
+        measurement = self._measured[key]
+        findings = Findings(
+            case=case,
+            config=config,
+            measurement=measurement,
+            data=data,
+            layers=layers,
+            alias_of=alias_of,
+            notes=(*data_notes(data), *layer_notes(layers)),
+            model=self.model.record,
+            environment=self._environment,
+            memory=MemoryRecord(
+                peak_rss_bytes=_peak_rss_bytes(), peak_cuda_bytes=measurement.peak_cuda_bytes
+            ),
+            run_config=self._run_config(measurement, data),
+        )
+        manifest = build_manifest(findings)
+        if alias_of is None:
+            manifest.timing["total"] = time.perf_counter() - started
+        return manifest, measurement.state
+
+    def _layers(self, config: EffectiveConfig) -> dict[str, Layer]:
+        return {
+            linear.name: Layer(
+                module_type=linear.module_type,
+                out_features=linear.out_features,
+                in_features=linear.in_features,
+                padded_to=misfits(config, linear.in_features),
+            )
+            for linear in self.model.linears
+        }
+
+    @cached_property
+    def _environment(self) -> EnvironmentRecord:
+        import modelopt
+        import transformers
+
+        record_host = self._settings.record_host
+        is_cuda = self.device.type == "cuda"
+        return EnvironmentRecord(
+            harness=__version__,
+            python=platform.python_version(),
+            torch=torch.__version__,
+            transformers=transformers.__version__,
+            modelopt=modelopt.__version__,
+            cuda=torch.version.cuda,
+            device=self.device.type,
+            device_name=torch.cuda.get_device_name(self.device) if is_cuda else "CPU",
+            platform=f"{platform.system()} {platform.machine()}",
+            host=socket.gethostname() if record_host else None,
+            user=getpass.getuser() if record_host else None,
+        )
+
+    def _run_config(self, measurement: Measurement, data: CalibrationData) -> RunConfig:
+        return RunConfig(
+            engine=measurement.engine,
+            engine_reason=measurement.reason,
+            device=self.device.type,
+            dtype=self.model.record.dtype,
+            weights=self.model.record.weights,
+            batch_size=data.batch_size,
+            score_size=self._settings.score_size,
+            effective_bits=self._settings.effective_bits,
+            seed=self._settings.seed,
+        )
+
+
+def data_notes(data: CalibrationData) -> tuple[str, ...]:
+    """Say when a measurement used fewer captions than its size asks for."""
+    notes = [data.captions.shortfall] if data.captions.shortfall else []
+    if data.dropped:
+        notes.append(
+            f"{data.captions.name}: {len(data.dropped)} captions with fewer than two tokens "
+            f"left out, such as {data.dropped[0]!r}"
+        )
+    return tuple(notes)
+
+
+def layer_notes(layers: Mapping[str, Layer]) -> tuple[str, ...]:
+    """Name the linears whose input width the block size does not divide."""
+    return tuple(
+        f"block size does not divide the input width of {name}: {layer.in_features} is padded to "
+        f"{layer.padded_to}"
+        for name, layer in layers.items()
+        if layer.padded_to is not None
+    )
+
+
+def _peak_rss_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

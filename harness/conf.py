@@ -1,0 +1,154 @@
+"""The user's own pairs and overlays: YAML under ``quant_pair/`` and ``quant_granularity/``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+
+from harness.errors import VocabularyError
+from harness.granularity import Granularity, builtin_granularities, parse_overrides
+from harness.names import check_name
+from harness.pair import (
+    ACTIVATION_DTYPES,
+    INPUT_QUANTIZER,
+    WEIGHT_DTYPES,
+    WEIGHT_QUANTIZER,
+    QuantPair,
+    builtin_pairs,
+    composed_format_name,
+)
+
+PAIR_FOLDER = "quant_pair"
+GRANULARITY_FOLDER = "quant_granularity"
+_PAIR_KEYS = ("name", "weight", "activation", "format_name", "experimental")
+_GRANULARITY_KEYS = ("name", "quant_cfg_overrides")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """Every pair and overlay a run knows, built-in ones first."""
+
+    pairs: Mapping[str, QuantPair]
+    granularities: Mapping[str, Granularity]
+
+
+def load_vocabulary(folder: Path | None = None) -> Vocabulary:
+    """Return the built-in vocabulary with the definitions under ``folder`` added.
+
+    A file may repeat a built-in definition word for word; it is then the built-in.
+
+    Raises:
+        VocabularyError: a missing folder, a YAML error, an unknown key, an unsafe or duplicate
+            name, a name that redefines a built-in. The message names the file and the key.
+    """
+    pairs, granularities = builtin_pairs(), builtin_granularities()
+    if folder is not None:
+        _check_folder(folder)
+        _add(pairs, {path: read_pair(path) for path in _files(folder / PAIR_FOLDER)})
+        _add(granularities, {p: read_granularity(p) for p in _files(folder / GRANULARITY_FOLDER)})
+    return Vocabulary(pairs=MappingProxyType(pairs), granularities=MappingProxyType(granularities))
+
+
+def read_pair(path: Path) -> QuantPair:
+    """Read one quant pair: ``name, weight, activation`` and optionally the other two keys."""
+    raw = _read(path, _PAIR_KEYS, required=("name", "weight", "activation"))
+    weight = _choice(raw, "weight", WEIGHT_DTYPES, path)
+    activation = _choice(raw, "activation", ACTIVATION_DTYPES, path)
+    composed = composed_format_name(weight, activation)
+    format_name = raw.get("format_name", composed)
+    experimental = raw.get("experimental", True)
+    if not isinstance(experimental, bool):
+        raise VocabularyError(f"{path}: experimental must be true or false, not {experimental!r}")
+    if not isinstance(format_name, str) or not format_name.isidentifier():
+        raise VocabularyError(f"{path}: format_name {format_name!r} is not a format name")
+    if format_name == composed and WEIGHT_DTYPES[weight] is ACTIVATION_DTYPES[activation] is None:
+        raise VocabularyError(f"{path}: weight and activation are both fp16: nothing to quantize")
+    return QuantPair(
+        name=check_name(raw["name"], where=f"{path}: name"),
+        weight=weight,
+        activation=activation,
+        format_name=format_name,
+        experimental=experimental,
+        from_preset=format_name != composed,
+    )
+
+
+def read_granularity(path: Path) -> Granularity:
+    """Read one overlay: ``name`` and ``quant_cfg_overrides``."""
+    raw = _read(path, _GRANULARITY_KEYS, required=_GRANULARITY_KEYS)
+    overrides = parse_overrides(raw["quant_cfg_overrides"], where=str(path))
+    return Granularity(
+        name=check_name(raw["name"], where=f"{path}: name"),
+        weight=overrides.get(WEIGHT_QUANTIZER),
+        input=overrides.get(INPUT_QUANTIZER),
+    )
+
+
+def _add(known: dict[str, Any], read: Mapping[Path, Any]) -> None:
+    builtin = frozenset(known)
+    sources: dict[str, Path] = {}
+    for path, item in read.items():
+        if item.name in sources:
+            raise VocabularyError(f"{path}: name {item.name!r} is also in {sources[item.name]}")
+        if item.name in builtin and item != known[item.name]:
+            raise VocabularyError(
+                f"{path}: name {item.name!r} redefines a built-in; choose another name"
+            )
+        sources[item.name] = path
+        known[item.name] = item
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise VocabularyError(f"--aq-conf {folder}: no such folder")
+    if not any((folder / name).is_dir() for name in (PAIR_FOLDER, GRANULARITY_FOLDER)):
+        raise VocabularyError(
+            f"--aq-conf {folder}: has neither {PAIR_FOLDER}/ nor {GRANULARITY_FOLDER}/"
+        )
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.y*ml") if path.suffix in (".yaml", ".yml"))
+
+
+def _read(path: Path, keys: tuple[str, ...], *, required: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise VocabularyError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise VocabularyError(f"{path}: must be a mapping with {', '.join(keys)}")
+    for key in raw:
+        if key not in keys:
+            raise VocabularyError(f"{path}: unknown key {key!r}; allowed: {', '.join(keys)}")
+    for key in required:
+        if key not in raw:
+            raise VocabularyError(f"{path}: key {key!r} is missing")
+    return raw
+
+
+def _choice(raw: Mapping[str, Any], key: str, known: Mapping[str, Any], path: Path) -> str:
+    value = raw[key]
+    if not isinstance(value, str) or value not in known:
+        raise VocabularyError(f"{path}: {key} {value!r} is unknown; known: {', '.join(known)}")
+    return value
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """``yaml.SafeLoader`` that refuses a key written twice instead of keeping the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen and isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key_node.value!r} is written twice", key_node.start_mark
+                )
+            if isinstance(key_node, yaml.ScalarNode):
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep=deep)

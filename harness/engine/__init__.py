@@ -1,0 +1,1 @@
+"""How scores are obtained. Every engine answers the same ``Engine`` protocol."""

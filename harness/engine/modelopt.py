@@ -1,0 +1,199 @@
+"""The reference engine: stock ``mtq.auto_quantize``, one format at a time."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from harness.captions import CalibrationData
+from harness.config import EffectiveConfig
+from harness.engine.protocol import GroupScore, Measurement, Progress
+from harness.model import LoadedModel, preserved
+from harness.pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER
+from harness.probe import quiet
+
+_KEEPS_WEIGHTS = (None, "max", "mse", "local_hessian")
+"""Calibration algorithms that leave the weights alone."""
+
+_NO_BUDGET = {"effective_bits": 16.0}
+"""Scores do not depend on the budget; the harness selects layers itself."""
+
+
+class ModelOptEngine:
+    """Runs AutoQuant as its documentation says, with summed loss and batches without padding."""
+
+    name = "modelopt"
+
+    def __init__(self, model: LoadedModel, *, method: str, save_state: bool = False) -> None:
+        self._model = model
+        self._method = method
+        self._save_state = save_state
+
+    def score(
+        self, config: EffectiveConfig, data: CalibrationData, progress: Progress
+    ) -> Measurement:
+        """See ``Engine.score``."""
+        clock = _Clock(self._model.device, progress, data)
+        module = self._model.module
+        if self._model.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._model.device)
+        with preserved(module, weights=_algorithm(config) not in _KEEPS_WEIGHTS), quiet():
+            state = self._auto_quantize(config, data, clock)
+            groups, quantizers = _read_groups(module, config)
+            saved = _serialize(state) if self._save_state else None
+            del state
+        return Measurement(
+            engine=self.name,
+            reason=f"asked for: stock mtq.auto_quantize, method {self._method}",
+            groups=groups,
+            quantizers=quantizers,
+            timing=clock.finish(),
+            peak_cuda_bytes=_peak_cuda_bytes(self._model.device),
+            state=saved,
+        )
+
+    def _auto_quantize(self, config: EffectiveConfig, data: CalibrationData, clock: _Clock) -> Any:
+        import modelopt.torch.quantization as mtq
+
+        def forward_step(module: Any, batch: torch.Tensor) -> torch.Tensor:
+            clock.forward()
+            return next_token_logits(module, batch)
+
+        def loss_func(logits: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+            return next_token_loss(logits, batch)
+
+        _, state = mtq.auto_quantize(
+            self._model.module,
+            constraints=dict(_NO_BUDGET),
+            quantization_formats=[config.modelopt()],
+            data_loader=[self._model.tensor(batch) for batch in data.batches],
+            forward_step=forward_step,
+            loss_func=loss_func if self._method == "gradient" else None,
+            num_calib_steps=len(data.batches),
+            num_score_steps=len(data.scored),
+            disabled_layers=list(self._model.others),
+            method=self._method,
+            verbose=False,
+        )
+        return state
+
+
+def next_token_logits(module: Any, batch: torch.Tensor) -> torch.Tensor:
+    """Return the logits of every prediction: ``(captions, tokens - 1, vocabulary)``.
+
+    The last position predicts nothing and is left out, so that ``kl_div`` too is per prediction.
+    """
+    logits: torch.Tensor = module(input_ids=batch, use_cache=False).logits
+    return logits[:, :-1]
+
+
+def next_token_loss(logits: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+    """Sum of next-token cross-entropy in nats over all predictions of the batch.
+
+    A sum, not a mean: the gradient of one token then does not depend on its batch.
+    """
+    return functional.cross_entropy(
+        logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="sum"
+    )
+
+
+class _Clock:
+    """Times phases and reports batches, from inside ModelOpt's callbacks."""
+
+    def __init__(self, device: torch.device, progress: Progress, data: CalibrationData) -> None:
+        self._device = device
+        self._progress = progress
+        self._totals = {"calibrate": len(data.batches), "score": len(data.scored)}
+        self._marks = [("prepare", time.perf_counter())]
+        self._done = 0
+
+    def forward(self) -> None:
+        """A batch is about to go forward: for scoring if autograd or inference mode is on."""
+        scoring = torch.is_grad_enabled() or torch.is_inference_mode_enabled()
+        phase = "score" if scoring else "calibrate"
+        if self._marks[-1][0] != phase:
+            self._mark(phase)
+            self._done = 0
+        self._progress(phase, self._done, max(self._totals[phase], self._done))
+        self._done += 1
+
+    def finish(self) -> dict[str, float]:
+        """Return seconds by phase; ``score`` ends when ModelOpt has also solved."""
+        self._mark("end")
+        timing: dict[str, float] = {}
+        for (phase, start), (_, stop) in zip(self._marks, self._marks[1:], strict=False):
+            timing[phase] = timing.get(phase, 0.0) + stop - start
+        return timing
+
+    def _mark(self, phase: str) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._marks.append((phase, time.perf_counter()))
+
+
+def _read_groups(
+    module: Any, config: EffectiveConfig
+) -> tuple[tuple[GroupScore, ...], dict[str, str]]:
+    """Read raw scores: ``candidate_stats`` would clamp them to the next cheaper format's."""
+    groups: list[GroupScore] = []
+    quantizers: dict[str, str] = {}
+    for hparam, recipe in _searched(module):
+        hparam.active = recipe
+        members = [module.get_submodule(name) for name in hparam.quant_module_names]
+        groups.append(
+            GroupScore(
+                modules=tuple(hparam.quant_module_names),
+                score=float(hparam.get_score(recipe)),
+                quantized=all(_is_quantized(member, config) for member in members),
+            )
+        )
+        quantizers = quantizers or _describe(members[0])
+    return tuple(groups), quantizers
+
+
+def _searched(module: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield each searched group's hparam and the recipe that is not "leave it alone"."""
+    from modelopt.torch.opt.utils import named_hparams
+    from modelopt.torch.quantization.algorithms import QuantRecipe, QuantRecipeHparam
+
+    unquantized = QuantRecipe(quant_cfg=None)
+    for _, hparam in named_hparams(module, unique=True):
+        if isinstance(hparam, QuantRecipeHparam):
+            for recipe in hparam.choices:
+                if recipe != unquantized:
+                    yield hparam, recipe
+
+
+def _is_quantized(member: Any, config: EffectiveConfig) -> bool:
+    wanted = {
+        "weight_quantizer": config.quantizer(WEIGHT_QUANTIZER) is not None,
+        "input_quantizer": config.quantizer(INPUT_QUANTIZER) is not None,
+    }
+    return all(getattr(member, name).is_enabled == on for name, on in wanted.items())
+
+
+def _describe(member: Any) -> dict[str, str]:
+    names = ("weight_quantizer", "input_quantizer")
+    return {name: getattr(member, name).extra_repr() for name in names}
+
+
+def _algorithm(config: EffectiveConfig) -> Any:
+    algorithm = config.algorithm
+    return algorithm.get("method") if isinstance(algorithm, dict) else algorithm
+
+
+def _serialize(state: Any) -> bytes:
+    from modelopt.torch.utils.serialization import safe_save
+
+    buffer = io.BytesIO()
+    safe_save(state, buffer)
+    return buffer.getvalue()
+
+
+def _peak_cuda_bytes(device: torch.device) -> int | None:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

@@ -1,0 +1,75 @@
+"""What an engine takes and gives; no torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from harness.captions import CalibrationData
+from harness.config import EffectiveConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupScore:
+    """One layer group as scored.
+
+    Attributes:
+        modules: members, in module order; ModelOpt names the group after the first.
+        score: sum over members and scored tokens, before division by the token count: of
+            (output gradient x output change)^2 for ``gradient``, of the KL divergence in nats for
+            ``kl_div``.
+        quantized: whether every quantizer that the config enables was active in every member.
+    """
+
+    modules: tuple[str, ...]
+    score: float
+    quantized: bool
+
+    @property
+    def name(self) -> str:
+        """ModelOpt's key for the group."""
+        return f"{self.modules[0]}.quant_recipe"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What an engine measured for one effective config.
+
+    Attributes:
+        engine: which engine ran.
+        reason: why that one.
+        groups: every searched layer group, in module order.
+        quantizers: ModelOpt's description of the quantizers of the first linear.
+        timing: seconds by phase.
+        state: ModelOpt's search state in its safe serialization, when it was asked for.
+    """
+
+    engine: str
+    reason: str
+    groups: tuple[GroupScore, ...]
+    quantizers: Mapping[str, str]
+    timing: Mapping[str, float]
+    peak_cuda_bytes: int | None
+    state: bytes | None = None
+
+
+class Progress(Protocol):
+    """Told where a long measurement stands."""
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        """``done`` of ``total`` batches of ``phase`` are finished."""
+
+
+class Engine(Protocol):
+    """Scores every layer group of one loaded model."""
+
+    name: str
+
+    def score(
+        self, config: EffectiveConfig, data: CalibrationData, progress: Progress
+    ) -> Measurement:
+        """Quantize each group with ``config`` and score the damage on ``data``.
+
+        The model is afterwards bit for bit what it was. Raises whatever ModelOpt raises.
+        """

@@ -1,0 +1,31 @@
+"""Errors a user can cause and fix.
+
+Every message says what was wrong, what was given, what is allowed and what to do. The plugin
+prints it without a traceback.
+"""
+
+from __future__ import annotations
+
+
+class HarnessError(Exception):
+    """Base of every error that is the input's fault rather than the harness's."""
+
+
+class VocabularyError(HarnessError):
+    """An unknown, malformed or conflicting pair, overlay, size or option value."""
+
+
+class CaptionError(HarnessError):
+    """Calibration captions that cannot be read or hold nothing to calibrate on."""
+
+
+class ModelError(HarnessError):
+    """A model that cannot be found, loaded or measured."""
+
+
+class ManifestError(HarnessError):
+    """A manifest that cannot be read, validated or written."""
+
+
+class MeasurementError(HarnessError):
+    """A measurement that finished without measuring what it was asked to."""

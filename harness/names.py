@@ -1,0 +1,40 @@
+"""Names that become paths, test ids and table rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from harness.errors import VocabularyError
+
+_SAFE_NAME = re.compile(r"[a-z0-9_]+")
+_UNSAFE_IN_SLUG = re.compile(r"[^a-z0-9._]+")
+
+
+def check_name(name: object, *, where: str) -> str:
+    """Return ``name`` if it is safe in a path and a test id.
+
+    Raises:
+        VocabularyError: anything but one or more of ``a-z``, ``0-9`` and ``_``.
+    """
+    if not isinstance(name, str) or not _SAFE_NAME.fullmatch(name):
+        raise VocabularyError(
+            f"{where}: name {name!r} is not safe in a path; use only a-z, 0-9 and _"
+        )
+    return name
+
+
+def slug(text: str) -> str:
+    """Return ``text`` as one path component: lower case, ``/`` as ``--``, never ``.`` or ``..``."""
+    lowered = text.strip().lower().replace("/", "--")
+    cleaned = _UNSAFE_IN_SLUG.sub("-", lowered).strip("-.")
+    return cleaned[:120] or "unnamed"
+
+
+def unknown(kind: str, given: str, known: Iterable[str], hint: str) -> VocabularyError:
+    """Build the error for a name that is not in the vocabulary."""
+    names = list(known)
+    close = get_close_matches(given, names, n=1)
+    guess = f" (did you mean {close[0]!r}?)" if close else ""
+    return VocabularyError(f"{kind} {given!r} is unknown{guess}; known: {', '.join(names)}; {hint}")

@@ -1,0 +1,105 @@
+"""The pytest plugin: options, markers, the grid's parameters, and who does what.
+
+Hooks are short and hand over to the session. Nothing here imports torch, transformers or modelopt,
+so an unrelated pytest run pays nothing for the plugin being installed. ``worker`` measures,
+``controller`` writes; without xdist one process is both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.plugin.access import (
+    CASE_FIXTURE,
+    COMBINATION_FIXTURE,
+    as_usage_error,
+    is_asked_for,
+    is_flag_set,
+    is_worker,
+    session_of,
+)
+from harness.settings import OPTIONS
+
+pytest_plugins = ("harness.plugin.worker",)
+
+MARKERS = (
+    "gpu: runs AutoQuant, on whatever device is asked for; meant for GPU runners in CI",
+    "structure: needs no model",
+    "experimental: the pair is a hybrid that no ModelOpt preset names",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("autoquant", "quantization sensitivity with ModelOpt AutoQuant")
+    for option in OPTIONS:
+        action = "store_true" if option.kind == "flag" else "store"
+        shown = "" if option.default in (None, ()) else f" (default: {option.default})"
+        group.addoption(
+            option.flag, dest=option.ini, action=action, default=None, help=option.help + shown
+        )
+        parser.addini(option.ini, help=option.help + shown, default=None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
+    if is_worker(config):
+        return
+    if is_asked_for(config):
+        _check_early(config)
+    from harness.plugin.controller import Controller
+
+    config.pluginmanager.register(Controller(config), "autoquant-controller")
+
+
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    from harness.plugin import commands
+
+    if is_flag_set(config, "list"):
+        return commands.list_matrix(config)
+    if is_flag_set(config, "report_only"):
+        return commands.report_only(config)
+    return None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    for name in (CASE_FIXTURE, COMBINATION_FIXTURE):
+        if name in metafunc.fixturenames:
+            session = session_of(metafunc.config)
+            grid: tuple[Any, ...] = session.cases if name == CASE_FIXTURE else session.combinations
+            metafunc.parametrize(name, [_param(item) for item in grid])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for flag, marker in (("structure_only", "structure"), ("gpu_only", "gpu")):
+        if is_flag_set(config, flag):
+            config.hook.pytest_deselected(
+                items=[item for item in items if not item.get_closest_marker(marker)]
+            )
+            items[:] = [item for item in items if item.get_closest_marker(marker)]
+
+
+def _param(item: Any) -> Any:
+    pair = getattr(item, "combination", item).pair
+    marks = [pytest.mark.experimental] if pair.experimental else []
+    return pytest.param(item, id=item.id, marks=marks)
+
+
+def _check_early(config: pytest.Config) -> None:
+    """Refuse bad input before anything is collected; ask torch only where the device matters."""
+    settings = session_of(config).settings
+    if not settings.gpu_only and settings.device in ("auto", "cpu"):
+        return
+    from harness.model import resolve_device
+
+    with as_usage_error():
+        device = resolve_device(settings.device)
+        if settings.gpu_only and settings.device == "auto" and device.type == "cpu":
+            raise HarnessError(
+                "--gpu-only: torch sees no CUDA device; use a GPU runner, or say "
+                "--aq-device cpu to run AutoQuant on the CPU"
+            )

@@ -1,0 +1,223 @@
+"""Find out what ModelOpt really does with a config, by running it on one small linear.
+
+Nothing here is a table of known limits, and no message text is read: ModelOpt's quantizers run on
+the target device, and what they return or raise is the answer. So it stays true when ModelOpt
+changes.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.config import EffectiveConfig, canonical, effective_config
+from harness.errors import VocabularyError
+from harness.granularity import Granularity
+from harness.pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER, QuantPair
+from harness.support import SUPPORTED, Status, Support
+
+IN_FEATURES, OUT_FEATURES, TOKENS = 512, 48, 7
+
+_ARGUMENT_ERRORS = (NotImplementedError, TypeError, ValueError, LookupError)
+"""Raised for what was asked, wherever it runs. Anything else on a CPU may be the missing GPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Bits:
+    """Fake-quantized weight and input of the probe linear."""
+
+    weight: torch.Tensor
+    input: torch.Tensor
+
+
+class Prober:
+    """Answers support questions for one device, each distinct config once."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._device = device
+        self._dtype = dtype
+        self._answers: dict[str, _Bits | Exception] = {}
+        self._elsewhere: Prober | None = None
+
+    def resolve(self, pair: QuantPair, granularity: Granularity) -> EffectiveConfig:
+        """Return the effective config, reading a user's preset from the installed ModelOpt.
+
+        Raises:
+            VocabularyError: the preset is not there, or its dtypes are not the pair's.
+        """
+        base = preset(pair) if pair.from_preset else None
+        return effective_config(pair, granularity, base)
+
+    def support(self, config: EffectiveConfig) -> Support:
+        """Return the status of ``config`` on this device."""
+        if config.no_effect is not None:
+            return Support(status=Status.NO_EFFECT, reason=config.no_effect)
+        answer = self._run(config)
+        if isinstance(answer, Exception):
+            return self._refusal(config, answer)
+        ignored = self._ignored(config, answer)
+        if ignored is not None:
+            return Support(status=Status.NO_EFFECT, reason=ignored)
+        return SUPPORTED
+
+    def accepts(self, config: EffectiveConfig) -> None:
+        """Have ModelOpt's ``QuantizeConfig`` validate the config.
+
+        Raises:
+            VocabularyError: it refuses, in its own words.
+        """
+        from modelopt.torch.quantization.config import QuantizeConfig
+
+        try:
+            QuantizeConfig(**config.modelopt())
+        except ValueError as error:
+            raise VocabularyError(
+                f"ModelOpt refuses {config.pair.name} with {config.granularity.name}: {error}"
+            ) from error
+
+    def _run(self, config: EffectiveConfig) -> _Bits | Exception:
+        if config.digest not in self._answers:
+            try:
+                self._answers[config.digest] = quantized_bits(config, self._device, self._dtype)
+            except Exception as error:
+                self._answers[config.digest] = error
+        return self._answers[config.digest]
+
+    def _refusal(self, config: EffectiveConfig, error: Exception) -> Support:
+        words = _words(error)
+        if self._device.type == "cuda" or isinstance(error, _ARGUMENT_ERRORS):
+            return Support(status=Status.UNSUPPORTED, reason=words)
+        if not torch.cuda.is_available():
+            return Support(status=Status.NEEDS_CUDA, reason=words)
+        on_cuda = self._on_cuda().support(config)
+        if on_cuda.status is Status.SUPPORTED:
+            return Support(status=Status.NEEDS_CUDA, reason=words)
+        return on_cuda
+
+    def _on_cuda(self) -> Prober:
+        if self._elsewhere is None:
+            self._elsewhere = Prober(torch.device("cuda"), torch.bfloat16)
+        return self._elsewhere
+
+    def _ignored(self, config: EffectiveConfig, bits: _Bits) -> str | None:
+        """Turn the overlay's knobs back: bits that do not move mean a knob that does nothing."""
+        plain = self.resolve(config.pair, Granularity(name="default"))
+        before = self._run(plain) if plain.digest != config.digest else None
+        raw = _probe_tensors(self._device, self._dtype)
+        halves = ((WEIGHT_QUANTIZER, "weight", raw.weight), (INPUT_QUANTIZER, "input", raw.input))
+        for pattern, half, unquantized in halves:
+            cfg = config.quantizer(pattern)
+            if cfg is None:
+                continue
+            now = getattr(bits, half)
+            if torch.equal(now, unquantized):
+                return f"{pattern} returns its input unchanged"
+            moved = canonical(cfg) != canonical(plain.quantizer(pattern))
+            if moved and isinstance(before, _Bits) and torch.equal(now, getattr(before, half)):
+                return (
+                    f"ModelOpt accepts {_asked(config.granularity, pattern)} and ignores it: the "
+                    f"quantized {half} bits are those of the default overlay"
+                )
+        return None
+
+
+def preset(pair: QuantPair) -> Mapping[str, Any]:
+    """Return ``pair.format_name`` from the installed ModelOpt.
+
+    Raises:
+        VocabularyError: this ModelOpt has no such preset, or its dtypes are not the pair's.
+    """
+    import modelopt
+    import modelopt.torch.quantization as mtq
+
+    found = getattr(mtq, pair.format_name, None)
+    if not isinstance(found, Mapping) or "quant_cfg" not in found:
+        raise VocabularyError(
+            f"pair {pair.name!r}: nvidia-modelopt {modelopt.__version__} has no preset "
+            f"{pair.format_name!r}; install a version that has it, or leave format_name out to "
+            f"compose {pair.weight} weights with {pair.activation} activations"
+        )
+    plain = Granularity(name="default")
+    composed, base = effective_config(pair, plain), effective_config(pair, plain, found)
+    for pattern in (WEIGHT_QUANTIZER, INPUT_QUANTIZER):
+        theirs, ours = base.quantizer(pattern), composed.quantizer(pattern)
+        if (theirs or {}).get("num_bits") != (ours or {}).get("num_bits"):
+            raise VocabularyError(
+                f"pair {pair.name!r}: preset {pair.format_name} sets {pattern} to "
+                f"{(theirs or {}).get('num_bits', 'disabled')}, but the pair says "
+                f"w{pair.weight} a{pair.activation}"
+            )
+    return found
+
+
+def quantized_bits(config: EffectiveConfig, device: torch.device, dtype: torch.dtype) -> _Bits:
+    """Quantize and calibrate one seeded linear with ModelOpt and return its quantized bits.
+
+    Raises whatever ModelOpt raises.
+    """
+    import modelopt.torch.quantization as mtq
+
+    tensors = _probe_tensors(device, dtype)
+    linear = nn.Linear(IN_FEATURES, OUT_FEATURES, bias=False, device=device, dtype=dtype)
+    linear.weight.data.copy_(tensors.weight)
+    model = nn.Sequential(linear)
+    settings = config.modelopt()
+    with quiet(), torch.no_grad():
+        mtq.quantize(model, settings, forward_loop=lambda m: m(tensors.input))
+        model(tensors.input)
+        return _Bits(
+            weight=model[0].weight_quantizer(tensors.weight),
+            input=model[0].input_quantizer(tensors.input),
+        )
+
+
+def misfits(config: EffectiveConfig, in_features: int) -> int | None:
+    """Return the input width padded to whole weight blocks, None where the blocks divide it."""
+    weight = config.quantizer(WEIGHT_QUANTIZER) or {}
+    block = (weight.get("block_sizes") or {}).get(-1)
+    if block is None or in_features % block == 0:
+        return None
+    return int(-(-in_features // block) * block)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what ModelOpt prints and warns on every single call."""
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _probe_tensors(device: torch.device, dtype: torch.dtype) -> _Bits:
+    """Seeded values whose scale differs along every axis, so that each granularity shows."""
+    generator = torch.Generator().manual_seed(0)
+
+    def spread(*shape: int) -> torch.Tensor:
+        values = torch.randn(*shape, generator=generator)
+        for axis in range(len(shape)):
+            sizes = [shape[axis] if i == axis else 1 for i in range(len(shape))]
+            values = values * torch.exp(torch.randn(*sizes, generator=generator))
+        return values.to(device, dtype)
+
+    return _Bits(weight=spread(OUT_FEATURES, IN_FEATURES), input=spread(2, TOKENS, IN_FEATURES))
+
+
+def _asked(granularity: Granularity, pattern: str) -> str:
+    override = granularity.overrides.get(pattern, {})
+    return ", ".join(f"{key} {_plain(value)}" for key, value in override.items()) or pattern
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _words(error: Exception) -> str:
+    text = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {text[:300]}"

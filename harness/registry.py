@@ -1,0 +1,85 @@
+"""Which model a name stands for; nothing is loaded here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from types import MappingProxyType
+
+from harness.errors import ModelError
+from harness.names import slug, unknown
+
+_DATA = Path(str(files("harness") / "data"))
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_WEIGHT_FILES = "*.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """Where a model comes from.
+
+    Attributes:
+        name: names folders and cases.
+        location: a folder, or a hub id.
+        architecture: a config file for random weights of the full architecture when the location
+            cannot be reached; None to read it from the location.
+    """
+
+    name: str
+    location: str
+    architecture: Path | None = None
+
+    @property
+    def public_id(self) -> str:
+        """The hub id or folder name, without the path that led to it."""
+        return Path(self.location).name if Path(self.location).is_dir() else self.location
+
+
+EMBEDDED_TOKENIZER = _DATA / "tiny-qwen3-vl"
+"""Stands in for the tokenizer of a model whose weights are random and whose files are away."""
+
+DEFAULT_MODEL = "tiny-qwen3-vl"
+
+REGISTRY: Mapping[str, ModelSource] = MappingProxyType(
+    {
+        DEFAULT_MODEL: ModelSource(name=DEFAULT_MODEL, location=str(_DATA / DEFAULT_MODEL)),
+        "qwen3-vl-4b": ModelSource(
+            name="qwen3-vl-4b",
+            location="Qwen/Qwen3-VL-4B-Instruct",
+            architecture=_DATA / "configs" / "qwen3-vl-4b.json",
+        ),
+    }
+)
+
+
+def find_model(name: str, *, random_weights: bool) -> ModelSource:
+    """Return the source that ``name`` stands for: a registry entry, a folder or a hub id.
+
+    Raises:
+        ModelError: a folder without a config or without safetensors weights.
+        VocabularyError: neither a registry name, nor a folder, nor an ``org/name`` hub id.
+    """
+    if name in REGISTRY:
+        return REGISTRY[name]
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        _check_folder(folder, random_weights=random_weights)
+        return ModelSource(name=slug(folder.resolve().name), location=str(folder.resolve()))
+    if _HUB_ID.fullmatch(name) and not folder.is_absolute():
+        return ModelSource(name=slug(name), location=name)
+    raise unknown("model", name, REGISTRY, "or give a checkpoint folder or an org/name hub id")
+
+
+def _check_folder(folder: Path, *, random_weights: bool) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"model folder {folder}: has no config.json; give a transformers checkpoint"
+        )
+    if not random_weights and not any(folder.glob(_WEIGHT_FILES)):
+        raise ModelError(
+            f"model folder {folder}: has no {_WEIGHT_FILES} weights; add them, or rehearse with "
+            "--aq-weights random"
+        )

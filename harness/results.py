@@ -1,0 +1,121 @@
+"""What a session found out, in the compact form that summaries need."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseLine:
+    """One finished case. ``shares`` is each group's part of the total score, by group."""
+
+    case_id: str
+    pair: str
+    granularity: str
+    size: str
+    status: str
+    alias_of: str | None
+    experimental: bool
+    effective_bits: float
+    total_score: float | None
+    selected_groups: int
+    num_groups: int
+    selection_bits: float
+    is_satisfied: bool
+    top_group: str
+    problems: tuple[str, ...]
+    manifest: str
+    shares: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkipLine:
+    """A case that did not run."""
+
+    case_id: str
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StructureLine:
+    """A structure case: status of a pair under an overlay."""
+
+    pair: str
+    granularity: str
+    status: str
+    reason: str
+    format_name: str
+    effective_bits: float
+    digest: str
+
+
+@dataclass(slots=True)
+class Results:
+    """Everything that arrived, keyed by case so that a repeated report replaces its first."""
+
+    cases: dict[str, CaseLine] = field(default_factory=dict)
+    skips: dict[str, SkipLine] = field(default_factory=dict)
+    structures: dict[tuple[str, str], StructureLine] = field(default_factory=dict)
+    write_errors: list[str] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no case of ours ran, was skipped or was checked."""
+        return not (self.cases or self.skips or self.structures or self.write_errors)
+
+    def by_status(self, status: str) -> list[CaseLine]:
+        """Return the cases that ended as ``measured``, ``alias`` or ``failed``."""
+        return [line for line in self.cases.values() if line.status == status]
+
+    def skip_counts(self) -> list[tuple[str, str, int]]:
+        """Return (status, reason, count), most frequent first."""
+        counts = Counter((skip.status, skip.reason) for skip in self.skips.values())
+        return [(status, reason, count) for (status, reason), count in counts.most_common()]
+
+
+def case_line(manifest: Manifest, path: Path) -> CaseLine:
+    """Reduce a manifest to what summaries show; ``path`` is its file below the report root."""
+    state, groups = manifest.autoquant_state, manifest.layer_sensitivity
+    total = state.total_score
+    selected = {layer.group for layer in manifest.layers.values() if layer.selected}
+    return CaseLine(
+        case_id=manifest.case.case_id,
+        pair=manifest.case.pair,
+        granularity=manifest.case.granularity,
+        size=manifest.case.size,
+        status=manifest.case.status,
+        alias_of=manifest.case.alias_of,
+        experimental=manifest.case.experimental,
+        effective_bits=manifest.quantization.effective_bits,
+        total_score=total,
+        selected_groups=len(selected),
+        num_groups=len(groups),
+        selection_bits=state.effective_bits,
+        is_satisfied=state.is_satisfied,
+        top_group=manifest.sensitivity_ranking[0].name if manifest.sensitivity_ranking else "",
+        problems=manifest.case.problems,
+        manifest=path.as_posix(),
+        shares={name: (group.importance or 0.0) / total for name, group in groups.items()}
+        if total
+        else {},
+    )
+
+
+def most_sensitive_groups(cases: Iterable[CaseLine], most: int = 10) -> list[tuple[str, float]]:
+    """Return the groups with the largest mean share of a measured case's total score.
+
+    Totals differ by orders of magnitude between formats; shares let every case count once.
+    """
+    shares: dict[str, list[float]] = defaultdict(list)
+    for line in cases:
+        if line.status == "measured":
+            for group, share in line.shares.items():
+                shares[group].append(share)
+    means = {group: sum(values) / len(values) for group, values in shares.items()}
+    return sorted(means.items(), key=lambda item: -item[1])[:most]
