@@ -19,6 +19,7 @@ from harness.case import Case, Combination
 from harness.config import EffectiveConfig
 from harness.engine.modelopt import ModelOptEngine
 from harness.engine.protocol import Engine, Measurement, Progress
+from harness.errors import HarnessError, MeasurementError
 from harness.manifest import EnvironmentRecord, Manifest, MemoryRecord, RunConfig
 from harness.model import LoadedModel, load_model, resolve_device, resolve_dtype
 from harness.probe import Prober, misfits, quiet
@@ -51,6 +52,8 @@ class Bench:
     @cached_property
     def prober(self) -> Prober:
         """Answers what can run on the device."""
+        with quiet():
+            import modelopt.torch.quantization  # noqa: F401 - warns once about torch.jit
         return Prober(self.device, resolve_dtype(self._settings.dtype, self.device))
 
     @cached_property
@@ -109,7 +112,7 @@ class Bench:
         layers = self._layers(config)
         key = (config.digest, case.size, case.method)
         if key not in self._measured:
-            self._measured[key] = self.engine.score(config, data, self._progress)
+            self._measured[key] = self._score(case, config, data)
         measurement = self._measured[key]
         findings = Findings(
             case=case,
@@ -130,6 +133,18 @@ class Bench:
         if alias_of is None:
             manifest.timing["total"] = time.perf_counter() - started
         return manifest, measurement.state
+
+    def _score(self, case: Case, config: EffectiveConfig, data: CalibrationData) -> Measurement:
+        try:
+            return self.engine.score(config, data, self._progress)
+        except HarnessError:
+            raise
+        except Exception as error:
+            words = " ".join(str(error).split())[:300]
+            raise MeasurementError(
+                f"{case.id}: ModelOpt failed while measuring it, although a probe of its "
+                f"quantizers ran: {type(error).__name__}: {words}"
+            ) from error
 
     def _layers(self, config: EffectiveConfig) -> dict[str, Layer]:
         return {

@@ -120,7 +120,7 @@ def load_model(
         tokenizer=_load_tokenizer(source, random=random_seed is not None, trust=trust_remote_code),
         record=ModelRecord(
             id=source.public_id,
-            name=source.name if random_seed is None else f"{source.name}-random",
+            name=source.name,
             architecture=type(module).__name__,
             weights="checkpoint" if random_seed is None else "random",
             dtype=str(dtype).removeprefix("torch."),

@@ -11,7 +11,7 @@ import io
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -91,15 +91,24 @@ class Prober:
         return self._answers[config.digest]
 
     def _refusal(self, config: EffectiveConfig, error: Exception) -> Support:
-        words = _words(error)
-        if self._device.type == "cuda" or isinstance(error, _ARGUMENT_ERRORS):
-            return Support(status=Status.UNSUPPORTED, reason=words)
-        if not torch.cuda.is_available():
-            return Support(status=Status.NEEDS_CUDA, reason=words)
-        on_cuda = self._on_cuda().support(config)
-        if on_cuda.status is Status.SUPPORTED:
-            return Support(status=Status.NEEDS_CUDA, reason=words)
-        return on_cuda
+        if self._device.type == "cuda":
+            return Support(status=Status.UNSUPPORTED, reason=_words(error))
+        if torch.cuda.is_available():
+            on_cuda = self._on_cuda().support(config)
+            if on_cuda.status is not Status.SUPPORTED:
+                return on_cuda
+            return Support(status=Status.NEEDS_CUDA, reason=_words(error))
+        for each in (error, *self._errors_of_halves(config)):
+            if isinstance(each, _ARGUMENT_ERRORS):
+                return Support(status=Status.UNSUPPORTED, reason=_words(each))
+        return Support(status=Status.NEEDS_CUDA, reason=_words(error))
+
+    def _errors_of_halves(self, config: EffectiveConfig) -> Iterator[Exception]:
+        """Run each quantizer alone: the first error of both may hide what the second can never."""
+        for pattern in (WEIGHT_QUANTIZER, INPUT_QUANTIZER):
+            answer = self._run(_without(config, pattern))
+            if isinstance(answer, Exception):
+                yield answer
 
     def _on_cuda(self) -> Prober:
         if self._elsewhere is None:
@@ -176,6 +185,12 @@ def quantized_bits(config: EffectiveConfig, device: torch.device, dtype: torch.d
             weight=model[0].weight_quantizer(tensors.weight),
             input=model[0].input_quantizer(tensors.input),
         )
+
+
+def _without(config: EffectiveConfig, pattern: str) -> EffectiveConfig:
+    """Return the config with one of its two quantizers disabled."""
+    entries = (*config.entries, {"quantizer_name": pattern, "enable": False})
+    return replace(config, entries=entries, digest=f"{config.digest} without {pattern}")
 
 
 def misfits(config: EffectiveConfig, in_features: int) -> int | None:

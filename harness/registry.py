@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
@@ -58,10 +58,18 @@ REGISTRY: Mapping[str, ModelSource] = MappingProxyType(
 def find_model(name: str, *, random_weights: bool) -> ModelSource:
     """Return the source that ``name`` stands for: a registry entry, a folder or a hub id.
 
+    With ``random_weights`` the source's name ends in ``-random``, so that a rehearsal is never
+    taken for a measurement of the checkpoint.
+
     Raises:
         ModelError: a folder without a config or without safetensors weights.
         VocabularyError: neither a registry name, nor a folder, nor an ``org/name`` hub id.
     """
+    source = _find(name, random_weights=random_weights)
+    return replace(source, name=f"{source.name}-random") if random_weights else source
+
+
+def _find(name: str, *, random_weights: bool) -> ModelSource:
     if name in REGISTRY:
         return REGISTRY[name]
     folder = Path(name).expanduser()

@@ -43,6 +43,14 @@ class SkipLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorLine:
+    """A case that raised instead of measuring, so that it has no manifest."""
+
+    case_id: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StructureLine:
     """A structure case: status of a pair under an overlay."""
 
@@ -61,17 +69,28 @@ class Results:
 
     cases: dict[str, CaseLine] = field(default_factory=dict)
     skips: dict[str, SkipLine] = field(default_factory=dict)
+    errors: dict[str, ErrorLine] = field(default_factory=dict)
     structures: dict[tuple[str, str], StructureLine] = field(default_factory=dict)
     write_errors: list[str] = field(default_factory=list)
 
     @property
     def is_empty(self) -> bool:
         """Whether no case of ours ran, was skipped or was checked."""
-        return not (self.cases or self.skips or self.structures or self.write_errors)
+        found = (self.cases, self.skips, self.errors, self.structures, self.write_errors)
+        return not any(found)
 
     def by_status(self, status: str) -> list[CaseLine]:
         """Return the cases that ended as ``measured``, ``alias`` or ``failed``."""
         return [line for line in self.cases.values() if line.status == status]
+
+    @property
+    def failures(self) -> list[ErrorLine]:
+        """Every case that failed, with a manifest or without, and what was wrong."""
+        failed = [
+            ErrorLine(case_id=line.case_id, problem="; ".join(line.problems))
+            for line in self.by_status("failed")
+        ]
+        return failed + list(self.errors.values())
 
     def skip_counts(self) -> list[tuple[str, str, int]]:
         """Return (status, reason, count), most frequent first."""

@@ -17,7 +17,7 @@ from harness.files import check_writable
 from harness.manifest import dump_manifest, load_manifest
 from harness.registry import ModelSource, find_model
 from harness.report.writer import write_case, write_summary
-from harness.results import Results, SkipLine, StructureLine, case_line
+from harness.results import ErrorLine, Results, SkipLine, StructureLine, case_line
 from harness.settings import Settings
 from harness.support import Support
 
@@ -122,6 +122,9 @@ class AutoquantSession:
         elif kind == "skip":
             skip = SkipLine(**body)
             self.results.skips[skip.case_id] = skip
+        elif kind == "error":
+            error = ErrorLine(**body)
+            self.results.errors[error.case_id] = error
         else:
             line = StructureLine(**body)
             self.results.structures[line.pair, line.granularity] = line
@@ -160,6 +163,11 @@ def skip_message(case: Case, support: Support) -> str:
     """Return the message that carries a skipped case."""
     line = SkipLine(case_id=case.case_id, status=support.status.value, reason=support.reason)
     return _message("skip", line)
+
+
+def error_message(case: Case, problem: str) -> str:
+    """Return the message that names a case which raised."""
+    return _message("error", ErrorLine(case_id=case.case_id, problem=problem))
 
 
 def _message(kind: str, body: Any) -> str:

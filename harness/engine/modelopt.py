@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -45,8 +46,7 @@ class ModelOptEngine:
         with preserved(module, weights=_algorithm(config) not in _KEEPS_WEIGHTS), quiet():
             state = self._auto_quantize(config, data, clock)
             groups, quantizers = _read_groups(module, config)
-            saved = _serialize(state) if self._save_state else None
-            del state
+            saved = _serialize(state) if self._save_state and state is not None else None
         return Measurement(
             engine=self.name,
             reason=f"asked for: stock mtq.auto_quantize, method {self._method}",
@@ -67,19 +67,25 @@ class ModelOptEngine:
         def loss_func(logits: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
             return next_token_loss(logits, batch)
 
-        _, state = mtq.auto_quantize(
-            self._model.module,
-            constraints=dict(_NO_BUDGET),
-            quantization_formats=[config.modelopt()],
-            data_loader=[self._model.tensor(batch) for batch in data.batches],
-            forward_step=forward_step,
-            loss_func=loss_func if self._method == "gradient" else None,
-            num_calib_steps=len(data.batches),
-            num_score_steps=len(data.scored),
-            disabled_layers=list(self._model.others),
-            method=self._method,
-            verbose=False,
-        )
+        try:
+            _, state = mtq.auto_quantize(
+                self._model.module,
+                constraints=dict(_NO_BUDGET),
+                quantization_formats=[config.modelopt()],
+                data_loader=[self._model.tensor(batch) for batch in data.batches],
+                forward_step=forward_step,
+                loss_func=loss_func if self._method == "gradient" else None,
+                num_calib_steps=len(data.batches),
+                num_score_steps=len(data.scored),
+                disabled_layers=list(self._model.others),
+                method=self._method,
+                verbose=False,
+            )
+        except Exception:
+            # ModelOpt's solver refuses scores that are not finite; they are there to be read.
+            if all(math.isfinite(h.get_score(r)) for h, r in _searched(self._model.module)):
+                raise
+            return None
         return state
 
 

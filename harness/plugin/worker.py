@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, MeasurementError
 from harness.plugin.access import (
     CASE_FIXTURE,
     as_failure,
@@ -39,11 +40,15 @@ def aq_measure(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], Mani
     progress = _progress(item.config)
 
     def measure(case: Case) -> Manifest:
-        progress.start(case.id)
-        with as_failure():
-            manifest, state = session_of(item.config).measure(case, _bench(item.config))
-        from harness.session import manifest_message
+        from harness.session import error_message, manifest_message
 
+        progress.start(case.id)
+        try:
+            manifest, state = session_of(item.config).measure(case, _bench(item.config))
+        except HarnessError as error:
+            item.stash[_MESSAGE] = error_message(case, str(error))
+            _show_cause(item, error)
+            pytest.fail(str(error), pytrace=False)
         item.stash[_MESSAGE], item.stash[_STATE] = manifest_message(manifest), state
         return manifest
 
@@ -105,6 +110,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
 
 def _bench(config: pytest.Config) -> Bench:
     return session_of(config).bench(_progress(config), _warn)
+
+
+def _show_cause(item: pytest.Item, error: HarnessError) -> None:
+    """Keep the library's own traceback at hand, in a section of its own."""
+    if isinstance(error, MeasurementError) and error.__cause__ is not None:
+        text = "".join(traceback.format_exception(error.__cause__))
+        item.add_report_section("call", "traceback in the library", text)
 
 
 def _warn(message: str) -> None:

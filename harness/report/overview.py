@@ -21,12 +21,13 @@ def summary_json(results: Results) -> str:
         "counts": {
             "measured": len(results.by_status("measured")),
             "alias": len(results.by_status("alias")),
-            "failed": len(results.by_status("failed")),
+            "failed": len(results.failures),
             "skipped": len(results.skips),
             "structure": len(results.structures),
         },
         "cases": [_without_shares(line) for line in results.cases.values()],
         "skipped": [asdict(skip) for skip in results.skips.values()],
+        "errors": [asdict(line) for line in results.errors.values()],
         "structure": [asdict(line) for line in results.structures.values()],
         "most_sensitive_groups": [
             {"group": group, "mean_share": share}
@@ -67,7 +68,7 @@ def counts_sentence(results: Results) -> str:
     parts = [
         f"{len(results.by_status('measured'))} measured",
         f"{len(results.by_status('alias'))} aliases",
-        f"{len(results.by_status('failed'))} failed",
+        f"{len(results.failures)} failed",
         f"{len(results.skips)} skipped" + (f" ({why})" if why else ""),
         f"{len(results.structures)} structure cases",
     ]
@@ -84,8 +85,7 @@ def terminal_lines(results: Results) -> list[str]:
     more = len(results.by_status("alias")) - 5
     if more > 0:
         lines.append(f"  alias  and {more} more, listed in {SUMMARY_MARKDOWN}")
-    for line in results.by_status("failed"):
-        lines.append(f"  failed {line.case_id}: {'; '.join(line.problems)}")
+    lines += [f"  failed {line.case_id}: {line.problem}" for line in results.failures]
     ranked = most_sensitive_groups(results.cases.values())
     if ranked:
         lines.append("most sensitive groups, by mean share of a case's total score:")
@@ -102,10 +102,9 @@ def _without_shares(line: CaseLine) -> dict[str, object]:
 
 
 def _failed(results: Results) -> list[str]:
-    failed = results.by_status("failed")
-    if not failed and not results.write_errors:
+    if not results.failures and not results.write_errors:
         return []
-    rows = [(code(line.case_id), text("; ".join(line.problems))) for line in failed]
+    rows = [(code(line.case_id), text(line.problem)) for line in results.failures]
     rows += [("not written", text(error)) for error in results.write_errors]
     return ["## Failed", table(("case", "problem"), rows)]
 
