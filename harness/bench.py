@@ -8,7 +8,7 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -19,6 +19,7 @@ from harness.case import Case, Combination
 from harness.config import EffectiveConfig
 from harness.engine.modelopt import ModelOptEngine
 from harness.engine.protocol import Engine, Measurement, Progress
+from harness.engine.replay import ReplayEngine
 from harness.errors import HarnessError, MeasurementError
 from harness.manifest import EnvironmentRecord, Manifest, MemoryRecord, RunConfig
 from harness.model import LoadedModel, load_model, resolve_device, resolve_dtype
@@ -42,7 +43,7 @@ class Bench:
         self._progress = progress
         self._warn = warn
         self._data: dict[str, CalibrationData] = {}
-        self._measured: dict[tuple[str, str, str], Measurement] = {}
+        self._outcomes: dict[tuple[str, str], Measurement | Exception] = {}
 
     @cached_property
     def device(self) -> torch.device:
@@ -70,11 +71,38 @@ class Bench:
             )
 
     @cached_property
-    def engine(self) -> Engine:
-        """The engine that scores."""
+    def stock(self) -> ModelOptEngine:
+        """The reference engine."""
         return ModelOptEngine(
             self.model, method=self._settings.method, save_state=self._settings.save_state
         )
+
+    @cached_property
+    def replay(self) -> ReplayEngine:
+        """The engine that sweeps a whole grid."""
+        return ReplayEngine(self.model, tape_device=self._settings.tape_device)
+
+    def engine(self, config: EffectiveConfig) -> tuple[Engine, str]:
+        """Return the engine that scores a config, and why that one.
+
+        Raises:
+            MeasurementError: ``--aq-engine replay`` for what only stock AutoQuant can do.
+        """
+        if self._settings.engine == "modelopt":
+            return self.stock, "asked for with --aq-engine"
+        refusal = self._replay_refusal(config)
+        if refusal is None:
+            return self.replay, "scores every config of a size in one sweep"
+        if self._settings.engine == "replay":
+            raise MeasurementError(f"--aq-engine replay cannot score this case: {refusal}")
+        return self.stock, f"the replay engine cannot score this case: {refusal}"
+
+    def _replay_refusal(self, config: EffectiveConfig) -> str | None:
+        if self._settings.method != "gradient":
+            return f"method {self._settings.method} needs the whole model"
+        if self._settings.save_state:
+            return "--aq-save-state asks for ModelOpt's own search state"
+        return self.replay.refuses(config)
 
     def config(self, combination: Combination) -> EffectiveConfig:
         """Return the effective config of a pair under an overlay."""
@@ -99,21 +127,24 @@ class Bench:
             self._data[size] = data
         return self._data[size]
 
-    def measure(self, case: Case, alias_of: str | None) -> tuple[Manifest, bytes | None]:
-        """Measure a case, or take the scores of the equal config measured before.
+    def measure(
+        self, case: Case, alias_of: str | None, peers: Sequence[Case]
+    ) -> tuple[Manifest, bytes | None]:
+        """Measure a case, or take its scores from what has been measured.
 
         Args:
             alias_of: the case whose effective config is the same, None if there is none.
+            peers: the other selected cases; an engine that sweeps scores those of the same size
+                together with this one.
 
         Returns the manifest and, when asked for, ModelOpt's search state.
         """
         started = time.perf_counter()
         config, data = self.config(case.combination), self.data(case.size)
         layers = self._layers(config)
-        key = (config.digest, case.size, case.method)
-        if key not in self._measured:
-            self._measured[key] = self._score(case, config, data)
-        measurement = self._measured[key]
+        if (case.size, config.digest) not in self._outcomes:
+            self._score(case, config, data, peers)
+        measurement = self._outcome(case, config)
         findings = Findings(
             case=case,
             config=config,
@@ -121,30 +152,47 @@ class Bench:
             data=data,
             layers=layers,
             alias_of=alias_of,
-            notes=(*data_notes(data), *layer_notes(layers)),
+            notes=(*data_notes(data), *layer_notes(layers), *measurement.notes),
             model=self.model.record,
             environment=self._environment,
             memory=MemoryRecord(
                 peak_rss_bytes=_peak_rss_bytes(), peak_cuda_bytes=measurement.peak_cuda_bytes
             ),
-            run_config=self._run_config(measurement, data),
+            run_config=self._run_config(config, data),
         )
         manifest = build_manifest(findings)
         if alias_of is None:
             manifest.timing["total"] = time.perf_counter() - started
         return manifest, measurement.state
 
-    def _score(self, case: Case, config: EffectiveConfig, data: CalibrationData) -> Measurement:
-        try:
-            return self.engine.score(config, data, self._progress)
-        except HarnessError:
-            raise
-        except Exception as error:
-            words = " ".join(str(error).split())[:300]
-            raise MeasurementError(
-                f"{case.id}: ModelOpt failed while measuring it, although a probe of its "
-                f"quantizers ran: {type(error).__name__}: {words}"
-            ) from error
+    def _score(
+        self, case: Case, config: EffectiveConfig, data: CalibrationData, peers: Sequence[Case]
+    ) -> None:
+        engine, _ = self.engine(config)
+        configs = {config.digest: config}
+        if engine.sweeps:
+            for peer in peers:
+                other = self.config(peer.combination)
+                if peer.size == case.size and self._joins(other, engine):
+                    configs.setdefault(other.digest, other)
+        outcomes = engine.score(list(configs.values()), data, self._progress)
+        for digest, outcome in outcomes.items():
+            self._outcomes[case.size, digest] = outcome
+
+    def _joins(self, config: EffectiveConfig, engine: Engine) -> bool:
+        return self.prober.support(config).is_supported and engine.refuses(config) is None
+
+    def _outcome(self, case: Case, config: EffectiveConfig) -> Measurement:
+        outcome = self._outcomes[case.size, config.digest]
+        if isinstance(outcome, Measurement):
+            return outcome
+        if isinstance(outcome, HarnessError):
+            raise outcome
+        words = " ".join(str(outcome).split())[:300]
+        raise MeasurementError(
+            f"{case.id}: ModelOpt failed while measuring it, although a probe of its quantizers "
+            f"ran: {type(outcome).__name__}: {words}"
+        ) from outcome
 
     def _layers(self, config: EffectiveConfig) -> dict[str, Layer]:
         return {
@@ -178,10 +226,11 @@ class Bench:
             user=getpass.getuser() if record_host else None,
         )
 
-    def _run_config(self, measurement: Measurement, data: CalibrationData) -> RunConfig:
+    def _run_config(self, config: EffectiveConfig, data: CalibrationData) -> RunConfig:
+        engine, reason = self.engine(config)
         return RunConfig(
-            engine=measurement.engine,
-            engine_reason=measurement.reason,
+            engine=engine.name,
+            engine_reason=reason,
             device=self.device.type,
             dtype=self.model.record.dtype,
             weights=self.model.record.weights,
@@ -194,7 +243,7 @@ class Bench:
 
 def data_notes(data: CalibrationData) -> tuple[str, ...]:
     """Say when a measurement used fewer captions than its size asks for."""
-    notes = [data.captions.shortfall] if data.captions.shortfall else []
+    notes = [data.shortfall] if data.shortfall else []
     if data.dropped:
         notes.append(
             f"{data.captions.name}: {len(data.dropped)} captions with fewer than two tokens "

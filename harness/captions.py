@@ -35,16 +35,6 @@ class CaptionSet:
     requested: int
     lines: tuple[str, ...]
 
-    @property
-    def shortfall(self) -> str | None:
-        """One sentence when there are fewer captions than the size needs, else None."""
-        if len(self.lines) >= self.requested:
-            return None
-        return (
-            f"{self.name} holds {len(self.lines)} captions, size {self.size} needs "
-            f"{self.requested}: measured on {len(self.lines)}"
-        )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -85,6 +75,17 @@ class CalibrationData:
         return self.scored + self.unscored
 
     @property
+    def shortfall(self) -> str | None:
+        """One sentence when the file holds fewer captions than the size needs, else None."""
+        found, requested = len(self.captions.lines), self.captions.requested
+        if found >= requested:
+            return None
+        return (
+            f"{self.captions.name} holds {found} captions, size {self.captions.size} needs "
+            f"{requested}: measured on {found - len(self.dropped)}"
+        )
+
+    @property
     def scored_tokens(self) -> int:
         """Next-token predictions that the loss sums over: the score's denominator."""
         return sum(batch.num_predicted for batch in self.scored)
@@ -106,10 +107,10 @@ def load_captions(path: Path | None, size: str) -> CaptionSet:
 
     Raises:
         CaptionError: a missing, unreadable, non-UTF-8 or empty file. Fewer captions than the size
-            asks for are no error; see ``CaptionSet.shortfall``.
+            asks for are no error; see ``CalibrationData.shortfall``.
     """
     text = _builtin_text() if path is None else _file_text(path)
-    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
+    lines = tuple(line.strip() for line in text.split("\n") if line.strip())
     if not lines:
         raise CaptionError(f"captions file {path}: is empty; give one caption per line")
     name = BUILTIN_NAME if path is None else path.name

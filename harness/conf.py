@@ -66,7 +66,7 @@ def read_pair(path: Path) -> QuantPair:
         raise VocabularyError(f"{path}: experimental must be true or false, not {experimental!r}")
     if not isinstance(format_name, str) or not format_name.isidentifier():
         raise VocabularyError(f"{path}: format_name {format_name!r} is not a format name")
-    if format_name == composed and WEIGHT_DTYPES[weight] is ACTIVATION_DTYPES[activation] is None:
+    if WEIGHT_DTYPES[weight] is ACTIVATION_DTYPES[activation] is None:
         raise VocabularyError(f"{path}: weight and activation are both fp16: nothing to quantize")
     return QuantPair(
         name=check_name(raw["name"], where=f"{path}: name"),
@@ -119,7 +119,7 @@ def _files(folder: Path) -> list[Path]:
 def _read(path: Path, keys: tuple[str, ...], *, required: tuple[str, ...]) -> dict[str, Any]:
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise VocabularyError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(raw, dict):
         raise VocabularyError(f"{path}: must be a mapping with {', '.join(keys)}")
@@ -145,10 +145,11 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
-            if key_node.value in seen and isinstance(key_node, yaml.ScalarNode):
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue
+            if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key_node.value!r} is written twice", key_node.start_mark
                 )
-            if isinstance(key_node, yaml.ScalarNode):
-                seen.add(key_node.value)
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep=deep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import fnmatch
 import hashlib
 import json
 import math
@@ -133,11 +134,18 @@ def entry_list(quant_cfg: Any) -> list[Entry]:
     """Return ``quant_cfg`` as ModelOpt's ordered entry list, deep-copied.
 
     Accepts the list form (ModelOpt 0.44 and later) and the older dict form, whose ``default`` key
-    means ``*`` and whose ``nn.<Class>`` keys scope their entries to a parent class.
+    means ``*`` and applies first, and whose ``nn.<Class>`` keys scope entries to a parent class.
     """
     if isinstance(quant_cfg, Mapping):
-        return [entry for key, value in quant_cfg.items() for entry in _from_dict_form(key, value)]
-    return [copy.deepcopy(dict(entry)) for entry in quant_cfg]
+        rows = sorted(quant_cfg.items(), key=lambda row: row[0] != "default")
+        return [entry for key, value in rows for entry in _from_dict_form(key, value)]
+    entries: list[Entry] = []
+    for entry in quant_cfg:
+        if "quantizer_name" in entry:
+            entries.append(copy.deepcopy(dict(entry)))
+        else:
+            entries += entry_list(entry)
+    return entries
 
 
 def active_quantizer(entries: Sequence[Entry], pattern: str) -> Mapping[str, Any] | None:
@@ -147,6 +155,17 @@ def active_quantizer(entries: Sequence[Entry], pattern: str) -> Mapping[str, Any
         return None
     cfg = entries[index]["cfg"]
     return cfg if isinstance(cfg, Mapping) else cfg[0]
+
+
+def is_sequential(entries: Sequence[Entry], pattern: str) -> bool:
+    """Whether ``pattern`` configures several quantizers one after the other."""
+    index = _active_index(entries, pattern)
+    return index is not None and not isinstance(entries[index]["cfg"], Mapping)
+
+
+def covers(entry_pattern: str, pattern: str) -> bool:
+    """Whether an entry reaches every quantizer of one kind, e.g. ``*`` all weight quantizers."""
+    return fnmatch.fnmatchcase(pattern.removeprefix("*"), entry_pattern)
 
 
 def stored_bits(weight: Mapping[str, Any] | None) -> float:
@@ -184,17 +203,19 @@ def canonical(value: Any) -> Any:
 
 
 def _active_index(entries: Sequence[Entry], pattern: str) -> int | None:
-    """Index of the last unscoped entry for ``pattern`` that configures an enabled quantizer."""
-    for index in reversed(range(len(entries))):
-        entry = entries[index]
-        if entry["quantizer_name"] != pattern or entry.get("parent_class"):
+    """Index of the entry that configures ``pattern``, None if that quantizer ends up off.
+
+    As in ModelOpt: entries apply in order, one with a ``cfg`` configures and enables unless it says
+    otherwise, one without only toggles.
+    """
+    configured, is_enabled = None, False
+    for index, entry in enumerate(entries):
+        if entry.get("parent_class") or not covers(entry["quantizer_name"], pattern):
             continue
-        cfg = entry.get("cfg")
-        enabled = entry.get("enable", True) and cfg
-        if isinstance(cfg, Mapping):
-            enabled = enabled and cfg.get("enable", True)
-        return index if enabled else None
-    return None
+        if entry.get("cfg"):
+            configured = index
+        is_enabled = entry.get("enable", True)
+    return configured if is_enabled else None
 
 
 def _from_dict_form(key: str, value: Any) -> list[Entry]:
@@ -229,7 +250,10 @@ def _calibration(entries: Sequence[Entry], algorithm: Any) -> tuple[Any, tuple[s
 
 def _is_dynamic(cfg: Mapping[str, Any]) -> bool:
     block_sizes = cfg.get("block_sizes") or {}
-    is_mx = block_sizes.get("type") == "dynamic" and block_sizes.get("scale_bits") == (8, 0)
+    is_mx = block_sizes.get("type") == "dynamic" and tuple(block_sizes.get("scale_bits") or ()) == (
+        8,
+        0,
+    )
     return cfg.get("type") == "dynamic" or is_mx
 
 

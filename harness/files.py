@@ -17,7 +17,7 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     Raises:
         ManifestError: the folder cannot be created or written; nothing is left behind.
     """
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -118,9 +119,12 @@ def _scaling_type(value: Any, where: str) -> str:
 
 
 def _block_sizes(raw: Mapping[Any, Any], where: str) -> Mapping[int | str, Any]:
-    return MappingProxyType(
-        {_block_key(k, where): _block_value(k, v, where) for k, v in raw.items()}
-    )
+    sizes = {_block_key(k, where): _block_value(k, v, where) for k, v in raw.items()}
+    if len(sizes) < len(raw):
+        raise VocabularyError(f"{where}: block_sizes gives one axis twice: {list(raw)}")
+    if not any(_is_int(key) for key in sizes):
+        raise VocabularyError(f"{where}: block_sizes names no axis; give for example -1: 64")
+    return MappingProxyType(sizes)
 
 
 def _block_key(key: Any, where: str) -> int | str:
@@ -128,13 +132,12 @@ def _block_key(key: Any, where: str) -> int | str:
         return int(key)
     if key in SPECIAL_BLOCK_KEYS:
         return str(key)
-    try:
+    if isinstance(key, str) and re.fullmatch(r"-?[0-9]+", key):
         return int(key)
-    except (TypeError, ValueError):
-        raise VocabularyError(
-            f"{where}: block_sizes key {key!r} is neither an axis nor one of "
-            f"{', '.join(SPECIAL_BLOCK_KEYS)}"
-        ) from None
+    raise VocabularyError(
+        f"{where}: block_sizes key {key!r} is neither an axis nor one of "
+        f"{', '.join(SPECIAL_BLOCK_KEYS)}"
+    )
 
 
 def _block_value(key: Any, value: Any, where: str) -> Any:

@@ -7,7 +7,7 @@ JSON schema in ``docs/manifest.schema.json``. Non-finite numbers are written as 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -145,8 +145,9 @@ class LayerRecord:
 class GroupSensitivity:
     """One layer group: formats are the case's and unquantized, in the order of the lists.
 
-    ``scores`` and ``importance`` (the case format's score) are per scored token; ``costs`` are
-    bits of weight storage. ``rank`` 1 is the most sensitive. None where a score is not finite.
+    ``scores`` and ``importance`` (the case format's score) are per scored token; ``costs`` are in
+    ModelOpt's unit, weights x bits / 16. ``rank`` 1 is the most sensitive. None where a score is
+    not finite.
     """
 
     __pydantic_config__ = _STRICT
@@ -168,6 +169,14 @@ class RankedGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Constraints:
+    """The bit budget: bits stored per weight over the searched layers, scales included."""
+
+    __pydantic_config__ = _STRICT
+    effective_bits: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AutoquantState:
     """The selection under the bit budget, over the searched layers.
 
@@ -177,7 +186,7 @@ class AutoquantState:
     """
 
     __pydantic_config__ = _STRICT
-    constraints: dict[str, float]
+    constraints: Constraints
     score: float | None
     total_score: float | None
     effective_bits: float
@@ -255,6 +264,7 @@ class Manifest:
         case = self.case
         return case_folder(
             model=self.model.name,
+            pair=case.pair,
             weight=case.weight,
             activation=case.activation,
             granularity=case.granularity,
@@ -269,11 +279,25 @@ class Manifest:
 
 
 def case_folder(
-    *, model: str, weight: str, activation: str, granularity: str, size: str, method: str
+    *,
+    model: str,
+    pair: str,
+    weight: str,
+    activation: str,
+    granularity: str,
+    size: str,
+    method: str,
 ) -> Path:
-    """Return ``model/weight-W-act-A/granularity/size``; ``size-kl_div`` for that method."""
+    """Return ``model/weight-W-act-A/granularity/size``; ``size-kl_div`` for that method.
+
+    A user's pair of its own name, beside the built-in one of the same dtypes, adds that name to the
+    second part.
+    """
+    dtypes = f"weight-{weight}-act-{activation}"
+    if pair != f"w{weight}_a{activation}":
+        dtypes = f"{dtypes}-{pair}"
     last = size if method == "gradient" else f"{size}-{method}"
-    names = (model, f"weight-{weight}-act-{activation}", granularity, last)
+    names = (model, dtypes, granularity, last)
     return Path(*(slug(name) for name in names))
 
 
@@ -290,11 +314,12 @@ def load_manifest(text: str | bytes, *, source: str) -> Manifest:
             message starts with ``source``.
     """
     try:
-        raw = json.loads(text)
+        raw = json.loads(text, parse_constant=_refuse_constant)
+        json.dumps(raw, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{source}: is not JSON: {error}") from None
     version = raw.get("schema_version") if isinstance(raw, Mapping) else None
-    if not isinstance(version, int):
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise ManifestError(f"{source}: is not a manifest: it has no schema_version")
     if version > SCHEMA_VERSION:
         raise ManifestError(
@@ -302,9 +327,12 @@ def load_manifest(text: str | bytes, *, source: str) -> Manifest:
             f"{SCHEMA_VERSION}; upgrade pytest-autoquant"
         )
     try:
-        return _adapter().validate_python(raw)
-    except ValueError as error:
+        manifest = _adapter().validate_python(raw)
+    except (ValueError, OverflowError) as error:
         raise ManifestError(f"{source}: is not a valid manifest: {_first_problem(error)}") from None
+    for name in _dangling(manifest):
+        raise ManifestError(f"{source}: is not a valid manifest: {name!r} is named and not there")
+    return manifest
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -316,13 +344,30 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def find_manifests(root: Path) -> list[Path]:
-    """Return every manifest file under ``root``, in path order."""
-    return sorted(root.rglob(f"*{MANIFEST_SUFFIX}"))
+    """Return every manifest file under ``root``, in path order, without those in ``root/tmp``.
+
+    ``reports/tmp`` holds throwaway runs; they are no part of what ``reports`` publishes.
+    """
+    found = sorted(root.rglob(f"*{MANIFEST_SUFFIX}"))
+    return [path for path in found if path.relative_to(root).parts[0] != "tmp"]
 
 
 def manifest_schema() -> dict[str, Any]:
     """Return the JSON schema of a manifest file."""
     return _adapter().json_schema(mode="serialization")
+
+
+def _dangling(manifest: Manifest) -> Iterator[str]:
+    """Yield groups and layers that are referred to but have no record."""
+    for ranked in manifest.sensitivity_ranking:
+        if ranked.name not in manifest.layer_sensitivity:
+            yield ranked.name
+    for group in manifest.layer_sensitivity.values():
+        yield from (name for name in group.module_names if name not in manifest.layers)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
 
 
 @lru_cache(maxsize=1)
@@ -332,7 +377,7 @@ def _adapter() -> TypeAdapter[Manifest]:
     return TypeAdapter(Manifest)
 
 
-def _first_problem(error: ValueError) -> str:
+def _first_problem(error: Exception) -> str:
     from pydantic import ValidationError
 
     if not isinstance(error, ValidationError):

@@ -29,6 +29,7 @@ def render_matrix(bench: Bench, combinations: Sequence[Combination]) -> str:
     """
     cells: dict[tuple[str, str], str] = {}
     reasons: dict[str, list[str]] = {}
+    aliases: dict[str, list[str]] = {}
     first: dict[str, str] = {}
     for combination in combinations:
         config, support = bench.config(combination), bench.support(combination)
@@ -37,7 +38,7 @@ def render_matrix(bench: Bench, combinations: Sequence[Combination]) -> str:
             reasons.setdefault(support.skip_reason, []).append(combination.id)
         elif config.digest in first:
             cell = "="
-            reasons.setdefault(f"alias of {first[config.digest]}", []).append(combination.id)
+            aliases.setdefault(first[config.digest], []).append(combination.id)
         else:
             first[config.digest] = combination.id
         cells[combination.pair.name, combination.granularity.name] = cell
@@ -50,7 +51,8 @@ def render_matrix(bench: Bench, combinations: Sequence[Combination]) -> str:
     key = "ok: runs   =: alias, measured once   cuda: needs-cuda   no: unsupported   -: no-effect"
     table = tabulate(rows, headers=["pair (* experimental)", *columns], tablefmt="simple")
     why = [f"{reason}\n    {_wrapped(ids)}" for reason, ids in reasons.items()]
-    return "\n".join([f"on {bench.device}:", table, "", key, "", *why])
+    same = [f"{original} = {', '.join(ids)}" for original, ids in aliases.items()]
+    return "\n".join([f"on {bench.device}:", table, "", key, "", *why, "", *same])
 
 
 def layer_misfits(

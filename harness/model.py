@@ -160,6 +160,11 @@ def language_model_linears(module: Any) -> tuple[LinearInfo, ...]:
     )
 
 
+def peak_cuda_bytes(device: torch.device) -> int | None:
+    """Return the most memory tensors took on a GPU since its peak was reset, None on a CPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
 @contextmanager
 def preserved(module: nn.Module, *, weights: bool = False) -> Iterator[None]:
     """Put a module tree back exactly as it was, whatever happens inside.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -9,7 +10,7 @@ from difflib import get_close_matches
 from harness.errors import VocabularyError
 
 _SAFE_NAME = re.compile(r"[a-z0-9_]+")
-_UNSAFE_IN_SLUG = re.compile(r"[^a-z0-9._]+")
+_UNSAFE_IN_SLUG = re.compile(r"[^a-z0-9._-]+")
 
 
 def check_name(name: object, *, where: str) -> str:
@@ -29,7 +30,7 @@ def slug(text: str) -> str:
     """Return ``text`` as one path component: lower case, ``/`` as ``--``, never ``.`` or ``..``."""
     lowered = text.strip().lower().replace("/", "--")
     cleaned = _UNSAFE_IN_SLUG.sub("-", lowered).strip("-.")
-    return cleaned[:120] or "unnamed"
+    return cleaned[:120] or f"unnamed-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def unknown(kind: str, given: str, known: Iterable[str], hint: str) -> VocabularyError:

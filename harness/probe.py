@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.config import EffectiveConfig, canonical, effective_config
+from harness.config import EffectiveConfig, canonical, covers, effective_config, entry_list
 from harness.errors import VocabularyError
 from harness.granularity import Granularity
 from harness.pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER, QuantPair
@@ -153,6 +153,7 @@ def preset(pair: QuantPair) -> Mapping[str, Any]:
             f"{pair.format_name!r}; install a version that has it, or leave format_name out to "
             f"compose {pair.weight} weights with {pair.activation} activations"
         )
+    _refuse_partial(pair, found)
     plain = Granularity(name="default")
     composed, base = effective_config(pair, plain), effective_config(pair, plain, found)
     for pattern in (WEIGHT_QUANTIZER, INPUT_QUANTIZER):
@@ -164,6 +165,26 @@ def preset(pair: QuantPair) -> Mapping[str, Any]:
                 f"w{pair.weight} a{pair.activation}"
             )
     return found
+
+
+def _refuse_partial(pair: QuantPair, found: Mapping[str, Any]) -> None:
+    """Refuse a preset that quantizes some layers only: a pair speaks for every linear."""
+    entries = entry_list(found["quant_cfg"])
+    starts_off = entries and entries[0].get("enable") is False and not entries[0].get("cfg")
+    for pattern in (WEIGHT_QUANTIZER, INPUT_QUANTIZER):
+        kind = pattern.removeprefix("*")
+        for entry in entries:
+            name = entry["quantizer_name"]
+            if entry.get("cfg") and name.endswith(kind) and not covers(name, pattern):
+                raise VocabularyError(
+                    f"pair {pair.name!r}: preset {pair.format_name} quantizes only what matches "
+                    f"{name!r}; a pair must speak for every linear"
+                )
+    if not starts_off:
+        raise VocabularyError(
+            f"pair {pair.name!r}: preset {pair.format_name} does not start by disabling every "
+            "quantizer, so it leaves ModelOpt's defaults on; it cannot be a pair"
+        )
 
 
 def quantized_bits(config: EffectiveConfig, device: torch.device, dtype: torch.dtype) -> _Bits:

@@ -14,6 +14,7 @@ from harness.engine.protocol import GroupScore, Measurement
 from harness.manifest import (
     AutoquantState,
     CaseRecord,
+    Constraints,
     DatasetRecord,
     EnvironmentRecord,
     GranularityRecord,
@@ -226,7 +227,7 @@ def _selection(scores: Sequence[float], weights: Sequence[int], findings: Findin
             is_satisfied=False,
             minimum_effective_bits=UNQUANTIZED_BITS,
         )
-    ceiling = max((s for s in scores if math.isfinite(s)), default=1.0) * len(scores) + 1.0
+    ceiling = max((s for s in scores if math.isfinite(s)), default=1.0) * len(scores) or 1.0
     candidates = [
         (
             Candidate(
@@ -244,9 +245,9 @@ def _autoquant_state(
 ) -> AutoquantState:
     chosen = [s for s, i in zip(scores, selection.chosen, strict=True) if i == 0]
     return AutoquantState(
-        constraints={"effective_bits": budget},
-        score=_finite(math.fsum(chosen)),
-        total_score=_finite(math.fsum(scores)),
+        constraints=Constraints(effective_bits=budget),
+        score=_finite(sum(chosen)),
+        total_score=_finite(sum(scores)),
         effective_bits=selection.effective_bits,
         minimum_effective_bits=selection.minimum_effective_bits,
         is_satisfied=selection.is_satisfied,

@@ -13,7 +13,7 @@ from harness.errors import ModelError
 from harness.names import slug, unknown
 
 _DATA = Path(str(files("harness") / "data"))
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _WEIGHT_FILES = "*.safetensors"
 
 
@@ -75,7 +75,9 @@ def _find(name: str, *, random_weights: bool) -> ModelSource:
     folder = Path(name).expanduser()
     if folder.is_dir():
         _check_folder(folder, random_weights=random_weights)
-        return ModelSource(name=slug(folder.resolve().name), location=str(folder.resolve()))
+        name = slug(folder.resolve().name)
+        name = f"{name}-local" if name in REGISTRY else name
+        return ModelSource(name=name, location=str(folder.resolve()))
     if _HUB_ID.fullmatch(name) and not folder.is_absolute():
         return ModelSource(name=slug(name), location=name)
     raise unknown("model", name, REGISTRY, "or give a checkpoint folder or an org/name hub id")

@@ -73,6 +73,17 @@ class Results:
     structures: dict[tuple[str, str], StructureLine] = field(default_factory=dict)
     write_errors: list[str] = field(default_factory=list)
 
+    def add(self, line: CaseLine | SkipLine | ErrorLine) -> None:
+        """Take a case in, in place of whatever was known of it."""
+        for known in (self.cases, self.skips, self.errors):
+            known.pop(line.case_id, None)
+        if isinstance(line, CaseLine):
+            self.cases[line.case_id] = line
+        elif isinstance(line, SkipLine):
+            self.skips[line.case_id] = line
+        else:
+            self.errors[line.case_id] = line
+
     @property
     def is_empty(self) -> bool:
         """Whether no case of ours ran, was skipped or was checked."""

@@ -93,7 +93,7 @@ class AutoquantSession:
     def measure(self, case: Case, bench: Bench) -> tuple[Manifest, bytes | None]:
         """Measure one case."""
         first = self.canonical(case, bench)
-        return bench.measure(case, None if first == case else first.case_id)
+        return bench.measure(case, None if first == case else first.case_id, self._selected)
 
     def structure(self, combination: Combination, bench: Bench) -> StructureLine:
         """Resolve a combination, have ModelOpt validate it, and find its status."""
@@ -120,11 +120,9 @@ class AutoquantSession:
         if kind == "manifest":
             self._receive_manifest(body, state)
         elif kind == "skip":
-            skip = SkipLine(**body)
-            self.results.skips[skip.case_id] = skip
+            self.results.add(SkipLine(**body))
         elif kind == "error":
-            error = ErrorLine(**body)
-            self.results.errors[error.case_id] = error
+            self.results.add(ErrorLine(**body))
         else:
             line = StructureLine(**body)
             self.results.structures[line.pair, line.granularity] = line
@@ -142,7 +140,7 @@ class AutoquantSession:
     def _receive_manifest(self, body: str, state: bytes | None) -> None:
         manifest = load_manifest(body, source="a worker's report")
         line = case_line(manifest, manifest.path)
-        self.results.cases[line.case_id] = line
+        self.results.add(line)
         try:
             write_case(self.root, manifest, state)
         except HarnessError as error:

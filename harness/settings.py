@@ -53,6 +53,8 @@ class Settings:
     granularities: tuple[str, ...]
     conf: Path | None
     method: str
+    engine: str
+    tape_device: str
     batch_size: int
     score_size: int
     effective_bits: float
@@ -113,6 +115,20 @@ OPTIONS: tuple[Option, ...] = (
         choices=METHODS,
         help="AutoQuant's sensitivity method",
     ),
+    Option(
+        name="engine",
+        kind="choice",
+        default="auto",
+        choices=("auto", "replay", "modelopt"),
+        help="how scores are obtained; auto replays what it can and runs stock AutoQuant otherwise",
+    ),
+    Option(
+        name="tape_device",
+        kind="choice",
+        default="auto",
+        choices=("auto", "cuda", "cpu"),
+        help="where the replay engine keeps its tape; auto goes by free GPU memory",
+    ),
     Option(name="batch_size", kind="count", default=32, help="most captions in a batch"),
     Option(
         name="score_size",
@@ -150,9 +166,13 @@ def read_settings(lookup: Callable[[Option], tuple[Any, str]]) -> Settings:
     """
     values = {option.name: _parse(option, *lookup(option)) for option in OPTIONS}
     if values["structure_only"] and values["gpu_only"]:
-        raise VocabularyError("--structure-only and --gpu-only exclude each other; give one")
+        raise VocabularyError(
+            "--structure-only and --gpu-only (or their ini options) exclude each other; give one"
+        )
     if values["publish"] and values["report_dir"] is not None:
-        raise VocabularyError("--aq-publish and --aq-report-dir exclude each other; give one")
+        raise VocabularyError(
+            "--aq-publish and --aq-report-dir (or their ini options) exclude each other; give one"
+        )
     return Settings(**{field.name: values[field.name] for field in fields(Settings)})
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from harness.captions import CalibrationData
 from harness.config import EffectiveConfig
-from harness.engine.protocol import GroupScore, Measurement, Progress
-from harness.model import LoadedModel, preserved
+from harness.engine.protocol import GroupScore, Measurement, Outcomes, Progress
+from harness.loss import next_token_logits, next_token_loss
+from harness.model import LoadedModel, peak_cuda_bytes, preserved
 from harness.pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER
 from harness.probe import quiet
 
@@ -29,16 +29,34 @@ class ModelOptEngine:
     """Runs AutoQuant as its documentation says, with summed loss and batches without padding."""
 
     name = "modelopt"
+    sweeps = False
 
     def __init__(self, model: LoadedModel, *, method: str, save_state: bool = False) -> None:
         self._model = model
         self._method = method
         self._save_state = save_state
 
+    def refuses(self, config: EffectiveConfig) -> str | None:
+        """Nothing: whatever ModelOpt supports, this runs."""
+        return None
+
     def score(
+        self, configs: Sequence[EffectiveConfig], data: CalibrationData, progress: Progress
+    ) -> Outcomes:
+        """See ``Engine.score``."""
+        return {config.digest: self._outcome(config, data, progress) for config in configs}
+
+    def _outcome(
+        self, config: EffectiveConfig, data: CalibrationData, progress: Progress
+    ) -> Measurement | Exception:
+        try:
+            return self._measure(config, data, progress)
+        except Exception as error:
+            return error
+
+    def _measure(
         self, config: EffectiveConfig, data: CalibrationData, progress: Progress
     ) -> Measurement:
-        """See ``Engine.score``."""
         clock = _Clock(self._model.device, progress, data)
         module = self._model.module
         if self._model.device.type == "cuda":
@@ -49,11 +67,10 @@ class ModelOptEngine:
             saved = _serialize(state) if self._save_state and state is not None else None
         return Measurement(
             engine=self.name,
-            reason=f"asked for: stock mtq.auto_quantize, method {self._method}",
             groups=groups,
             quantizers=quantizers,
             timing=clock.finish(),
-            peak_cuda_bytes=_peak_cuda_bytes(self._model.device),
+            peak_cuda_bytes=peak_cuda_bytes(self._model.device),
             state=saved,
         )
 
@@ -87,25 +104,6 @@ class ModelOptEngine:
                 raise
             return None
         return state
-
-
-def next_token_logits(module: Any, batch: torch.Tensor) -> torch.Tensor:
-    """Return the logits of every prediction: ``(captions, tokens - 1, vocabulary)``.
-
-    The last position predicts nothing and is left out, so that ``kl_div`` too is per prediction.
-    """
-    logits: torch.Tensor = module(input_ids=batch, use_cache=False).logits
-    return logits[:, :-1]
-
-
-def next_token_loss(logits: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
-    """Sum of next-token cross-entropy in nats over all predictions of the batch.
-
-    A sum, not a mean: the gradient of one token then does not depend on its batch.
-    """
-    return functional.cross_entropy(
-        logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="sum"
-    )
 
 
 class _Clock:
@@ -199,7 +197,3 @@ def _serialize(state: Any) -> bytes:
     buffer = io.BytesIO()
     safe_save(state, buffer)
     return buffer.getvalue()
-
-
-def _peak_cuda_bytes(device: torch.device) -> int | None:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,20 +38,24 @@ class Measurement:
 
     Attributes:
         engine: which engine ran.
-        reason: why that one.
         groups: every searched layer group, in module order.
         quantizers: ModelOpt's description of the quantizers of the first linear.
-        timing: seconds by phase.
+        timing: seconds by phase; of the whole sweep where an engine scores many configs at once.
+        notes: what a reader of the result has to know.
         state: ModelOpt's search state in its safe serialization, when it was asked for.
     """
 
     engine: str
-    reason: str
     groups: tuple[GroupScore, ...]
     quantizers: Mapping[str, str]
     timing: Mapping[str, float]
     peak_cuda_bytes: int | None
+    notes: tuple[str, ...] = ()
     state: bytes | None = None
+
+
+Outcomes = Mapping[str, "Measurement | Exception"]
+"""By config digest: what was measured, or why that config could not be."""
 
 
 class Progress(Protocol):
@@ -65,11 +69,17 @@ class Engine(Protocol):
     """Scores every layer group of one loaded model."""
 
     name: str
+    sweeps: bool
+    """Whether scoring many configs together costs little more than one."""
+
+    def refuses(self, config: EffectiveConfig) -> str | None:
+        """Say why this engine cannot score a config, None if it can."""
 
     def score(
-        self, config: EffectiveConfig, data: CalibrationData, progress: Progress
-    ) -> Measurement:
-        """Quantize each group with ``config`` and score the damage on ``data``.
+        self, configs: Sequence[EffectiveConfig], data: CalibrationData, progress: Progress
+    ) -> Outcomes:
+        """Quantize each group with each config and score the damage on ``data``.
 
-        The model is afterwards bit for bit what it was. Raises whatever ModelOpt raises.
+        The model is afterwards bit for bit what it was. What ModelOpt raises for one config is that
+        config's outcome.
         """

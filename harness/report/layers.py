@@ -16,6 +16,8 @@ from harness.report.markdown import (
     text,
 )
 
+LAYERS_MARKDOWN = "layer-sensitivity-report.md"
+LAYERS_JSON = "layer-sensitivity-report.json"
 GROUP_SUFFIX = ".quant_recipe"
 
 
@@ -98,7 +100,7 @@ def selection_sentence(manifest: Manifest) -> str:
     """Say in one sentence what the bit budget keeps quantized."""
     state = manifest.autoquant_state
     rows = layer_rows(manifest)
-    budget = state.constraints["effective_bits"]
+    budget = state.constraints.effective_bits
     if not state.is_satisfied:
         return (
             f"The budget of {budget:g} bits per weight cannot be met: the smallest reachable is "

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+from urllib.parse import quote
 
+from harness.case import SIZES
 from harness.manifest import SCHEMA_VERSION
-from harness.report.layers import GROUP_SUFFIX
+from harness.report.layers import GROUP_SUFFIX, LAYERS_MARKDOWN
 from harness.report.markdown import SCORE_MEANS, code, number, percent, table, text
-from harness.results import CaseLine, Results, SkipLine, most_sensitive_groups
+from harness.results import CaseLine, Results, SkipLine, StructureLine, most_sensitive_groups
 
 SUMMARY_MARKDOWN, SUMMARY_JSON = "summary.md", "summary.json"
 
@@ -40,16 +44,33 @@ def summary_json(results: Results) -> str:
 
 def read_skips(text_of_summary: str) -> tuple[SkipLine, ...]:
     """Return the skipped cases that an earlier ``summary.json`` recorded; none if it is not one."""
+    return _read_lines(text_of_summary, "skipped", SkipLine)
+
+
+def read_structures(text_of_summary: str) -> tuple[StructureLine, ...]:
+    """Return the structure cases that an earlier ``summary.json`` recorded."""
+    return _read_lines(text_of_summary, "structure", StructureLine)
+
+
+_Line = TypeVar("_Line", SkipLine, StructureLine)
+
+
+def _read_lines(text_of_summary: str, key: str, kind: type[_Line]) -> tuple[_Line, ...]:
     try:
-        skipped = json.loads(text_of_summary)["skipped"]
-        return tuple(SkipLine(**skip) for skip in skipped)
-    except (ValueError, KeyError, TypeError):
+        rows: list[dict[str, Any]] = json.loads(text_of_summary)[key]
+        lines = tuple(kind(**row) for row in rows)
+        kinds = {"effective_bits": (int, float)}
+        valid = all(
+            isinstance(value, kinds.get(name, str)) for row in rows for name, value in row.items()
+        )
+        return lines if valid else ()
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return ()
 
 
 def summary_markdown(results: Results) -> str:
     """Return the overview as Markdown, fit for a CI job summary."""
-    parts = ["# Quantization sensitivity", counts_sentence(results), SCORE_MEANS]
+    parts = ["# Quantization sensitivity", text(counts_sentence(results)), SCORE_MEANS]
     parts += _failed(results)
     parts += _sensitive(results)
     parts += _measured(results)
@@ -60,7 +81,7 @@ def summary_markdown(results: Results) -> str:
 
 
 def counts_sentence(results: Results) -> str:
-    """Return the counts, e.g. ``3 measured, 1 alias, 2 skipped (needs-cuda 2)``."""
+    """Return the counts: measured, aliases, failed, skipped by status, structure cases."""
     statuses: dict[str, int] = {}
     for status, _, count in results.skip_counts():
         statuses[status] = statuses.get(status, 0) + count
@@ -130,7 +151,7 @@ def _measured(results: Results) -> list[str]:
         return []
     rows = [
         (
-            f"[{text(line.pair)}]({_link(line.manifest)})"
+            f"[{code(line.pair)}]({_link(line.manifest)})"
             + (" (exp.)" if line.experimental else ""),
             code(line.granularity),
             text(line.size),
@@ -140,7 +161,7 @@ def _measured(results: Results) -> list[str]:
             f"{line.selected_groups} of {line.num_groups}" if line.is_satisfied else "infeasible",
             f"{line.selection_bits:.4g}",
         )
-        for line in sorted(measured, key=lambda line: (line.size, line.total_score or 0.0))
+        for line in sorted(measured, key=_by_damage)
     ]
     headers = (
         "pair",
@@ -153,6 +174,11 @@ def _measured(results: Results) -> list[str]:
         "bits under budget",
     )
     return ["## Cases, least damage first", table(headers, rows, right="   rr rr")]
+
+
+def _by_damage(line: CaseLine) -> tuple[int, float, str]:
+    order = list(SIZES).index(line.size) if line.size in SIZES else len(SIZES)
+    return order, line.total_score or 0.0, line.case_id
 
 
 def _aliases(aliases: Sequence[CaseLine]) -> list[str]:
@@ -192,5 +218,5 @@ def _matrix(results: Results) -> list[str]:
 
 
 def _link(path: str) -> str:
-    """Link to the layer report beside a manifest; the parts of the path are slugs."""
-    return path.rsplit("/", 1)[0] + "/layer-sensitivity-report.md"
+    """Link to the layer report beside a manifest."""
+    return quote(PurePosixPath(path).with_name(LAYERS_MARKDOWN).as_posix())

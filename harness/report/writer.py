@@ -14,18 +14,21 @@ from harness.manifest import (
     find_manifests,
     read_manifest,
 )
-from harness.report.layers import layer_report_json, layer_report_markdown
+from harness.report.layers import (
+    LAYERS_JSON,
+    LAYERS_MARKDOWN,
+    layer_report_json,
+    layer_report_markdown,
+)
 from harness.report.overview import (
     SUMMARY_JSON,
     SUMMARY_MARKDOWN,
     read_skips,
+    read_structures,
     summary_json,
     summary_markdown,
 )
 from harness.results import Results, case_line
-
-LAYERS_MARKDOWN = "layer-sensitivity-report.md"
-LAYERS_JSON = "layer-sensitivity-report.json"
 
 
 def write_case(root: Path, manifest: Manifest, state: bytes | None = None) -> Path:
@@ -58,8 +61,8 @@ def write_summary(root: Path, results: Results) -> tuple[Path, Path]:
 def rebuild(root: Path) -> tuple[Results, list[str]]:
     """Rebuild every report under ``root`` from its manifests, without torch.
 
-    Skipped cases have no manifest; those of the last ``summary.json`` are kept unless they have
-    been measured since. Returns the results and why files were left out.
+    Skipped and structure cases have no manifest; those of the last ``summary.json`` are kept unless
+    they have been measured since. Returns the results and why files were left out.
 
     Raises:
         ManifestError: there is no manifest under ``root``.
@@ -75,12 +78,15 @@ def rebuild(root: Path) -> tuple[Results, list[str]]:
             left_out.append(str(error))
             continue
         write_layer_reports(path.parent, manifest)
-        line = case_line(manifest, path.relative_to(root))
-        results.cases[line.case_id] = line
+        case = case_line(manifest, path.relative_to(root))
+        results.cases[case.case_id] = case
     previous = root / SUMMARY_JSON
     if previous.is_file():
-        for skip in read_skips(previous.read_text(encoding="utf-8", errors="replace")):
+        earlier = previous.read_text(encoding="utf-8", errors="replace")
+        for skip in read_skips(earlier):
             if skip.case_id not in results.cases:
                 results.skips[skip.case_id] = skip
+        for line in read_structures(earlier):
+            results.structures[line.pair, line.granularity] = line
     write_summary(root, results)
     return results, left_out

@@ -1,0 +1,40 @@
+"""Time of one case by phase on the embedded model.
+
+    pytest benchmarks --benchmark-only
+
+The phases are in the extra info of the saved run (``--benchmark-autosave``).
+"""
+
+import pytest
+import torch
+
+from harness.captions import calibration_data, load_captions
+from harness.conf import load_vocabulary
+from harness.config import effective_config
+from harness.engine.modelopt import ModelOptEngine
+from harness.model import load_model, resolve_device, resolve_dtype
+from harness.registry import REGISTRY
+
+
+@pytest.fixture(scope="module")
+def model():
+    device = resolve_device("auto")
+    dtype = resolve_dtype("auto", device)
+    return load_model(REGISTRY["tiny-qwen3-vl"], device=device, dtype=dtype)
+
+
+@pytest.mark.parametrize("size", ["small", "medium", "large"])
+def test_one_case_by_phase(benchmark, model, size):
+    vocabulary = load_vocabulary()
+    config = effective_config(vocabulary.pairs["wint4_aint8"], vocabulary.granularities["default"])
+    captions = load_captions(None, size)
+    data = calibration_data(captions, model.tokenize(captions.lines), batch_size=32, score_size=128)
+    engine = ModelOptEngine(model, method="gradient")
+    arguments = ([config], data, lambda *_: None)
+    engine.score(*arguments)
+
+    (measured,) = benchmark.pedantic(engine.score, args=arguments, rounds=3).values()
+
+    benchmark.extra_info.update(measured.timing)
+    benchmark.extra_info["threads"] = torch.get_num_threads()
+    print(size, {phase: f"{seconds:.2f} s" for phase, seconds in measured.timing.items()})

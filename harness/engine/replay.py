@@ -1,0 +1,216 @@
+"""The replay engine: capture once, score every config by replaying each linear alone.
+
+A group's gradient score only needs each member's input, output gradient and weight, so the model
+runs once per size. The sweep goes linear by linear: each distinct weight quantizer runs once on the
+weight, each distinct input quantizer once on the input, and every wanted pair is multiplied. The
+quantizers are ModelOpt's own and never touch the model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch.nn import functional
+
+from harness.captions import CalibrationData
+from harness.config import EffectiveConfig
+from harness.engine.grouping import layer_groups, scored_elsewhere
+from harness.engine.protocol import GroupScore, Measurement, Outcomes, Progress
+from harness.engine.quantizers import HalfQuantizer, half_key, refusal
+from harness.engine.reduction import linear_score
+from harness.model import LoadedModel, peak_cuda_bytes
+from harness.pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER
+from harness.tape import Tape, capture, choose_device
+
+_REPLAYABLE_ALGORITHMS = (None, "max")
+
+Halves = Mapping[str | None, HalfQuantizer | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """The configs of a sweep and their distinct halves; the key None is a half left plain.
+
+    ``pairs`` is by weight key: the (index of the config, input key) that want this weight.
+    """
+
+    configs: Sequence[EffectiveConfig]
+    weights: Halves
+    inputs: Halves
+    pairs: Mapping[str | None, Sequence[tuple[int, str | None]]]
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Scores by config index and linear, as they come in, and the configs that fell out."""
+
+    scores: list[dict[str, torch.Tensor]]
+    errors: dict[int, Exception] = field(default_factory=dict)
+
+
+class ReplayEngine:
+    """Scores many configs in one sweep over a tape."""
+
+    name = "replay"
+    sweeps = True
+
+    def __init__(self, model: LoadedModel, *, tape_device: str = "auto") -> None:
+        self._model = model
+        self._tape_device = tape_device
+        self._groups = layer_groups(model)
+        self._elsewhere = scored_elsewhere(model)
+
+    def refuses(self, config: EffectiveConfig) -> str | None:
+        """Say why a config cannot be replayed, None if it can."""
+        if config.algorithm not in _REPLAYABLE_ALGORITHMS:
+            return f"calibration algorithm {config.algorithm} needs more than recorded ranges"
+        if self._elsewhere is not None:
+            return f"ModelOpt scores {self._elsewhere} at another module's output"
+        return refusal(config, WEIGHT_QUANTIZER) or refusal(config, INPUT_QUANTIZER)
+
+    def score(
+        self, configs: Sequence[EffectiveConfig], data: CalibrationData, progress: Progress
+    ) -> Outcomes:
+        """See ``Engine.score``. A config that raises loses only itself."""
+        started = time.perf_counter()
+        device = choose_device(self._tape_device, self._model, data)
+        tape = capture(self._model, data, device, progress)
+        captured = time.perf_counter()
+        sweep = plan(configs)
+        ledger = self._run(sweep, tape, progress)
+        finished = time.perf_counter()
+        timing = {"capture": captured - started, "sweep": finished - captured}
+        return {
+            config.digest: ledger.errors.get(index)
+            or self._measurement(index, sweep, ledger, timing, tape)
+            for index, config in enumerate(configs)
+        }
+
+    def _run(self, sweep: Sweep, tape: Tape, progress: Progress) -> Ledger:
+        ledger = Ledger(scores=[{} for _ in sweep.configs])
+        sources = list(_by_source(tape, [linear.name for linear in self._model.linears]))
+        for done, (source, members) in enumerate(sources):
+            progress("sweep", done, len(sources))
+            with torch.no_grad():
+                self._replay(source, members, sweep, tape, ledger)
+        return ledger
+
+    def _replay(
+        self, source: str, members: Sequence[str], sweep: Sweep, tape: Tape, ledger: Ledger
+    ) -> None:
+        """Score every config on the linears that read one input."""
+        device = self._model.device
+        x = tape.inputs[source].to(device, non_blocking=True)
+        amax = tape.amax[source].to(device)
+        inputs = _Lazy(partial(_input_of, sweep.inputs, x, amax))
+        for name in members:
+            linear = self._model.module.get_submodule(name)
+            plain = functional.linear(x, linear.weight, linear.bias)
+            gradient = tape.gradients[name].to(device, non_blocking=True)
+            weights = _Lazy(partial(_weight_of, sweep.weights, linear.weight))
+            for weight_key, wanted in sweep.pairs.items():
+                for index, input_key in wanted:
+                    if index in ledger.errors:
+                        continue
+                    try:
+                        score = linear_score(
+                            inputs[input_key], weights[weight_key], linear.bias, plain, gradient
+                        )
+                    except Exception as error:
+                        ledger.errors[index] = error
+                        continue
+                    ledger.scores[index][name] = score
+                weights.pop(weight_key, None)
+
+    def _measurement(
+        self,
+        index: int,
+        sweep: Sweep,
+        ledger: Ledger,
+        timing: Mapping[str, float],
+        tape: Tape,
+    ) -> Measurement:
+        scores = ledger.scores[index]
+        values = dict(zip(scores, torch.stack(list(scores.values())).tolist(), strict=True))
+        config = sweep.configs[index]
+        halves = {
+            "weight_quantizer": sweep.weights[half_key(config, WEIGHT_QUANTIZER)],
+            "input_quantizer": sweep.inputs[half_key(config, INPUT_QUANTIZER)],
+        }
+        return Measurement(
+            engine=self.name,
+            groups=tuple(
+                GroupScore(
+                    modules=members,
+                    score=sum(values[name] for name in members),
+                    quantized=all(half is None or half.is_enabled for half in halves.values()),
+                )
+                for members in self._groups
+            ),
+            quantizers={k: "disabled" if h is None else h.describe() for k, h in halves.items()},
+            timing=timing,
+            peak_cuda_bytes=peak_cuda_bytes(self._model.device),
+            notes=_broken_notes(tape),
+        )
+
+
+def plan(configs: Sequence[EffectiveConfig]) -> Sweep:
+    """Find the distinct halves of the configs and which pairs of them are wanted."""
+    halves: dict[str, dict[str | None, HalfQuantizer | None]] = {
+        WEIGHT_QUANTIZER: {},
+        INPUT_QUANTIZER: {},
+    }
+    pairs: dict[str | None, list[tuple[int, str | None]]] = {}
+    for index, config in enumerate(configs):
+        for pattern, known in halves.items():
+            cfg, key = config.quantizer(pattern), half_key(config, pattern)
+            known.setdefault(key, None if cfg is None else HalfQuantizer(cfg))
+        weight_key = half_key(config, WEIGHT_QUANTIZER)
+        pairs.setdefault(weight_key, []).append((index, half_key(config, INPUT_QUANTIZER)))
+    return Sweep(
+        configs=configs,
+        weights=halves[WEIGHT_QUANTIZER],
+        inputs=halves[INPUT_QUANTIZER],
+        pairs=pairs,
+    )
+
+
+class _Lazy(dict[str | None, torch.Tensor]):
+    """Quantized tensors by key, each made when first wanted."""
+
+    def __init__(self, make: Callable[[str | None], torch.Tensor]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, key: str | None) -> torch.Tensor:
+        self[key] = self._make(key)
+        return self[key]
+
+
+def _weight_of(halves: Halves, weight: torch.Tensor, key: str | None) -> torch.Tensor:
+    half = halves[key]
+    return weight if half is None else half.weight(weight)
+
+
+def _input_of(halves: Halves, x: torch.Tensor, amax: torch.Tensor, key: str | None) -> torch.Tensor:
+    half = halves[key]
+    return x if half is None else half.input(x, amax)
+
+
+def _by_source(tape: Tape, linears: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each recorded input with the linears that read it, in module order."""
+    members: dict[str, list[str]] = {}
+    for name in linears:
+        members.setdefault(tape.source[name], []).append(name)
+    yield from members.items()
+
+
+def _broken_notes(tape: Tape) -> tuple[str, ...]:
+    if not tape.broken:
+        return ()
+    more = f" and {len(tape.broken) - 1} more" if len(tape.broken) > 1 else ""
+    return (f"gradients are not finite at {tape.broken[0]}{more}",)

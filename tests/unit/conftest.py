@@ -1,0 +1,185 @@
+"""A small measured model: three layer groups of one decoder layer, quantized to INT4 x INT8.
+
+Group      members                       weights   summed score   per scored token
+attention  q_proj, k_proj, v_proj        131,072             30                  3
+output     o_proj                         65,536             10                  1
+mlp        gate_proj, up_proj            262,144             60                  6
+
+Ten tokens are scored. Within 8 bits per weight the most sensitive group, mlp, is too large to be
+kept at 16 bits; the best choice keeps attention and quantizes the other two.
+"""
+
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+
+import pytest
+from markdown_it import MarkdownIt
+
+from harness.captions import Batch, CalibrationData, CaptionSet
+from harness.case import Case, Combination
+from harness.conf import load_vocabulary
+from harness.config import effective_config
+from harness.engine.protocol import GroupScore, Measurement
+from harness.manifest import EnvironmentRecord, MemoryRecord, ModelRecord, RunConfig
+from harness.record import Findings, Layer, build_manifest
+
+LAYER = "model.language_model.layers.0"
+SHAPES = {
+    f"{LAYER}.self_attn.q_proj": (256, 256),
+    f"{LAYER}.self_attn.k_proj": (128, 256),
+    f"{LAYER}.self_attn.v_proj": (128, 256),
+    f"{LAYER}.self_attn.o_proj": (256, 256),
+    f"{LAYER}.mlp.gate_proj": (512, 256),
+    f"{LAYER}.mlp.up_proj": (512, 256),
+}
+
+
+@pytest.fixture
+def combination():
+    vocabulary = load_vocabulary()
+    return Combination(
+        pair=vocabulary.pairs["wint4_aint8"],
+        granularity=vocabulary.granularities["a_per_token_dynamic"],
+    )
+
+
+@pytest.fixture
+def measurement():
+    qkv, o, gate_up = list(SHAPES)[:3], list(SHAPES)[3:4], list(SHAPES)[4:]
+    return Measurement(
+        engine="modelopt",
+        groups=tuple(
+            GroupScore(modules=tuple(modules), score=score, quantized=True)
+            for modules, score in ((qkv, 30.0), (o, 10.0), (gate_up, 60.0))
+        ),
+        quantizers={
+            "weight_quantizer": "4 bit, blocks of 128",
+            "input_quantizer": "8 bit, dynamic",
+        },
+        timing={"calibrate": 1.5, "score": 2.5},
+        peak_cuda_bytes=None,
+    )
+
+
+@pytest.fixture
+def data():
+    """Three scored captions predict 3 + 3 + 4 tokens, one calibrates, one is too short."""
+    lines = (
+        "a dog runs fast",
+        "two cats sleep here",
+        "a red bus drives by",
+        "one bird sings",
+        "Hm",
+    )
+    return CalibrationData(
+        captions=CaptionSet(name="mine.txt", size="small", requested=16, lines=lines),
+        scored=(Batch(rows=((5, 6, 7, 8), (9, 10, 11, 12))), Batch(rows=((5, 13, 14, 15, 16),))),
+        unscored=(Batch(rows=((17, 18, 19),)),),
+        batch_size=2,
+        sha256="c" * 64,
+        dropped=("Hm",),
+    )
+
+
+@pytest.fixture
+def findings(combination, measurement, data):
+    return Findings(
+        case=Case(model="toy", combination=combination, size="small", method="gradient"),
+        config=effective_config(combination.pair, combination.granularity),
+        measurement=measurement,
+        data=data,
+        layers={
+            name: Layer(module_type="Linear", out_features=out, in_features=width, padded_to=None)
+            for name, (out, width) in SHAPES.items()
+        },
+        alias_of=None,
+        notes=("mine.txt holds 5 captions, size small needs 16: measured on 5",),
+        model=ModelRecord(
+            id="toy-org/toy",
+            name="toy",
+            architecture="ToyForCausalLM",
+            weights="checkpoint",
+            dtype="float32",
+            num_parameters=1_000_000,
+            num_language_model_linears=6,
+            digest="d" * 64,
+        ),
+        environment=EnvironmentRecord(
+            harness="0.1.0",
+            python="3.11.7",
+            torch="2.11.0",
+            transformers="5.14.0",
+            modelopt="0.47.0",
+            cuda=None,
+            device="cpu",
+            device_name="CPU",
+            platform="Linux x86_64",
+            host=None,
+            user=None,
+        ),
+        memory=MemoryRecord(peak_rss_bytes=123_456_789, peak_cuda_bytes=None),
+        run_config=RunConfig(
+            engine="modelopt",
+            engine_reason="the only engine",
+            device="cpu",
+            dtype="float32",
+            weights="checkpoint",
+            batch_size=2,
+            score_size=3,
+            effective_bits=8.0,
+            seed=0,
+        ),
+    )
+
+
+@pytest.fixture
+def manifest(findings):
+    return build_manifest(findings)
+
+
+@pytest.fixture(scope="session")
+def render():
+    """What a reader of a Markdown document sees: the tables' cells, the links and the text."""
+
+    def rendered(markdown):
+        page = Page()
+        page.feed(MarkdownIt("commonmark").enable("table").render(markdown))
+        page.close()
+        return page
+
+    return rendered
+
+
+@dataclass
+class Page(HTMLParser):
+    """An HTML page taken apart. ``tables[table][row][cell]`` is text, the header row first."""
+
+    tables: list[list[list[str]]] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    tags: set[str] = field(default_factory=set)
+    text: str = ""
+
+    def __post_init__(self):
+        super().__init__(convert_charrefs=True)
+        self._in_cell = False
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        if tag == "a":
+            self.links.append(dict(attributes)["href"])
+        elif tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("th", "td"):
+            self.tables[-1][-1].append("")
+            self._in_cell = True
+
+    def handle_endtag(self, tag):
+        if tag in ("th", "td"):
+            self._in_cell = False
+
+    def handle_data(self, data):
+        self.text += data
+        if self._in_cell:
+            self.tables[-1][-1][-1] += data

@@ -1,0 +1,101 @@
+"""Cases: the grid, its ids and its order, and the selection by name."""
+
+import pytest
+
+from harness.case import (
+    SIZES,
+    Case,
+    Combination,
+    cases,
+    combinations,
+    select_sizes,
+    select_vocabulary,
+)
+from harness.conf import load_vocabulary
+from harness.errors import VocabularyError
+
+VOCABULARY = load_vocabulary()
+
+
+def grid(vocabulary=VOCABULARY, sizes=tuple(SIZES), model="tiny-qwen3-vl", method="gradient"):
+    return list(cases(vocabulary, sizes, model=model, method=method))
+
+
+def test_sizes_are_16_128_and_512_captions():
+    assert list(SIZES.items()) == [("small", 16), ("medium", 128), ("large", 512)]
+
+
+def test_ids_name_what_is_measured_in_a_stable_way():
+    combination = Combination(
+        pair=VOCABULARY.pairs["wint4_aint8"], granularity=VOCABULARY.granularities["w_group64"]
+    )
+    case = Case(model="qwen3-vl-4b", combination=combination, size="small", method="kl_div")
+    assert combination.id == "wint4_aint8-w_group64"
+    assert case.id == "wint4_aint8-w_group64-small"
+    assert case.case_id == "qwen3-vl-4b/wint4_aint8/w_group64/small/kl_div"
+
+
+def test_the_grid_is_every_pair_under_every_overlay_in_every_size():
+    found = grid()
+    assert len(found) == 24 * 10 * 3
+    assert len({case.id for case in found}) == len({case.case_id for case in found}) == 720
+    assert {(case.model, case.method) for case in found} == {("tiny-qwen3-vl", "gradient")}
+
+
+def test_cases_come_size_by_size_and_then_pair_by_pair():
+    few = select_vocabulary(VOCABULARY, ["wfp8_afp8", "wint8_aint8"], ["default", "w_group64"])
+    assert [case.id for case in grid(few, ("small", "large"))] == [
+        "wfp8_afp8-default-small",
+        "wfp8_afp8-w_group64-small",
+        "wint8_aint8-default-small",
+        "wint8_aint8-w_group64-small",
+        "wfp8_afp8-default-large",
+        "wfp8_afp8-w_group64-large",
+        "wint8_aint8-default-large",
+        "wint8_aint8-w_group64-large",
+    ]
+    assert [one.id for one in combinations(few)] == [case.combination.id for case in grid(few)][:4]
+
+
+def test_models_and_methods_tell_case_ids_apart_but_not_test_ids():
+    gradient, divergence = grid(method="gradient"), grid(method="kl_div")
+    assert [case.id for case in gradient] == [case.id for case in divergence]
+    assert not {case.case_id for case in gradient} & {case.case_id for case in divergence}
+    assert not {case.case_id for case in gradient} & {case.case_id for case in grid(model="mine")}
+
+
+def test_selecting_nothing_keeps_everything():
+    assert select_vocabulary(VOCABULARY, (), ()) == VOCABULARY
+    assert select_sizes(()) == ("small", "medium", "large")
+
+
+def test_a_selection_keeps_the_vocabularys_order_and_no_duplicates():
+    picked = select_vocabulary(
+        VOCABULARY, ["wint4_aint8", "wfp8_afp8", "wint4_aint8"], ["w_group64", "default"]
+    )
+    assert list(picked.pairs) == ["wfp8_afp8", "wint4_aint8"]
+    assert list(picked.granularities) == ["default", "w_group64"]
+    assert picked.pairs["wint4_aint8"] is VOCABULARY.pairs["wint4_aint8"]
+    assert select_sizes(["large", "small", "large"]) == ("small", "large")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "granularities", "fragments"),
+    [
+        (["wint4_aint9"], [], ("pair 'wint4_aint9'", "'wint4_aint", "quant_pair/", "wfp16_aint8")),
+        (["WFP8_AFP8"], [], ("pair 'WFP8_AFP8'", "wfp8_afp8")),
+        ([], ["default", "w_group96"], ("overlay 'w_group96'", "quant_granularity/", "w_group64")),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_known_ones_and_the_way_to_add_it(
+    pairs, granularities, fragments
+):
+    with pytest.raises(VocabularyError) as caught:
+        select_vocabulary(VOCABULARY, pairs, granularities)
+    message = str(caught.value)
+    assert all(fragment in message for fragment in (*fragments, "--aq-conf")), message
+
+
+def test_an_unknown_size_is_refused_with_a_guess():
+    with pytest.raises(VocabularyError, match=r"size 'smal' .*'small'.*small, medium, large"):
+        select_sizes(["smal"])

@@ -1,0 +1,116 @@
+"""Which model a name stands for: the registry, a folder or a hub id."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from harness.errors import ModelError, VocabularyError
+from harness.registry import DEFAULT_MODEL, EMBEDDED_TOKENIZER, REGISTRY, find_model
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    folder = tmp_path / "My Model.v2"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"")
+    return folder
+
+
+def test_the_registry_knows_the_embedded_model_and_the_one_it_stands_in_for():
+    assert list(REGISTRY) == [DEFAULT_MODEL, "qwen3-vl-4b"]
+    assert all(source.name == name for name, source in REGISTRY.items())
+    assert find_model("qwen3-vl-4b", random_weights=False) is REGISTRY["qwen3-vl-4b"]
+
+
+def test_the_embedded_model_ships_with_the_package():
+    folder = Path(REGISTRY[DEFAULT_MODEL].location)
+    shipped = {path.name for path in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= shipped
+    assert folder == EMBEDDED_TOKENIZER
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen3_vl"
+    assert REGISTRY[DEFAULT_MODEL].public_id == DEFAULT_MODEL
+
+
+def test_the_4b_model_comes_from_the_hub_and_its_architecture_from_here():
+    source = REGISTRY["qwen3-vl-4b"]
+    assert source.location == source.public_id == "Qwen/Qwen3-VL-4B-Instruct"
+    text = json.loads(source.architecture.read_text())["text_config"]
+    assert (text["num_hidden_layers"], text["hidden_size"]) == (36, 2560)
+    assert (text["intermediate_size"], text["num_key_value_heads"]) == (9728, 8)
+
+
+def test_a_folder_is_named_after_itself_and_keeps_its_path_to_itself(checkpoint):
+    source = find_model(str(checkpoint), random_weights=False)
+    assert source.name == "my-model.v2"
+    assert source.location == str(checkpoint)
+    assert source.public_id == "My Model.v2"
+    assert source.architecture is None
+
+
+def test_a_relative_folder_is_resolved(checkpoint, monkeypatch):
+    monkeypatch.chdir(checkpoint)
+    assert find_model(".", random_weights=False).location == str(checkpoint)
+    assert find_model("../My Model.v2", random_weights=False).name == "my-model.v2"
+
+
+def test_a_folder_wins_over_a_hub_id_of_the_same_spelling(tmp_path, monkeypatch):
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    (tmp_path / "org" / "name" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    source = find_model("org/name", random_weights=True)
+    assert source.location == str(tmp_path / "org" / "name")
+
+
+def test_a_folder_without_a_config_is_refused(checkpoint):
+    (checkpoint / "config.json").unlink()
+    with pytest.raises(ModelError) as caught:
+        find_model(str(checkpoint), random_weights=True)
+    assert str(caught.value).startswith(f"model folder {checkpoint}: has no config.json")
+
+
+def test_a_folder_without_weights_is_refused_unless_they_are_random(checkpoint):
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(ModelError) as caught:
+        find_model(str(checkpoint), random_weights=False)
+    assert f"model folder {checkpoint}: has no *.safetensors" in str(caught.value)
+    assert "--aq-weights random" in str(caught.value)
+    assert find_model(str(checkpoint), random_weights=True).location == str(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["tiny-qwen3-vl", "org/name", "."])
+def test_random_weights_are_never_taken_for_the_checkpoint(name, checkpoint, monkeypatch):
+    monkeypatch.chdir(checkpoint)
+    real, random = (find_model(name, random_weights=random) for random in (False, True))
+    assert random.name == f"{real.name}-random"
+    assert random.location == real.location
+
+
+def test_a_hub_id_is_kept_and_named_by_its_slug(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = find_model("Org.1/My_Model-2B", random_weights=False)
+    assert source.location == source.public_id == "Org.1/My_Model-2B"
+    assert source.name == "org.1--my_model-2b"
+
+
+def test_hub_ids_that_differ_only_in_their_slash_do_not_share_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [find_model(name, random_weights=False).name for name in ("a-b/c", "a/b-c")]
+    assert len(set(names)) == 2
+
+
+@pytest.mark.parametrize("name", ["nowhere", "a/b/c", "/nowhere/at-all", "./nowhere", "../nowhere"])
+def test_anything_else_is_unknown_and_said_what_would_do(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(VocabularyError) as caught:
+        find_model(name, random_weights=False)
+    message = str(caught.value)
+    assert message.startswith(f"model {name!r} is unknown")
+    assert "tiny-qwen3-vl, qwen3-vl-4b" in message
+    assert "org/name hub id" in message
+
+
+def test_a_misspelt_registry_name_gets_a_guess():
+    with pytest.raises(VocabularyError, match=r"did you mean 'qwen3-vl-4b'"):
+        find_model("qwen3vl-4b", random_weights=False)

@@ -1,0 +1,254 @@
+"""Reports on disk: written with each case, and rebuilt from manifests alone."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from harness.errors import ManifestError
+from harness.manifest import dump_manifest, read_manifest
+from harness.report.overview import summary_markdown
+from harness.report.writer import rebuild, write_case, write_layer_reports, write_summary
+from harness.results import Results, SkipLine, case_line
+
+FOLDER = Path("toy/weight-int4-act-int8/a_per_token_dynamic/small")
+MANIFEST = FOLDER / "wint4_aint8_autoquant_lm_quant_manifest.json"
+MLP = "model.language_model.layers.0.mlp.gate_proj"
+
+
+def files(root):
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+
+
+def renamed(manifest, granularity):
+    case_id = manifest.case.case_id.replace(manifest.case.granularity, granularity)
+    return replace(manifest, case=replace(manifest.case, granularity=granularity, case_id=case_id))
+
+
+def damage(path, change):
+    """Change a written manifest's JSON in place."""
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+@pytest.fixture
+def manifests(manifest):
+    """The same measurement under three overlays."""
+    return [renamed(manifest, name) for name in ("default", "w_group64", "a_per_token_dynamic")]
+
+
+@pytest.fixture
+def session(tmp_path, manifests):
+    """A report folder as a pytest session leaves it: three cases and a skip."""
+    results = Results()
+    for manifest in manifests:
+        write_case(tmp_path, manifest)
+        line = case_line(manifest, manifest.path)
+        results.cases[line.case_id] = line
+    skip = SkipLine(case_id="toy/wfp4_afp8", status="needs-cuda", reason="RuntimeError: no CUDA")
+    results.skips[skip.case_id] = skip
+    write_summary(tmp_path, results)
+    return results
+
+
+def test_a_case_is_written_as_a_manifest_two_reports_and_its_state(tmp_path, manifest):
+    path = write_case(tmp_path, manifest, b"state")
+    assert path == tmp_path / MANIFEST
+    assert read_manifest(path) == manifest
+    assert set(files(tmp_path / FOLDER)) == {
+        "wint4_aint8_autoquant_lm_quant_manifest.json",
+        "wint4_aint8_autoquant_lm_autoquant_state.pt",
+        "layer-sensitivity-report.md",
+        "layer-sensitivity-report.json",
+    }
+    state = FOLDER / "wint4_aint8_autoquant_lm_autoquant_state.pt"
+    assert (tmp_path / state).read_bytes() == b"state"
+
+
+def test_without_a_state_none_is_written(tmp_path, manifest):
+    write_case(tmp_path, manifest)
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_the_summary_is_written_at_the_root_and_links_to_reports_that_exist(
+    tmp_path, session, render
+):
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
+        "summary.md",
+        "summary.json",
+    }
+    links = render((tmp_path / "summary.md").read_text()).links
+    assert len(links) == 3
+    assert all((tmp_path / unquote(link)).is_file() for link in links)
+
+
+def test_every_report_is_rebuilt_byte_for_byte(tmp_path, session):
+    written = files(tmp_path)
+    for path in tmp_path.rglob("*report.*"):
+        path.unlink()
+    (tmp_path / "summary.md").unlink()
+    results, left_out = rebuild(tmp_path)
+    assert left_out == []
+    assert set(results.cases) == set(session.cases)
+    after = files(tmp_path)
+    assert set(after) == set(written)
+    # Cases stand in the summary as they arrived, and after a rebuild in path order.
+    changed = {name for name in after if after[name] != written[name]}
+    assert changed <= {"summary.md", "summary.json"}
+    before, now = (json.loads(tree["summary.json"]) for tree in (written, after))
+    for summary in (before, now):
+        summary["cases"].sort(key=lambda case: case["case_id"])
+    assert before == now
+
+
+def test_rebuilding_twice_changes_nothing(tmp_path, session):
+    rebuild(tmp_path)
+    once = files(tmp_path)
+    rebuild(tmp_path)
+    assert files(tmp_path) == once
+
+
+def test_reports_are_rebuilt_where_torch_is_not_installed(tmp_path, session):
+    script = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(('torch', 'modelopt', 'transformers', 'scipy')))\n"
+        "from pathlib import Path\n"
+        "from harness.report.writer import rebuild\n"
+        "print(len(rebuild(Path(sys.argv[1]))[0].cases))\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3\n", "")
+
+
+def dangling_ranking(document):
+    document["layer_sensitivity"].popitem()
+
+
+def dangling_member(document):
+    document["layers"].popitem()
+
+
+def no_budget(document):
+    document["autoquant_state"]["constraints"] = {}
+
+
+def not_a_number(document):
+    document["autoquant_state"]["total_score"] = float("nan")
+
+
+def infinite_bits(document):
+    document["quantization"]["effective_bits"] = float("inf")
+
+
+def half_a_character(document):
+    document["model"]["id"] = "\ud800"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict.clear,
+        lambda document: document.update(schema_version=99),
+        lambda document: document["case"].update(status="fine"),
+        dangling_ranking,
+        dangling_member,
+        no_budget,
+        not_a_number,
+        infinite_bits,
+        half_a_character,
+    ],
+)
+def test_a_manifest_that_cannot_be_reported_is_left_out_and_named(
+    tmp_path, session, manifests, change
+):
+    broken = tmp_path / manifests[1].path
+    damage(broken, change)
+    results, left_out = rebuild(tmp_path)
+    assert len(left_out) == 1
+    assert left_out[0].startswith(f"{broken}: ")
+    assert set(results.cases) == {m.case.case_id for m in (manifests[0], manifests[2])}
+    document = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert document["counts"]["measured"] == 2
+
+
+def test_a_truncated_manifest_is_left_out_and_named(tmp_path, session, manifests):
+    broken = tmp_path / manifests[0].path
+    broken.write_bytes(broken.read_bytes()[:1000])
+    results, left_out = rebuild(tmp_path)
+    assert len(results.cases) == 2
+    assert [reason.partition(": is not JSON")[0] for reason in left_out] == [str(broken)]
+
+
+def test_skips_of_the_last_summary_are_kept_until_their_case_is_measured(
+    tmp_path, session, manifests
+):
+    measured = manifests[0].case.case_id
+    stale = SkipLine(case_id=measured, status="needs-cuda", reason="no CUDA here")
+    session.skips[measured] = stale
+    write_summary(tmp_path, session)
+    results, _ = rebuild(tmp_path)
+    assert list(results.skips) == ["toy/wfp4_afp8"]
+    assert results.skips["toy/wfp4_afp8"].reason == "RuntimeError: no CUDA"
+    assert "no CUDA here" not in (tmp_path / "summary.md").read_text()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[]", b'{"skipped": [[]]}'])
+def test_a_broken_last_summary_is_replaced(tmp_path, session, content):
+    (tmp_path / "summary.json").write_bytes(content)
+    results, left_out = rebuild(tmp_path)
+    assert (len(results.cases), results.skips, left_out) == (3, {}, [])
+    assert json.loads((tmp_path / "summary.json").read_text())["counts"]["measured"] == 3
+
+
+@pytest.mark.parametrize("folder", ["away", "empty"])
+def test_a_folder_without_manifests_is_an_error_that_names_it(tmp_path, folder):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ManifestError) as caught:
+        rebuild(tmp_path / folder)
+    assert str(caught.value).startswith(f"{tmp_path / folder}: holds no *")
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("below", ["", "a b", "(old) [1]", "a|b", "<script>", "100%", "x#y?z"])
+def test_links_lead_to_the_reports_whatever_the_folder_is_called(tmp_path, manifest, render, below):
+    folder = tmp_path / below
+    folder.mkdir(exist_ok=True)
+    (folder / MANIFEST.name).write_text(dump_manifest(manifest))
+    results, left_out = rebuild(tmp_path)
+    assert left_out == []
+    page = render(summary_markdown(results))
+    assert [len(row) for row in page.tables[-1]] == [8, 8]
+    assert "script" not in page.tags
+    assert [unquote(urlsplit(link).path) for link in page.links] == [
+        (Path(below) / "layer-sensitivity-report.md").as_posix()
+    ]
+
+
+def test_a_report_that_cannot_be_written_is_an_error_that_names_it(tmp_path, manifest):
+    root = tmp_path / "reports"
+    root.write_text("a file in the way")
+    with pytest.raises(ManifestError, match=f"^{root / MANIFEST}: cannot be written"):
+        write_case(root, manifest)
+    with pytest.raises(ManifestError, match=f"^{root / 'summary.md'}: cannot be written"):
+        write_summary(root, Results())
+
+
+def test_layer_reports_replace_older_ones(tmp_path, manifest, render):
+    write_layer_reports(tmp_path, manifest)
+    state = replace(manifest.autoquant_state, is_satisfied=False, minimum_effective_bits=9.5)
+    write_layer_reports(tmp_path, replace(manifest, autoquant_state=state))
+    page = render((tmp_path / "layer-sensitivity-report.md").read_text())
+    assert "the smallest reachable is 9.5," in page.text
+    report = json.loads((tmp_path / "layer-sensitivity-report.json").read_text())
+    assert report["autoquant_state"]["is_satisfied"] is False
+    assert report["groups"][0]["group"] == MLP

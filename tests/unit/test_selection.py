@@ -1,0 +1,197 @@
+"""Selection under a bit budget, against every possible choice and against greedy ones."""
+
+from fractions import Fraction
+from itertools import pairwise, product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.selection import Candidate, select
+
+UNQUANTIZED = Candidate(score=0.0, bits=16.0)
+FORMAT_BITS = (4.0, 4.125, 4.25, 4.5, 8.0, 16.0)
+
+# Weights and budgets as language models and users have them, not as a solver's tolerance likes.
+weight_counts = st.integers(1, 6).map(lambda blocks: blocks * 65536)
+budgets = st.integers(3 * 64, 17 * 64).map(lambda steps: steps / 64)
+magnitudes = st.sampled_from((1e3, 1.0, 1e-6, 1e-9, 1e-12))
+
+
+@st.composite
+def problems(draw, most_groups, most_candidates=4):
+    """Groups of any number of candidates, whose scores are all of one magnitude, and a budget."""
+    magnitude = draw(magnitudes)
+    candidate = st.builds(
+        Candidate,
+        score=st.integers(0, 999).map(lambda score: score * magnitude),
+        bits=st.sampled_from(FORMAT_BITS),
+    )
+    group = st.lists(candidate, min_size=1, max_size=most_candidates)
+    groups = draw(st.lists(group, min_size=1, max_size=most_groups))
+    weights = draw(st.lists(weight_counts, min_size=len(groups), max_size=len(groups)))
+    return groups, weights, draw(budgets)
+
+
+def stored_bits(groups, weights, chosen):
+    return sum(
+        Fraction(group[i].bits) * weight
+        for group, i, weight in zip(groups, chosen, weights, strict=True)
+    )
+
+
+def total_score(groups, chosen):
+    return sum(group[i].score for group, i in zip(groups, chosen, strict=True))
+
+
+def best_score(groups, weights, budget):
+    """The least score of all choices within the budget, None where there is none."""
+    room = Fraction(budget) * sum(weights)
+    choices = product(*(range(len(group)) for group in groups))
+    return min(
+        (total_score(groups, c) for c in choices if stored_bits(groups, weights, c) <= room),
+        default=None,
+    )
+
+
+def quantize_or_keep(scores, bits=4.125):
+    return [(Candidate(score=score, bits=bits), UNQUANTIZED) for score in scores]
+
+
+def greedy(groups, weights, budget, order):
+    """Quantize group after group until the budget is met, the cheapest by ``order`` first."""
+    chosen = [1] * len(groups)
+    room = Fraction(budget) * sum(weights)
+    for i in sorted(range(len(groups)), key=lambda i: order(groups[i][0].score, weights[i])):
+        if stored_bits(groups, weights, chosen) <= room:
+            break
+        chosen[i] = 0
+    return total_score(groups, chosen)
+
+
+@settings(deadline=None, max_examples=150)
+@given(problem=problems(most_groups=5))
+def test_no_choice_within_the_budget_is_better(problem):
+    groups, weights, budget = problem
+    selection = select(groups, weights, budget)
+    best = best_score(groups, weights, budget)
+    assert selection.is_satisfied == (best is not None)
+    if best is not None:
+        assert selection.score == pytest.approx(best, rel=1e-9, abs=0)
+        assert stored_bits(groups, weights, selection.chosen) <= Fraction(budget) * sum(weights)
+
+
+@settings(deadline=None, max_examples=60)
+@given(problem=problems(most_groups=30))
+def test_the_numbers_are_those_of_the_choice(problem):
+    groups, weights, budget = problem
+    selection = select(groups, weights, budget)
+    bits = stored_bits(groups, weights, selection.chosen) / sum(weights)
+    least = [min(candidate.bits for candidate in group) for group in groups]
+    reachable = sum(b * w for b, w in zip(least, weights, strict=True)) / sum(weights)
+    assert selection.score == pytest.approx(total_score(groups, selection.chosen), rel=1e-12)
+    assert selection.effective_bits == pytest.approx(float(bits), rel=1e-12)
+    assert selection.minimum_effective_bits == pytest.approx(reachable, rel=1e-12)
+    if not selection.is_satisfied:
+        assert reachable > budget
+        assert selection.effective_bits == selection.minimum_effective_bits
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    scores=st.lists(st.integers(1, 10**6), min_size=20, max_size=150),
+    magnitude=magnitudes,
+    budget=st.integers(5 * 64, 15 * 64).map(lambda steps: steps / 64),
+    data=st.data(),
+)
+def test_no_greedy_choice_is_better(scores, magnitude, budget, data):
+    weights = data.draw(st.lists(weight_counts, min_size=len(scores), max_size=len(scores)))
+    groups = quantize_or_keep([score * magnitude for score in scores])
+    selection = select(groups, weights, budget)
+    assert selection.effective_bits <= budget
+    for order in (
+        lambda score, weight: score,
+        lambda score, weight: score / weight,
+        lambda score, weight: -weight,
+    ):
+        assert selection.score <= greedy(groups, weights, budget, order) * (1 + 1e-9)
+
+
+@settings(deadline=None, max_examples=30)
+@given(problem=problems(most_groups=20), more=st.lists(budgets, min_size=2, max_size=5))
+def test_more_bits_never_give_a_worse_score(problem, more):
+    groups, weights, budget = problem
+    found = [select(groups, weights, b) for b in sorted([budget, *more])]
+    scores = [selection.score for selection in found if selection.is_satisfied]
+    assert all(b <= a * (1 + 1e-9) for a, b in pairwise(scores))
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-6, 1e-9, 1e-12, 1e-30])
+def test_the_magnitude_of_the_scores_changes_nothing(unit):
+    groups = quantize_or_keep([score * unit for score in (5.0, 4.0, 3.0, 3.5)])
+    # 600 weights: 291 of them must be quantized, and the three small groups hurt more than the one.
+    selection = select(groups, [100, 100, 100, 300], budget=10.25)
+    assert selection.chosen == (1, 1, 1, 0)
+    assert selection.score == 3.5 * unit
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    exponents=st.lists(st.floats(-12, 0), min_size=2, max_size=8),
+    data=st.data(),
+)
+def test_scores_over_twelve_decades_are_all_told_apart(exponents, data):
+    weights = data.draw(st.lists(weight_counts, min_size=len(exponents), max_size=len(exponents)))
+    budget = data.draw(st.integers(5 * 64, 16 * 64).map(lambda steps: steps / 64))
+    groups = quantize_or_keep([10**exponent for exponent in exponents])
+    best = best_score(groups, weights, budget)
+    assert select(groups, weights, budget).score == pytest.approx(best, rel=1e-6, abs=0)
+
+
+def test_a_group_too_sensitive_to_quantize_does_not_blur_the_others():
+    groups = quantize_or_keep([1.0, 3e-12, 1e-12, 2e-12])
+    assert select(groups, [100] * 4, budget=14.0).chosen == (1, 1, 0, 1)
+
+
+@pytest.mark.parametrize("quantized", list(product((0, 1), repeat=4)))
+def test_a_budget_that_a_choice_fills_exactly_allows_it(quantized):
+    groups = [
+        (Candidate(score=1.0 if keep else 0.0, bits=4.125), Candidate(score=0.5, bits=16.0))
+        for keep in quantized
+    ]
+    weights = [2560 * 4096, 2560 * 1024, 2560 * 9728, 2560 * 2560]
+    budget = float(stored_bits(groups, weights, quantized) / sum(weights))
+    selection = select(groups, weights, budget)
+    assert selection.chosen == quantized
+    assert selection.effective_bits == budget
+
+
+def test_a_budget_a_hair_below_a_choice_excludes_that_choice_and_no_other():
+    scores = [0.78, 0.63, 0.39, 0.88, 0.04]
+    weights = [131072, 131072, 262144, 65536, 262144]
+    groups = quantize_or_keep(scores)
+    filled = float(stored_bits(groups, weights, (1, 1, 1, 1, 0)) / sum(weights))
+    for below in (1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5):
+        budget = filled * (1 - 2 * below)
+        selection = select(groups, weights, budget)
+        assert selection.effective_bits <= budget, below
+        assert selection.score == pytest.approx(best_score(groups, weights, budget)), below
+
+
+@pytest.mark.parametrize("budget", [1.0, 5.0, 5.3749])
+def test_a_budget_below_every_choice_gives_the_smallest_and_least_harmful_and_says_so(budget):
+    groups = [
+        (Candidate(score=2.0, bits=8.0), Candidate(score=9.0, bits=4.5), UNQUANTIZED),
+        (Candidate(score=3.0, bits=8.0), Candidate(score=1.0, bits=8.0), UNQUANTIZED),
+    ]
+    selection = select(groups, [300, 100], budget)
+    assert not selection.is_satisfied
+    assert selection.chosen == (1, 1)
+    assert selection.effective_bits == selection.minimum_effective_bits == 5.375
+    assert selection.score == 10.0
+    assert select(groups, [300, 100], 5.375).is_satisfied
+
+
+def test_nothing_is_quantized_when_the_budget_has_room_for_everything():
+    selection = select(quantize_or_keep([1e-9, 2e-9]), [64, 64], budget=16.0)
+    assert (selection.chosen, selection.score) == ((1, 1), 0.0)

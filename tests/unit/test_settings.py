@@ -1,0 +1,191 @@
+"""Options: parsed from the command line and from ini, and refused with where they came from."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from harness.errors import VocabularyError
+from harness.plugin.access import session_of
+from harness.settings import OPTIONS, Settings, read_settings
+
+BY_NAME = {option.name: option for option in OPTIONS}
+
+
+def read(**given):
+    """Settings as if these options had been given on the command line."""
+    return read_settings(lambda option: (given.get(option.name), option.flag))
+
+
+def test_every_option_has_one_setting_one_flag_and_one_ini_name():
+    assert sorted(BY_NAME) == sorted(field.name for field in fields(Settings))
+    assert len(OPTIONS) == len({o.flag for o in OPTIONS}) == len({o.ini for o in OPTIONS})
+    assert all(option.help for option in OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("name", "flag", "ini"),
+    [
+        ("batch_size", "--aq-batch-size", "aq_batch_size"),
+        ("report_dir", "--aq-report-dir", "aq_report_dir"),
+        ("structure_only", "--structure-only", "aq_structure_only"),
+        ("gpu_only", "--gpu-only", "aq_gpu_only"),
+    ],
+)
+def test_flags_are_spelled_with_dashes_and_ini_names_with_underscores(name, flag, ini):
+    assert (BY_NAME[name].flag, BY_NAME[name].ini) == (flag, ini)
+
+
+def test_nothing_given_is_the_documented_defaults():
+    assert read() == Settings(
+        model="tiny-qwen3-vl",
+        device="auto",
+        dtype="auto",
+        weights="checkpoint",
+        captions=None,
+        sizes=(),
+        pairs=(),
+        granularities=(),
+        conf=None,
+        method="gradient",
+        engine="auto",
+        tape_device="auto",
+        batch_size=32,
+        score_size=128,
+        effective_bits=8.0,
+        seed=0,
+        report_dir=None,
+        publish=False,
+        save_state=False,
+        trust_remote_code=False,
+        record_host=False,
+        list=False,
+        report_only=False,
+        structure_only=False,
+        gpu_only=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "value"),
+    [
+        ("model", "Qwen/Qwen3-VL-4B-Instruct", "Qwen/Qwen3-VL-4B-Instruct"),
+        ("dtype", "bf16", "bf16"),
+        ("method", "kl_div", "kl_div"),
+        ("captions", "data/coco.txt", Path("data/coco.txt")),
+        ("pairs", "wfp8_afp8", ("wfp8_afp8",)),
+        ("pairs", " wfp8_afp8, wint8_aint8 ,", ("wfp8_afp8", "wint8_aint8")),
+        ("granularities", "default\nw_group64", ("default", "w_group64")),
+        ("sizes", ["small", "medium,large"], ("small", "medium", "large")),
+        ("sizes", "", ()),
+        ("batch_size", "1", 1),
+        ("score_size", "512", 512),
+        ("seed", "0", 0),
+        ("effective_bits", "16", 16.0),
+        ("effective_bits", "4.5", 4.5),
+        ("publish", True, True),
+        ("publish", "yes", True),
+        ("record_host", "TRUE", True),
+        ("save_state", "on", True),
+        ("gpu_only", "1", True),
+        ("publish", "off", False),
+        ("publish", "0", False),
+        ("trust_remote_code", "False", False),
+        ("trust_remote_code", "", False),
+    ],
+)
+def test_a_value_is_parsed_as_its_kind(name, raw, value):
+    parsed = getattr(read(**{name: raw}), name)
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+def test_a_home_folder_is_expanded():
+    assert read(report_dir="~/reports").report_dir == Path.home() / "reports"
+
+
+@pytest.mark.parametrize("origin", ["--aq-x", "ini option aq_x"])
+@pytest.mark.parametrize(
+    ("name", "raw", "allowed"),
+    [
+        ("dtype", "fp8", "auto, fp32, bf16, fp16"),
+        ("weights", "", "checkpoint, random"),
+        ("method", "Gradient", "gradient, kl_div"),
+        ("batch_size", "0", "at least 1"),
+        ("batch_size", "-4", "at least 1"),
+        ("batch_size", "2.5", "whole number"),
+        ("score_size", "many", "whole number"),
+        ("seed", "-1", "at least 0"),
+        ("effective_bits", "0", "above 0 and up to 16"),
+        ("effective_bits", "16.01", "above 0 and up to 16"),
+        ("effective_bits", "nan", "above 0 and up to 16"),
+        ("effective_bits", "inf", "above 0 and up to 16"),
+        ("effective_bits", "eight", "a number"),
+        ("publish", "perhaps", "neither true nor false"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_origin_itself_and_what_is_allowed(
+    name, raw, allowed, origin
+):
+    with pytest.raises(VocabularyError) as caught:
+        read_settings(lambda option: (raw if option.name == name else None, origin))
+    message = str(caught.value)
+    assert message.startswith(f"{origin}: {raw!r} is ")
+    assert allowed in message
+
+
+@pytest.mark.parametrize(
+    ("given", "flags"),
+    [
+        ({"structure_only": True, "gpu_only": True}, ("--structure-only", "--gpu-only")),
+        ({"publish": True, "report_dir": "out"}, ("--aq-publish", "--aq-report-dir")),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused_together(given, flags):
+    with pytest.raises(VocabularyError, match="exclude each other") as caught:
+        read(**given)
+    assert all(flag in str(caught.value) for flag in flags)
+    for alone, value in given.items():
+        assert getattr(read(**{alone: value}), alone)
+
+
+@pytest.mark.parametrize(
+    ("given", "folder"),
+    [
+        ({}, "repo/reports/tmp"),
+        ({"publish": True}, "repo/reports"),
+        ({"report_dir": "elsewhere/out"}, "elsewhere/out"),
+    ],
+)
+def test_reports_go_where_they_are_told(given, folder):
+    assert read(**given).report_root(Path("repo")) == Path(folder)
+
+
+def test_the_seed_matters_only_for_random_weights():
+    assert read(seed="7").random_seed is None
+    assert read(seed="7", weights="random").random_seed == 7
+
+
+def test_a_bad_value_names_the_command_line_option_it_came_from(pytester):
+    config = pytester.parseconfig("--aq-batch-size=0")
+    with pytest.raises(pytest.UsageError, match=r"^--aq-batch-size: '0' is not allowed"):
+        session_of(config)
+
+
+def test_a_bad_value_names_the_ini_option_it_came_from(pytester):
+    pytester.makeini("[pytest]\naq_batch_size = 0\n")
+    with pytest.raises(pytest.UsageError, match=r"^ini option aq_batch_size: '0' is not allowed"):
+        session_of(pytester.parseconfig())
+
+
+def test_the_command_line_wins_over_ini(pytester):
+    pytester.makeini("[pytest]\naq_batch_size = 0\naq_pairs = wfp8_afp8\naq_seed = 5\n")
+    settings = session_of(pytester.parseconfig("--aq-batch-size=3", "--aq-seed=6")).settings
+    assert (settings.batch_size, settings.seed, settings.pairs) == (3, 6, ("wfp8_afp8",))
+
+
+def test_an_ini_path_is_relative_to_the_ini_file_and_a_flag_may_be_set_there(pytester):
+    pytester.makeini("[pytest]\naq_report_dir = out\naq_record_host = yes\n")
+    settings = session_of(pytester.parseconfig()).settings
+    assert settings.report_dir == pytester.path / "out"
+    assert settings.record_host
