@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import platform
 import resource
 import socket
@@ -38,10 +39,12 @@ class Bench:
     def __init__(
         self, settings: Settings, source: ModelSource, progress: Progress, warn: Warn
     ) -> None:
+        _share_cores()
         self._settings = settings
         self._source = source
         self._progress = progress
         self._warn = warn
+        self._model_error: HarnessError | None = None
         self._data: dict[str, CalibrationData] = {}
         self._outcomes: dict[tuple[str, str], Measurement | Exception] = {}
 
@@ -59,16 +62,22 @@ class Bench:
 
     @cached_property
     def model(self) -> LoadedModel:
-        """The model, loaded on first use."""
+        """The model, loaded on first use; a failure is remembered rather than tried per case."""
+        if self._model_error is not None:
+            raise self._model_error
         self._progress(f"load {self._source.name}", 0, 1)
-        with quiet():
-            return load_model(
-                self._source,
-                device=self.device,
-                dtype=resolve_dtype(self._settings.dtype, self.device),
-                random_seed=self._settings.random_seed,
-                trust_remote_code=self._settings.trust_remote_code,
-            )
+        try:
+            with quiet():
+                return load_model(
+                    self._source,
+                    device=self.device,
+                    dtype=resolve_dtype(self._settings.dtype, self.device),
+                    random_seed=self._settings.random_seed,
+                    trust_remote_code=self._settings.trust_remote_code,
+                )
+        except HarnessError as error:
+            self._model_error = error
+            raise
 
     @cached_property
     def stock(self) -> ModelOptEngine:
@@ -246,8 +255,8 @@ def data_notes(data: CalibrationData) -> tuple[str, ...]:
     notes = [data.shortfall] if data.shortfall else []
     if data.dropped:
         notes.append(
-            f"{data.captions.name}: {len(data.dropped)} captions with fewer than two tokens "
-            f"left out, such as {data.dropped[0]!r}"
+            f"{data.captions.name}: left out {len(data.dropped)} with fewer than two tokens, such "
+            f"as {data.dropped[0]!r}"
         )
     return tuple(notes)
 
@@ -260,6 +269,13 @@ def layer_notes(layers: Mapping[str, Layer]) -> tuple[str, ...]:
         for name, layer in layers.items()
         if layer.padded_to is not None
     )
+
+
+def _share_cores() -> None:
+    """Give each xdist worker its part of the cores: threads that compete for one spin."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
 
 def _peak_rss_bytes() -> int:

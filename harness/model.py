@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,12 +64,9 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ModelError(
-            f"--aq-device {name!r} is no device; give auto, cpu, cuda or cuda:N"
-        ) from None
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
+        raise ModelError(f"--aq-device {name!r} is no device; give auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ModelError(
             f"--aq-device {name}: torch sees {torch.cuda.device_count()} CUDA devices; "
@@ -224,7 +222,7 @@ def _load_config(source: ModelSource, *, random: bool, trust: bool) -> Any:
     location = str(source.architecture) if random and source.architecture else source.location
     try:
         return AutoConfig.from_pretrained(location, trust_remote_code=trust)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             f"model {source.name}: its config cannot be loaded from {source.public_id}: "
             f"{_first_line(error)}"
@@ -249,6 +247,8 @@ def _auto_class(config: Any, source: ModelSource) -> Any:
 
 
 def _from_checkpoint(auto: Any, source: ModelSource, dtype: torch.dtype, trust: bool) -> Any:
+    from safetensors import SafetensorError
+
     try:
         module, report = auto.from_pretrained(
             source.location,
@@ -256,12 +256,19 @@ def _from_checkpoint(auto: Any, source: ModelSource, dtype: torch.dtype, trust: 
             use_safetensors=True,
             trust_remote_code=trust,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"model {source.name}: its weights cannot be loaded from {source.public_id}: "
             f"{_first_line(error)}"
         ) from error
+    mismatched = sorted(str(key[0]) for key in report["mismatched_keys"])
+    if mismatched:
+        raise ModelError(
+            f"model {source.name}: {len(mismatched)} weights have another shape than its config "
+            f"says, such as {mismatched[0]}"
+        )
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(
@@ -277,12 +284,17 @@ def _load_tokenizer(source: ModelSource, *, random: bool, trust: bool) -> Any:
     is_local = Path(source.location).is_dir()
     location = source.location if is_local or not random else str(EMBEDDED_TOKENIZER)
     try:
-        return AutoTokenizer.from_pretrained(location, trust_remote_code=trust)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"model {source.name}: its tokenizer cannot be loaded from {source.public_id}: "
             f"{_first_line(error)}"
         ) from error
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+        raise ModelError(
+            f"model {source.name}: {source.public_id} has no tokenizer; save one beside the weights"
+        )
+    return tokenizer
 
 
 def _other_weighted_modules(module: nn.Module, linears: tuple[LinearInfo, ...]) -> tuple[str, ...]:

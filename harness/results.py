@@ -84,6 +84,13 @@ class Results:
         else:
             self.errors[line.case_id] = line
 
+    def sort(self) -> None:
+        """Order everything by id: summaries then do not depend on the order of arrival."""
+        self.cases = dict(sorted(self.cases.items()))
+        self.skips = dict(sorted(self.skips.items()))
+        self.errors = dict(sorted(self.errors.items()))
+        self.structures = dict(sorted(self.structures.items()))
+
     @property
     def is_empty(self) -> bool:
         """Whether no case of ours ran, was skipped or was checked."""
@@ -106,7 +113,8 @@ class Results:
     def skip_counts(self) -> list[tuple[str, str, int]]:
         """Return (status, reason, count), most frequent first."""
         counts = Counter((skip.status, skip.reason) for skip in self.skips.values())
-        return [(status, reason, count) for (status, reason), count in counts.most_common()]
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        return [(status, reason, count) for (status, reason), count in ordered]
 
 
 def case_line(manifest: Manifest, path: Path) -> CaseLine:

@@ -14,7 +14,8 @@ from harness.registry import DEFAULT_MODEL, REGISTRY
 Kind = Literal["text", "names", "path", "count", "seed", "bits", "flag", "choice"]
 
 MAX_BITS = 16.0
-_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+MAX_SEED = 2**63 - 1
+TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +183,7 @@ def _parse(option: Option, raw: Any, origin: str) -> Any:
     if option.kind == "flag":
         return raw if isinstance(raw, bool) else _flag(str(raw), origin)
     if option.kind == "names":
-        return _names(raw)
+        return _names(raw, origin)
     if option.kind == "path":
         return Path(raw).expanduser()
     if option.kind == "choice":
@@ -192,9 +193,12 @@ def _parse(option: Option, raw: Any, origin: str) -> Any:
     return _number(option.kind, str(raw), origin)
 
 
-def _names(raw: str | Sequence[str]) -> tuple[str, ...]:
+def _names(raw: str | Sequence[str], origin: str) -> tuple[str, ...]:
     text = raw if isinstance(raw, str) else ",".join(raw)
-    return tuple(name for name in text.replace(",", " ").split() if name)
+    names = tuple(text.replace(",", " ").split())
+    if not names:
+        raise VocabularyError(f"{origin}: names nothing; give names separated by commas")
+    return names
 
 
 def _choice(raw: str, choices: Sequence[str], origin: str) -> str:
@@ -204,9 +208,9 @@ def _choice(raw: str, choices: Sequence[str], origin: str) -> str:
 
 
 def _flag(raw: str, origin: str) -> bool:
-    if raw.lower() not in _TRUE + _FALSE:
+    if raw.lower() not in TRUE + FALSE:
         raise VocabularyError(f"{origin}: {raw!r} is neither true nor false")
-    return raw.lower() in _TRUE
+    return raw.lower() in TRUE
 
 
 def _number(kind: str, raw: str, origin: str) -> int | float:
@@ -217,13 +221,13 @@ def _number(kind: str, raw: str, origin: str) -> int | float:
                 return bits
         else:
             number = int(raw)
-            if number >= (1 if kind == "count" else 0):
+            if (1 if kind == "count" else 0) <= number <= MAX_SEED:
                 return number
     except ValueError:
         pass
     allowed = {
         "bits": f"a number above 0 and up to {MAX_BITS:g}",
         "count": "a whole number of at least 1",
-        "seed": "a whole number of at least 0",
+        "seed": f"a whole number of at least 0 and at most {MAX_SEED}",
     }
     raise VocabularyError(f"{origin}: {raw!r} is not allowed; give {allowed[kind]}")

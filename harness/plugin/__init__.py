@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from harness.errors import HarnessError
 from harness.plugin.access import (
     CASE_FIXTURE,
     COMBINATION_FIXTURE,
-    as_usage_error,
+    check_early,
     is_asked_for,
     is_flag_set,
     is_worker,
@@ -49,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if is_worker(config):
         return
     if is_asked_for(config):
-        _check_early(config)
+        check_early(config)
     from harness.plugin.controller import Controller
 
     config.pluginmanager.register(Controller(config), "autoquant-controller")
@@ -68,7 +67,10 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for name in (CASE_FIXTURE, COMBINATION_FIXTURE):
         if name in metafunc.fixturenames:
-            session = session_of(metafunc.config)
+            try:
+                session = session_of(metafunc.config)
+            except pytest.UsageError as error:
+                raise pytest.Collector.CollectError(str(error)) from None
             grid: tuple[Any, ...] = session.cases if name == CASE_FIXTURE else session.combinations
             metafunc.parametrize(name, [_param(item) for item in grid])
 
@@ -87,19 +89,3 @@ def _param(item: Any) -> Any:
     pair = getattr(item, "combination", item).pair
     marks = [pytest.mark.experimental] if pair.experimental else []
     return pytest.param(item, id=item.id, marks=marks)
-
-
-def _check_early(config: pytest.Config) -> None:
-    """Refuse bad input before anything is collected; ask torch only where the device matters."""
-    settings = session_of(config).settings
-    if not settings.gpu_only and settings.device in ("auto", "cpu"):
-        return
-    from harness.model import resolve_device
-
-    with as_usage_error():
-        device = resolve_device(settings.device)
-        if settings.gpu_only and settings.device == "auto" and device.type == "cpu":
-            raise HarnessError(
-                "--gpu-only: torch sees no CUDA device; use a GPU runner, or say "
-                "--aq-device cpu to run AutoQuant on the CPU"
-            )

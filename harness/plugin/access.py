@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from harness.errors import HarnessError
-from harness.settings import OPTIONS, Option, read_settings
+from harness.settings import OPTIONS, TRUE, Option, read_settings
 
 if TYPE_CHECKING:
     from harness.session import AutoquantSession
@@ -35,16 +35,32 @@ def has_session(config: pytest.Config) -> bool:
     return _SESSION in config.stash
 
 
+def check_early(config: pytest.Config) -> None:
+    """Refuse bad input before anything is collected; ask torch only where the device matters."""
+    settings = session_of(config).settings
+    if not settings.gpu_only and settings.device in ("auto", "cpu"):
+        return
+    from harness.model import resolve_device
+
+    with as_usage_error():
+        device = resolve_device(settings.device)
+        if settings.gpu_only and settings.device == "auto" and device.type == "cpu":
+            raise HarnessError(
+                "--gpu-only: torch sees no CUDA device; use a GPU runner, or say "
+                "--aq-device cpu to run AutoQuant on the CPU"
+            )
+
+
 def is_asked_for(config: pytest.Config) -> bool:
-    """Whether any of our options is set, on the command line or in ini."""
-    return any(_lookup(config, option)[0] is not None for option in OPTIONS)
+    """Whether any of our options is on the command line; ini alone never touches unrelated runs."""
+    return any(config.getoption(option.ini, None) is not None for option in OPTIONS)
 
 
 def is_flag_set(config: pytest.Config, name: str) -> bool:
-    """Whether a flag is on; a bad ini value is a usage error."""
-    if not is_asked_for(config):
-        return False
-    return bool(getattr(session_of(config).settings, name))
+    """Whether a flag is on; an ini value that is no flag is refused when a case is collected."""
+    (option,) = (option for option in OPTIONS if option.name == name)
+    value, _ = _lookup(config, option)
+    return value is True or str(value).lower() in TRUE
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -73,7 +89,12 @@ def as_failure() -> Iterator[None]:
     try:
         yield
     except HarnessError as error:
-        pytest.fail(str(error), pytrace=False)
+        raise failure(error) from None
+
+
+def failure(error: HarnessError) -> BaseException:
+    """Return the exception that fails a test with the message alone."""
+    return pytest.fail.Exception(str(error), pytrace=False)
 
 
 def _lookup(config: pytest.Config, option: Option) -> tuple[Any, str]:

@@ -12,6 +12,7 @@ from harness.plugin.access import (
     CASE_FIXTURE,
     COMBINATION_FIXTURE,
     as_usage_error,
+    check_early,
     has_session,
     param,
     session_of,
@@ -31,6 +32,7 @@ class Controller:
         if session.config.option.collectonly:
             return
         if any(param(item, name) is not None for item in session.items for name in ours):
+            check_early(self._config)
             with as_usage_error():
                 session_of(self._config).check_report_folder()
 

@@ -13,6 +13,7 @@ from harness.errors import HarnessError, MeasurementError
 from harness.plugin.access import (
     CASE_FIXTURE,
     as_failure,
+    failure,
     param,
     session_of,
 )
@@ -48,7 +49,7 @@ def aq_measure(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], Mani
         except HarnessError as error:
             item.stash[_MESSAGE] = error_message(case, str(error))
             _show_cause(item, error)
-            pytest.fail(str(error), pytrace=False)
+            raise failure(error) from None
         item.stash[_MESSAGE], item.stash[_STATE] = manifest_message(manifest), state
         return manifest
 

@@ -52,6 +52,7 @@ def write_layer_reports(folder: Path, manifest: Manifest) -> None:
 
 def write_summary(root: Path, results: Results) -> tuple[Path, Path]:
     """Write ``summary.md`` and ``summary.json`` at the report root and return their paths."""
+    results.sort()
     markdown, document = root / SUMMARY_MARKDOWN, root / SUMMARY_JSON
     write_atomic(markdown, summary_markdown(results))
     write_atomic(document, summary_json(results))

@@ -111,14 +111,20 @@ def test_a_bad_option_is_refused_with_what_is_allowed(refused, arguments, words)
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("aq_gpu_only = perhaps", "ini option aq_gpu_only: 'perhaps' is neither true nor false"),
+        ("aq_publish = perhaps", "ini option aq_publish: 'perhaps' is neither true nor false"),
         ("aq_batch_size = none", "ini option aq_batch_size: 'none' is not allowed"),
         ("aq_pairs = wint3_afp16", "pair 'wint3_afp16' is unknown"),
     ],
 )
-def test_a_bad_ini_value_is_refused_with_its_origin(refused, project, line, words):
+def test_a_bad_ini_value_stops_the_cases_with_its_origin_and_nothing_else(project, line, words):
     (project.path / "pytest.ini").write_text(f"[pytest]\n{line}\n")
-    assert words in refused()
+    stopped = project.runpytest_inprocess("-p", "no:cacheprovider", "cases")
+    assert stopped.ret == pytest.ExitCode.INTERRUPTED
+    assert words in stopped.stdout.str()
+    assert "plugin/" not in stopped.stdout.str()
+    project.makepyfile(test_unrelated="def test_it(): pass")
+    unrelated = project.runpytest_inprocess("-p", "no:cacheprovider", "test_unrelated.py")
+    unrelated.assert_outcomes(passed=1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -303,7 +309,7 @@ def test_too_few_captions_and_one_of_a_single_token_are_recorded_and_the_case_go
     assert (data.num_requested, data.num_calib_samples, data.num_dropped) == (16, 2, 1)
     few, dropped = manifest.case.notes
     assert few == "few.txt holds 3 captions, size small needs 16: measured on 2"
-    assert dropped == "few.txt: 1 captions with fewer than two tokens left out, such as 'a'"
+    assert dropped == "few.txt: left out 1 with fewer than two tokens, such as 'a'"
     assert re.findall(r"AutoquantWarning: (.+)", result.stdout.str()) == [few, dropped]
 
 
