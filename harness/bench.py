@@ -45,6 +45,7 @@ class Bench:
         self._progress = progress
         self._warn = warn
         self._model_error: HarnessError | None = None
+        self._configs: dict[str, EffectiveConfig] = {}
         self._data: dict[str, CalibrationData] = {}
         self._outcomes: dict[tuple[str, str], Measurement | Exception] = {}
 
@@ -89,7 +90,11 @@ class Bench:
     @cached_property
     def replay(self) -> ReplayEngine:
         """The engine that sweeps a whole grid."""
-        return ReplayEngine(self.model, tape_device=self._settings.tape_device)
+        return ReplayEngine(
+            self.model,
+            tape_device=self._settings.tape_device,
+            tape_folder=self._settings.tape_dir,
+        )
 
     def engine(self, config: EffectiveConfig) -> tuple[Engine, str]:
         """Return the engine that scores a config, and why that one.
@@ -115,7 +120,10 @@ class Bench:
 
     def config(self, combination: Combination) -> EffectiveConfig:
         """Return the effective config of a pair under an overlay."""
-        return self.prober.resolve(combination.pair, combination.granularity)
+        if combination.id not in self._configs:
+            resolved = self.prober.resolve(combination.pair, combination.granularity)
+            self._configs[combination.id] = resolved
+        return self._configs[combination.id]
 
     def support(self, combination: Combination) -> Support:
         """Return whether a pair under an overlay can run here, and if not why."""

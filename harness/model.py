@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import re
 from collections.abc import Iterator
@@ -161,6 +162,13 @@ def language_model_linears(module: Any) -> tuple[LinearInfo, ...]:
 def peak_cuda_bytes(device: torch.device) -> int | None:
     """Return the most memory tensors took on a GPU since its peak was reset, None on a CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def release_cuda_memory() -> None:
+    """Return cached blocks to the GPU, after running out of memory."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @contextmanager

@@ -56,6 +56,7 @@ class Settings:
     method: str
     engine: str
     tape_device: str
+    tape_dir: Path | None
     batch_size: int
     score_size: int
     effective_bits: float
@@ -129,6 +130,11 @@ OPTIONS: tuple[Option, ...] = (
         default="auto",
         choices=("auto", "cuda", "cpu"),
         help="where the replay engine keeps its tape; auto goes by free GPU memory",
+    ),
+    Option(
+        name="tape_dir",
+        kind="path",
+        help="keep the replay engine's tapes in this folder and reuse those that fit",
     ),
     Option(name="batch_size", kind="count", default=32, help="most captions in a batch"),
     Option(

@@ -24,25 +24,33 @@ def linear_score(
     bias: torch.Tensor | None,
     plain: torch.Tensor,
     gradient: torch.Tensor,
+    rows: int | None = None,
 ) -> torch.Tensor:
-    """Return the score of one quantized linear as a scalar tensor on its device.
+    """Return the score of one quantized linear as a float64 scalar on its device.
 
     Args:
         x: quantized input, ``(tokens, in_features)``.
         weight: quantized weight, ``(out_features, in_features)``.
         plain: the unquantized output, ``(tokens, out_features)``.
         gradient: of the loss with respect to that output.
+        rows: tokens multiplied at a time; None for all on CUDA, and on a CPU as many as stay in the
+            cache.
     """
-    if x.is_cuda:
-        return _reduce_cuda(functional.linear(x, weight, bias), plain, gradient)
-    rows = max(1, _CPU_CHUNK_ELEMENTS // weight.shape[0])
-    total = torch.zeros((), dtype=torch.float64)
-    for start in range(0, x.shape[0], rows):
+    reduce = _reduce_cuda if x.is_cuda else _reduce_cpu
+    if rows is None:
+        rows = len(x) if x.is_cuda else max(1, _CPU_CHUNK_ELEMENTS // len(weight))
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    for start in range(0, len(x), rows):
         part = slice(start, start + rows)
-        change = functional.linear(x[part], weight, bias).sub_(plain[part])
-        product = change.float().mul_(gradient[part].float())
-        total += product.clamp_(-CLAMP, CLAMP).square_().sum()
+        output = functional.linear(x[part], weight, bias)
+        total += reduce(output, plain[part], gradient[part])
     return total
+
+
+def _reduce_cpu(output: torch.Tensor, plain: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    change = output.sub_(plain)
+    product = change.float().mul_(gradient.float())
+    return product.clamp_(-CLAMP, CLAMP).square_().sum()
 
 
 def _reduce_cuda(output: torch.Tensor, plain: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch.nn import functional
@@ -22,9 +23,21 @@ from harness.engine.grouping import layer_groups, scored_elsewhere
 from harness.engine.protocol import GroupScore, Measurement, Outcomes, Progress
 from harness.engine.quantizers import HalfQuantizer, half_key, refusal
 from harness.engine.reduction import linear_score
-from harness.model import LoadedModel, peak_cuda_bytes
+from harness.errors import MeasurementError
+from harness.model import LoadedModel, peak_cuda_bytes, release_cuda_memory
 from harness.pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER
-from harness.tape import Tape, capture, choose_device
+from harness.tape import (
+    Tape,
+    capture,
+    choose_device,
+    estimate_bytes,
+    load_tape,
+    save_tape,
+    tape_fingerprint,
+)
+
+FEWER_ROWS = 256
+"""Tokens multiplied at a time after running out of GPU memory."""
 
 _REPLAYABLE_ALGORITHMS = (None, "max")
 
@@ -58,9 +71,12 @@ class ReplayEngine:
     name = "replay"
     sweeps = True
 
-    def __init__(self, model: LoadedModel, *, tape_device: str = "auto") -> None:
+    def __init__(
+        self, model: LoadedModel, *, tape_device: str = "auto", tape_folder: Path | None = None
+    ) -> None:
         self._model = model
         self._tape_device = tape_device
+        self._tape_folder = tape_folder
         self._groups = layer_groups(model)
         self._elsewhere = scored_elsewhere(model)
 
@@ -75,32 +91,80 @@ class ReplayEngine:
     def score(
         self, configs: Sequence[EffectiveConfig], data: CalibrationData, progress: Progress
     ) -> Outcomes:
-        """See ``Engine.score``. A config that raises loses only itself."""
-        started = time.perf_counter()
+        """See ``Engine.score``. A config that raises loses only itself.
+
+        Out of GPU memory, it tries again with fewer tokens at a time, then with the tape in host
+        memory.
+        """
         device = choose_device(self._tape_device, self._model, data)
-        tape = capture(self._model, data, device, progress)
+        attempts = ((device, None), (device, FEWER_ROWS), (torch.device("cpu"), FEWER_ROWS))
+        for tape_device, rows in attempts:
+            try:
+                return self._score(configs, data, tape_device, rows, progress)
+            except torch.OutOfMemoryError as error:
+                words = str(error).splitlines()[0]
+                release_cuda_memory()
+        gigabytes = estimate_bytes(self._model, data) / 2**30
+        refusal = MeasurementError(
+            f"out of memory with the tape (up to {gigabytes:.1f} GiB) in host memory and "
+            f"{FEWER_ROWS} tokens at a time: {words}; use fewer captions (--aq-score-size) or a "
+            "larger device"
+        )
+        return {config.digest: refusal for config in configs}
+
+    def _score(
+        self,
+        configs: Sequence[EffectiveConfig],
+        data: CalibrationData,
+        device: torch.device,
+        rows: int | None,
+        progress: Progress,
+    ) -> Outcomes:
+        started = time.perf_counter()
+        if self._model.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._model.device)
+        tape = self._tape(data, device, progress)
         captured = time.perf_counter()
         sweep = plan(configs)
-        ledger = self._run(sweep, tape, progress)
+        ledger = self._run(sweep, tape, rows, progress)
+        values = [_values(scores) for scores in ledger.scores]
         finished = time.perf_counter()
         timing = {"capture": captured - started, "sweep": finished - captured}
         return {
             config.digest: ledger.errors.get(index)
-            or self._measurement(index, sweep, ledger, timing, tape)
+            or self._measurement(config, sweep, values[index], timing, tape)
             for index, config in enumerate(configs)
         }
 
-    def _run(self, sweep: Sweep, tape: Tape, progress: Progress) -> Ledger:
+    def _tape(self, data: CalibrationData, device: torch.device, progress: Progress) -> Tape:
+        """Return the tape of a size: from the tape folder if it is there, else captured."""
+        if self._tape_folder is None:
+            return capture(self._model, data, device, progress)
+        name = f"{self._model.record.name}-{data.captions.size}.tape.safetensors"
+        path = self._tape_folder / name
+        if path.exists():
+            return load_tape(path, tape_fingerprint(self._model, data), device)
+        tape = capture(self._model, data, device, progress)
+        save_tape(tape, path)
+        return tape
+
+    def _run(self, sweep: Sweep, tape: Tape, rows: int | None, progress: Progress) -> Ledger:
         ledger = Ledger(scores=[{} for _ in sweep.configs])
         sources = list(_by_source(tape, [linear.name for linear in self._model.linears]))
         for done, (source, members) in enumerate(sources):
             progress("sweep", done, len(sources))
             with torch.no_grad():
-                self._replay(source, members, sweep, tape, ledger)
+                self._replay(source, members, sweep, tape, rows, ledger)
         return ledger
 
     def _replay(
-        self, source: str, members: Sequence[str], sweep: Sweep, tape: Tape, ledger: Ledger
+        self,
+        source: str,
+        members: Sequence[str],
+        sweep: Sweep,
+        tape: Tape,
+        rows: int | None,
+        ledger: Ledger,
     ) -> None:
         """Score every config on the linears that read one input."""
         device = self._model.device
@@ -118,8 +182,15 @@ class ReplayEngine:
                         continue
                     try:
                         score = linear_score(
-                            inputs[input_key], weights[weight_key], linear.bias, plain, gradient
+                            inputs[input_key],
+                            weights[weight_key],
+                            linear.bias,
+                            plain,
+                            gradient,
+                            rows,
                         )
+                    except torch.OutOfMemoryError:
+                        raise
                     except Exception as error:
                         ledger.errors[index] = error
                         continue
@@ -128,15 +199,12 @@ class ReplayEngine:
 
     def _measurement(
         self,
-        index: int,
+        config: EffectiveConfig,
         sweep: Sweep,
-        ledger: Ledger,
+        values: Mapping[str, float],
         timing: Mapping[str, float],
         tape: Tape,
     ) -> Measurement:
-        scores = ledger.scores[index]
-        values = dict(zip(scores, torch.stack(list(scores.values())).tolist(), strict=True))
-        config = sweep.configs[index]
         halves = {
             "weight_quantizer": sweep.weights[half_key(config, WEIGHT_QUANTIZER)],
             "input_quantizer": sweep.inputs[half_key(config, INPUT_QUANTIZER)],
@@ -189,6 +257,13 @@ class _Lazy(dict[str | None, torch.Tensor]):
     def __missing__(self, key: str | None) -> torch.Tensor:
         self[key] = self._make(key)
         return self[key]
+
+
+def _values(scores: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Fetch a config's scores from the device in one go."""
+    if not scores:
+        return {}
+    return dict(zip(scores, torch.stack(list(scores.values())).tolist(), strict=True))
 
 
 def _weight_of(halves: Halves, weight: torch.Tensor, key: str | None) -> torch.Tensor:

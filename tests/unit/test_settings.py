@@ -50,6 +50,7 @@ def test_nothing_given_is_the_documented_defaults():
         method="gradient",
         engine="auto",
         tape_device="auto",
+        tape_dir=None,
         batch_size=32,
         score_size=128,
         effective_bits=8.0,
@@ -77,7 +78,6 @@ def test_nothing_given_is_the_documented_defaults():
         ("pairs", " wfp8_afp8, wint8_aint8 ,", ("wfp8_afp8", "wint8_aint8")),
         ("granularities", "default\nw_group64", ("default", "w_group64")),
         ("sizes", ["small", "medium,large"], ("small", "medium", "large")),
-        ("sizes", "", ()),
         ("batch_size", "1", 1),
         ("score_size", "512", 512),
         ("seed", "0", 0),
@@ -189,3 +189,9 @@ def test_an_ini_path_is_relative_to_the_ini_file_and_a_flag_may_be_set_there(pyt
     settings = session_of(pytester.parseconfig()).settings
     assert settings.report_dir == pytester.path / "out"
     assert settings.record_host
+
+
+@pytest.mark.parametrize("raw", ["", " , "])
+def test_a_list_that_names_nothing_is_refused(raw):
+    with pytest.raises(VocabularyError, match=r"^--aq-sizes: names nothing"):
+        read_settings(lambda option: (raw if option.name == "sizes" else None, option.flag))

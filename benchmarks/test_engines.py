@@ -1,0 +1,151 @@
+"""Both engines on the same captions in one run, and their ratio.
+
+    pytest benchmarks/test_engines.py -s
+    pytest benchmarks/test_engines.py -s --aq-model qwen3-vl-4b --aq-weights random
+
+``medium`` by default; ``--aq-sizes``, ``--aq-pairs`` and the other options of the plugin apply. The
+stock engine runs a few cases only, with the harness's batches and with the usual padded ones.
+"""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from harness.engine.replay import ReplayEngine
+from harness.plugin.access import session_of
+from harness.probe import quiet
+
+STOCK_CASES = ("wfp8_afp8-default", "wint4_aint8-default", "wint8_aint8-default")
+PADDED_LENGTH, PADDED_BATCH = 512, 8
+
+
+def ignore_progress(phase, done, total):
+    pass
+
+
+@pytest.fixture(scope="module")
+def session(pytestconfig):
+    return session_of(pytestconfig)
+
+
+@pytest.fixture(scope="module")
+def bench(session):
+    return session.bench(ignore_progress, print)
+
+
+@pytest.fixture(scope="module")
+def size(session):
+    return session.sizes[0] if session.settings.sizes else "medium"
+
+
+@pytest.fixture(scope="module")
+def configs(session, bench):
+    supported = [c for c in session.combinations if bench.support(c).is_supported]
+    return {bench.config(c).digest: (c.id, bench.config(c)) for c in reversed(supported)}
+
+
+@pytest.fixture(scope="module")
+def seconds():
+    """Seconds by what was timed; the last test prints them."""
+    return {}
+
+
+@pytest.mark.parametrize("tape_device", ["auto", "cpu"])
+def test_replay_sweep(benchmark, bench, configs, size, seconds, tape_device):
+    data, chosen = bench.data(size), [config for _, config in configs.values()]
+    engine = ReplayEngine(bench.model, tape_device=tape_device)
+    engine.score(chosen, data, ignore_progress)
+    outcomes = benchmark.pedantic(
+        engine.score, args=(chosen, data, ignore_progress), rounds=3, iterations=1
+    )
+    broken = [str(x) for x in outcomes.values() if isinstance(x, Exception)]
+    assert not broken
+    measured = next(iter(outcomes.values()))
+    benchmark.extra_info.update(measured.timing, configs=len(chosen), tokens=data.scored_tokens)
+    seconds[f"replay, tape on {tape_device}"] = benchmark.stats.stats.min
+    peak = (
+        "" if measured.peak_cuda_bytes is None else f", {measured.peak_cuda_bytes / 2**30:.1f} GiB"
+    )
+    print(
+        f"\n{len(chosen)} configs, {data.scored_tokens} scored tokens, tape on {tape_device}: "
+        f"capture {measured.timing['capture']:.2f} s, sweep {measured.timing['sweep']:.2f} s{peak}"
+    )
+
+
+@pytest.mark.parametrize("count", [1, 8, 32, 64, 10_000])
+def test_cost_of_one_more_config(benchmark, bench, configs, size, count):
+    data = bench.data(size)
+    chosen = [config for _, config in configs.values()][:count]
+    engine = ReplayEngine(bench.model)
+    outcomes = benchmark.pedantic(engine.score, args=(chosen, data, ignore_progress), rounds=2)
+    sweep = next(iter(outcomes.values())).timing["sweep"]
+    benchmark.extra_info.update(configs=len(chosen), sweep=sweep)
+    print(f"\n{len(chosen)} configs: sweep {sweep:.2f} s")
+
+
+def stock_cases(configs):
+    return [config for name, config in configs.values() if name in STOCK_CASES]
+
+
+def test_stock_with_our_batches(benchmark, bench, configs, size, seconds):
+    chosen, data = stock_cases(configs), bench.data(size)
+    bench.stock.score(chosen[:1], bench.data("small"), ignore_progress)
+    benchmark.pedantic(bench.stock.score, args=(chosen, data, ignore_progress), rounds=1)
+    seconds["stock, our batches, per case"] = benchmark.stats.stats.min / len(chosen)
+
+
+def padded_batches(bench, size):
+    rows = [row for batch in bench.data(size).batches for row in batch.rows]
+    ids = torch.zeros(len(rows), PADDED_LENGTH, dtype=torch.long, device=bench.device)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
+    return list(zip(ids.split(PADDED_BATCH), mask.split(PADDED_BATCH), strict=True))
+
+
+def test_stock_with_the_usual_padded_batches(benchmark, bench, configs, size, seconds):
+    import modelopt.torch.quantization as mtq
+
+    from harness.model import preserved
+
+    module, batches = bench.model.module, padded_batches(bench, size)
+
+    def forward(module, batch):
+        return module(input_ids=batch[0], attention_mask=batch[1], use_cache=False).logits
+
+    def loss(logits, batch):
+        labels = batch[0].masked_fill(batch[1] == 0, -100)[:, 1:]
+        return functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten())
+
+    def run():
+        for config in stock_cases(configs):
+            with preserved(module), quiet():
+                mtq.auto_quantize(
+                    module,
+                    constraints={"effective_bits": 16.0},
+                    quantization_formats=[config.modelopt()],
+                    data_loader=batches,
+                    forward_step=forward,
+                    loss_func=loss,
+                    num_calib_steps=len(batches),
+                    num_score_steps=len(batches),
+                    disabled_layers=list(bench.model.others),
+                    verbose=False,
+                )
+
+    benchmark.pedantic(run, rounds=1)
+    seconds["stock, padded batches, per case"] = benchmark.stats.stats.min / len(STOCK_CASES)
+
+
+def test_ratios(configs, seconds):
+    """Prints how much a grid costs by either engine; the seconds are those of this run."""
+    replay = seconds.get("replay, tape on auto")
+    if replay is None or len(seconds) < 2:
+        pytest.skip("needs the sweep and a stock measurement in the same run")
+    print()
+    for name, value in seconds.items():
+        print(f"{name:40s} {value:8.2f} s")
+        if name.startswith("stock"):
+            ratio = value * len(configs) / replay
+            print(f"  {len(configs)} cases would take {ratio:.0f} times the sweep")
+    assert all(value * len(configs) > replay for name, value in seconds.items() if "stock" in name)
