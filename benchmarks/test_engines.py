@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from harness.captions import calibration_data, load_captions
 from harness.engine.replay import ReplayEngine
 from harness.plugin.access import session_of
 from harness.probe import quiet
@@ -63,13 +64,16 @@ def test_replay_sweep(benchmark, bench, configs, size, seconds, tape_device):
     measured = next(iter(outcomes.values()))
     benchmark.extra_info.update(measured.timing, configs=len(chosen), tokens=data.scored_tokens)
     seconds[f"replay, tape on {tape_device}"] = benchmark.stats.stats.min
-    peak = (
-        "" if measured.peak_cuda_bytes is None else f", {measured.peak_cuda_bytes / 2**30:.1f} GiB"
-    )
+    peak = (measured.peak_cuda_bytes or 0) / 2**30
     print(
         f"\n{len(chosen)} configs, {data.scored_tokens} scored tokens, tape on {tape_device}: "
-        f"capture {measured.timing['capture']:.2f} s, sweep {measured.timing['sweep']:.2f} s{peak}"
+        f"capture {measured.timing['capture']:.2f} s, sweep {measured.timing['sweep']:.2f} s, "
+        f"peak {peak:.1f} GiB of GPU memory, model {model_gibibytes(bench):.1f}"
     )
+
+
+def model_gibibytes(bench):
+    return sum(p.nbytes for p in bench.model.module.parameters()) / 2**30
 
 
 @pytest.mark.parametrize("count", [1, 8, 32, 64, 10_000])
@@ -77,10 +81,26 @@ def test_cost_of_one_more_config(benchmark, bench, configs, size, count):
     data = bench.data(size)
     chosen = [config for _, config in configs.values()][:count]
     engine = ReplayEngine(bench.model)
-    outcomes = benchmark.pedantic(engine.score, args=(chosen, data, ignore_progress), rounds=2)
+    outcomes = benchmark.pedantic(engine.score, args=(chosen, data, ignore_progress), rounds=1)
     sweep = next(iter(outcomes.values())).timing["sweep"]
     benchmark.extra_info.update(configs=len(chosen), sweep=sweep)
     print(f"\n{len(chosen)} configs: sweep {sweep:.2f} s")
+
+
+@pytest.mark.parametrize("score_size", [16, 32, 64, 128])
+def test_cost_of_one_more_scored_token(benchmark, bench, configs, size, score_size):
+    captions = load_captions(None, size)
+    ids = bench.model.tokenize(captions.lines)
+    data = calibration_data(captions, ids, batch_size=32, score_size=score_size)
+    chosen = [config for _, config in configs.values()]
+    engine = ReplayEngine(bench.model)
+    outcomes = benchmark.pedantic(engine.score, args=(chosen, data, ignore_progress), rounds=1)
+    timing = next(iter(outcomes.values())).timing
+    benchmark.extra_info.update(timing, tokens=data.scored_tokens)
+    print(
+        f"\n{data.scored_tokens} scored tokens: capture {timing['capture']:.2f} s, "
+        f"sweep {timing['sweep']:.2f} s"
+    )
 
 
 def stock_cases(configs):

@@ -182,6 +182,13 @@ def _refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any
         )
 
 
+def _not_finite(tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """Name the tensors that hold an infinity or NaN; each is read once."""
+    largest = [torch.linalg.vector_norm(t, ord=torch.inf) for t in tensors.values()]
+    finite = torch.stack(largest).isfinite().tolist()
+    return tuple(name for name, is_finite in zip(tensors, finite, strict=True) if not is_finite)
+
+
 class _Recorder:
     """Hooks one model's linears and fills preallocated buffers."""
 
@@ -244,7 +251,7 @@ class _Recorder:
             inputs=self._inputs,
             amax=self._amax,
             gradients=self._gradients,
-            broken=tuple(n for n, g in self._gradients.items() if not g.isfinite().all()),
+            broken=_not_finite(self._gradients),
         )
 
     def _forget(self) -> None:

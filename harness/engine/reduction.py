@@ -18,47 +18,68 @@ _CUDA_BLOCK = 4096
 _CPU_CHUNK_ELEMENTS = 1 << 17
 
 
-def linear_score(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    plain: torch.Tensor,
-    gradient: torch.Tensor,
-    rows: int | None = None,
-) -> torch.Tensor:
-    """Return the score of one quantized linear as a float64 scalar on its device.
+class LinearScorer:
+    """Scores many quantized versions of one linear against its plain output.
 
     Args:
-        x: quantized input, ``(tokens, in_features)``.
-        weight: quantized weight, ``(out_features, in_features)``.
         plain: the unquantized output, ``(tokens, out_features)``.
         gradient: of the loss with respect to that output.
+        bias: the linear's own.
+        versions: how many versions there will be.
         rows: tokens multiplied at a time; None for all on CUDA, and on a CPU as many as stay in the
             cache.
     """
-    reduce = _reduce_cuda if x.is_cuda else _reduce_cpu
-    if rows is None:
-        rows = len(x) if x.is_cuda else max(1, _CPU_CHUNK_ELEMENTS // len(weight))
-    total = torch.zeros((), dtype=torch.float64, device=x.device)
-    for start in range(0, len(x), rows):
-        part = slice(start, start + rows)
-        output = functional.linear(x[part], weight, bias)
-        total += reduce(output, plain[part], gradient[part])
-    return total
+
+    def __init__(
+        self,
+        plain: torch.Tensor,
+        gradient: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        versions: int,
+        rows: int | None = None,
+    ) -> None:
+        tokens, width = plain.shape
+        if rows is None:
+            rows = tokens if plain.is_cuda else max(1, _CPU_CHUNK_ELEMENTS // width)
+        self._plain, self._gradient, self._bias = plain, gradient, bias
+        self._parts = [slice(start, start + rows) for start in range(0, tokens, rows)]
+        self._blocks = -(-rows * width // _CUDA_BLOCK) if plain.is_cuda else 1
+        dtype = torch.float32 if plain.is_cuda else torch.float64
+        shape = (versions, len(self._parts), self._blocks)
+        self._partial = torch.zeros(shape, dtype=dtype, device=plain.device)
+
+    def add(self, version: int, x: torch.Tensor, weight: torch.Tensor) -> None:
+        """Score one version.
+
+        Args:
+            x: quantized input, ``(tokens, in_features)``.
+            weight: quantized weight, ``(out_features, in_features)``.
+        """
+        reduce = _reduce_cuda if x.is_cuda else _reduce_cpu
+        for index, part in enumerate(self._parts):
+            output = functional.linear(x[part], weight, self._bias)
+            reduce(output, self._plain[part], self._gradient[part], self._partial[version, index])
+
+    def totals(self) -> torch.Tensor:
+        """Return the scores, ``(versions,)`` in float64, on the device."""
+        return self._partial.sum(dim=(1, 2), dtype=torch.float64)
 
 
-def _reduce_cpu(output: torch.Tensor, plain: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+def _reduce_cpu(
+    output: torch.Tensor, plain: torch.Tensor, gradient: torch.Tensor, partial: torch.Tensor
+) -> None:
     change = output.sub_(plain)
     product = change.float().mul_(gradient.float())
-    return product.clamp_(-CLAMP, CLAMP).square_().sum()
+    partial[0] = product.clamp_(-CLAMP, CLAMP).square_().sum()
 
 
-def _reduce_cuda(output: torch.Tensor, plain: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+def _reduce_cuda(
+    output: torch.Tensor, plain: torch.Tensor, gradient: torch.Tensor, partial: torch.Tensor
+) -> None:
     count = output.numel()
     blocks = -(-count // _CUDA_BLOCK)
-    partial = torch.empty(blocks, dtype=torch.float32, device=output.device)
     _kernel()[(blocks,)](output, plain, gradient, partial, count, CLAMP, BLOCK=_CUDA_BLOCK)
-    return partial.sum(dtype=torch.float64)
 
 
 @lru_cache(maxsize=1)

@@ -22,7 +22,7 @@ from harness.config import EffectiveConfig
 from harness.engine.grouping import layer_groups, scored_elsewhere
 from harness.engine.protocol import GroupScore, Measurement, Outcomes, Progress
 from harness.engine.quantizers import HalfQuantizer, half_key, refusal
-from harness.engine.reduction import linear_score
+from harness.engine.reduction import LinearScorer
 from harness.errors import MeasurementError
 from harness.model import LoadedModel, peak_cuda_bytes, release_cuda_memory
 from harness.pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER
@@ -59,10 +59,17 @@ class Sweep:
 
 @dataclass(slots=True)
 class Ledger:
-    """Scores by config index and linear, as they come in, and the configs that fell out."""
+    """Scores by linear, ``(configs,)`` each, and by config index what fell out."""
 
-    scores: list[dict[str, torch.Tensor]]
+    scores: dict[str, torch.Tensor] = field(default_factory=dict)
     errors: dict[int, Exception] = field(default_factory=dict)
+
+    def by_config(self, count: int) -> list[dict[str, float]]:
+        """Fetch every score from the device in one go, by config index and linear."""
+        if not self.scores:
+            return [{} for _ in range(count)]
+        table = torch.stack(list(self.scores.values()), dim=1).tolist()
+        return [dict(zip(self.scores, row, strict=True)) for row in table]
 
 
 class ReplayEngine:
@@ -127,7 +134,7 @@ class ReplayEngine:
         captured = time.perf_counter()
         sweep = plan(configs)
         ledger = self._run(sweep, tape, rows, progress)
-        values = [_values(scores) for scores in ledger.scores]
+        values = ledger.by_config(len(configs))
         finished = time.perf_counter()
         timing = {"capture": captured - started, "sweep": finished - captured}
         return {
@@ -149,7 +156,7 @@ class ReplayEngine:
         return tape
 
     def _run(self, sweep: Sweep, tape: Tape, rows: int | None, progress: Progress) -> Ledger:
-        ledger = Ledger(scores=[{} for _ in sweep.configs])
+        ledger = Ledger()
         sources = list(_by_source(tape, [linear.name for linear in self._model.linears]))
         for done, (source, members) in enumerate(sources):
             progress("sweep", done, len(sources))
@@ -176,26 +183,21 @@ class ReplayEngine:
             plain = functional.linear(x, linear.weight, linear.bias)
             gradient = tape.gradients[name].to(device, non_blocking=True)
             weights = _Lazy(partial(_weight_of, sweep.weights, linear.weight))
+            scorer = LinearScorer(
+                plain, gradient, linear.bias, versions=len(sweep.configs), rows=rows
+            )
             for weight_key, wanted in sweep.pairs.items():
                 for index, input_key in wanted:
                     if index in ledger.errors:
                         continue
                     try:
-                        score = linear_score(
-                            inputs[input_key],
-                            weights[weight_key],
-                            linear.bias,
-                            plain,
-                            gradient,
-                            rows,
-                        )
+                        scorer.add(index, inputs[input_key], weights[weight_key])
                     except torch.OutOfMemoryError:
                         raise
                     except Exception as error:
                         ledger.errors[index] = error
-                        continue
-                    ledger.scores[index][name] = score
                 weights.pop(weight_key, None)
+            ledger.scores[name] = scorer.totals()
 
     def _measurement(
         self,
@@ -257,13 +259,6 @@ class _Lazy(dict[str | None, torch.Tensor]):
     def __missing__(self, key: str | None) -> torch.Tensor:
         self[key] = self._make(key)
         return self[key]
-
-
-def _values(scores: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """Fetch a config's scores from the device in one go."""
-    if not scores:
-        return {}
-    return dict(zip(scores, torch.stack(list(scores.values())).tolist(), strict=True))
 
 
 def _weight_of(halves: Halves, weight: torch.Tensor, key: str | None) -> torch.Tensor:

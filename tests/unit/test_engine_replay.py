@@ -15,6 +15,7 @@ from harness.conf import load_vocabulary
 from harness.config import effective_config
 from harness.engine import replay
 from harness.engine.modelopt import ModelOptEngine
+from harness.engine.reduction import LinearScorer
 from harness.engine.replay import ReplayEngine
 from harness.errors import MeasurementError
 from harness.granularity import Granularity
@@ -68,12 +69,10 @@ def swept(tiny, configs):
     return ReplayEngine(tiny).score(list(configs.values()), batches(tiny), ignore_progress)
 
 
-def assert_parity(tiny, config, replayed):
-    (stock,) = (
-        ModelOptEngine(tiny, method="gradient")
-        .score([config], batches(tiny), ignore_progress)
-        .values()
-    )
+def assert_parity(tiny, config, replayed, data):
+    """On CUDA a matrix product rounds by its shape, so bf16 scores need many tokens to agree."""
+    engine = ModelOptEngine(tiny, method="gradient")
+    (stock,) = engine.score([config], data, ignore_progress).values()
     assert [g.modules for g in replayed.groups] == [g.modules for g in stock.groups]
     for ours, theirs in zip(replayed.groups, stock.groups, strict=True):
         assert ours.score == pytest.approx(theirs.score, rel=TOLERANCE[tiny.record.dtype]), (
@@ -83,14 +82,16 @@ def assert_parity(tiny, config, replayed):
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_replay_equals_stock(tiny, configs, swept, name):
-    assert_parity(tiny, configs[name], swept[configs[name].digest])
+    assert_parity(tiny, configs[name], swept[configs[name].digest], batches(tiny))
 
 
 @pytest.mark.slow
-def test_replay_equals_stock_for_every_combination_that_runs_here(tiny, configs, swept):
+def test_replay_equals_stock_for_every_combination_that_runs_here(tiny, configs):
+    data = batches(tiny, "medium" if tiny.device.type == "cuda" else "small")
+    swept = ReplayEngine(tiny).score(list(configs.values()), data, ignore_progress)
     assert configs
     for config in configs.values():
-        assert_parity(tiny, config, swept[config.digest])
+        assert_parity(tiny, config, swept[config.digest], data)
 
 
 def test_a_sweep_gives_each_config_what_it_gets_alone(tiny, configs, swept):
@@ -227,15 +228,16 @@ def starved(monkeypatch):
     """Run out of memory for the first products: no GPU here is small enough."""
 
     def starve(failures):
-        stock, calls = replay.linear_score, []
+        stock, calls = LinearScorer, []
 
-        def linear_score(*arguments):
-            calls.append(arguments[-1])
-            if len(calls) <= failures:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
-            return stock(*arguments)
+        class Starved(LinearScorer):
+            def __init__(self, *arguments, rows, **options):
+                calls.append(rows)
+                if len(calls) <= failures:
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+                stock.__init__(self, *arguments, rows=rows, **options)
 
-        monkeypatch.setattr(replay, "linear_score", linear_score)
+        monkeypatch.setattr(replay, "LinearScorer", Starved)
         return calls
 
     return starve

@@ -1,0 +1,58 @@
+"""The score's reduction against the formula in double precision."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from harness.engine.reduction import CLAMP, LinearScorer
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def problem(tokens, width, inner, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((tokens, inner), (width, inner), (width,), (tokens, width))
+    x, weight, bias, gradient = (torch.randn(*shape, generator=generator) for shape in shapes)
+    return [t.to(DEVICE, dtype) for t in (x, weight, bias, gradient)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [None, 1, 7, 1000])
+@pytest.mark.parametrize(("tokens", "width"), [(1, 1), (37, 129), (300, 520)])
+def test_it_is_the_formula(dtype, rows, tokens, width):
+    x, weight, bias, gradient = problem(tokens, width, 64, dtype)
+    plain = functional.linear(x, weight, bias)
+    versions = [weight * 1.01, weight * 0.9]
+    scorer = LinearScorer(plain, gradient, bias, versions=2, rows=rows)
+    for index, version in enumerate(versions):
+        scorer.add(index, x, version)
+    for found, version in zip(scorer.totals().tolist(), versions, strict=True):
+        change = functional.linear(x, version, bias) - plain
+        expected = (gradient.double() * change.double()).square().sum()
+        assert found == pytest.approx(float(expected), rel=1e-5 if dtype.itemsize == 4 else 2e-2)
+
+
+def test_products_are_clamped_as_in_modelopt():
+    x, weight, bias, gradient = problem(4, 3, 8, torch.float32)
+    plain = functional.linear(x, weight, bias)
+    scorer = LinearScorer(plain, gradient * 1e30, bias, versions=1)
+    scorer.add(0, x, weight * 2)
+    assert float(scorer.totals()) == pytest.approx(12 * CLAMP**2, rel=1e-6)
+
+
+def test_a_version_that_never_came_scores_zero_and_leaves_the_others_alone():
+    x, weight, bias, gradient = problem(9, 5, 8, torch.float32)
+    scorer = LinearScorer(functional.linear(x, weight, bias), gradient, bias, versions=3)
+    scorer.add(1, x, weight * 2)
+    totals = scorer.totals().tolist()
+    assert (totals[0], totals[2]) == (0.0, 0.0)
+    assert totals[1] > 0
+
+
+def test_equal_inputs_give_equal_bits():
+    x, weight, bias, gradient = problem(300, 520, 64, torch.float32)
+    scorer = LinearScorer(functional.linear(x, weight, bias), gradient, bias, versions=2)
+    scorer.add(0, x, weight * 1.01)
+    scorer.add(1, x, weight * 1.01)
+    first, second = scorer.totals().tolist()
+    assert first == second > 0
