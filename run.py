@@ -1,6 +1,6 @@
 """Set up and run, from a fresh clone with nothing but Python:
 
-    python3 run.py sweep    measure the embedded model, write reports/tmp
+    python3 run.py sweep    measure the embedded model at every size, write reports/tmp
     python3 run.py test     lint, type-check and test
 
 Creates .venv on first use and again when pyproject.toml or constraints.txt change. Further
@@ -20,8 +20,13 @@ VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if sys.platform == "win32" else "bin")
 INPUTS = ("pyproject.toml", "constraints.txt")
 COMMANDS = {
-    "sweep": (("pytest", "cases", "-q", "-k", "small or structure"),),
-    "test": (("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy",), ("pytest",)),
+    "sweep": (("pytest", "cases", "-q"),),
+    "test": (
+        ("ruff", "check", "."),
+        ("ruff", "format", "--check", "."),
+        ("mypy",),
+        ("pytest", "-q", "-m", "not slow"),
+    ),
 }
 
 
