@@ -19,12 +19,13 @@ from harness.captions import CalibrationData, calibration_data, load_captions
 from harness.case import Case, Combination
 from harness.config import EffectiveConfig
 from harness.engine.modelopt import ModelOptEngine
-from harness.engine.protocol import Engine, Measurement, Progress
+from harness.engine.protocol import Engine, Failure, Measurement
 from harness.engine.replay import ReplayEngine
 from harness.errors import HarnessError, MeasurementError
 from harness.manifest import EnvironmentRecord, Manifest, MemoryRecord, RunConfig
 from harness.model import LoadedModel, load_model, resolve_device, resolve_dtype
 from harness.probe import Prober, misfits, quiet
+from harness.progress import Progress
 from harness.record import Findings, Layer, build_manifest
 from harness.registry import ModelSource
 from harness.settings import Settings
@@ -45,9 +46,10 @@ class Bench:
         self._progress = progress
         self._warn = warn
         self._model_error: HarnessError | None = None
+        self._unreplayable: str | None = None
         self._configs: dict[str, EffectiveConfig] = {}
         self._data: dict[str, CalibrationData] = {}
-        self._outcomes: dict[tuple[str, str], Measurement | Exception] = {}
+        self._outcomes: dict[tuple[str, str], Measurement | Failure] = {}
 
     @cached_property
     def device(self) -> torch.device:
@@ -116,7 +118,7 @@ class Bench:
             return f"method {self._settings.method} needs the whole model"
         if self._settings.save_state:
             return "--aq-save-state asks for ModelOpt's own search state"
-        return self.replay.refuses(config)
+        return self._unreplayable or self.replay.refuses(config)
 
     def config(self, combination: Combination) -> EffectiveConfig:
         """Return the effective config of a pair under an overlay."""
@@ -192,7 +194,14 @@ class Bench:
                 other = self.config(peer.combination)
                 if peer.size == case.size and self._joins(other, engine):
                     configs.setdefault(other.digest, other)
-        outcomes = engine.score(list(configs.values()), data, self._progress)
+        try:
+            outcomes = engine.score(list(configs.values()), data, self._progress)
+        except MeasurementError as error:
+            if engine is not self.replay or self._settings.engine == "replay":
+                raise
+            self._unreplayable = str(error)
+            self._score(case, config, data, peers)
+            return
         for digest, outcome in outcomes.items():
             self._outcomes[case.size, digest] = outcome
 
@@ -203,13 +212,7 @@ class Bench:
         outcome = self._outcomes[case.size, config.digest]
         if isinstance(outcome, Measurement):
             return outcome
-        if isinstance(outcome, HarnessError):
-            raise outcome
-        words = " ".join(str(outcome).split())[:300]
-        raise MeasurementError(
-            f"{case.id}: ModelOpt failed while measuring it, although a probe of its quantizers "
-            f"ran: {type(outcome).__name__}: {words}"
-        ) from outcome
+        raise MeasurementError(f"{case.id} could not be measured: {outcome.reason}", outcome.trace)
 
     def _layers(self, config: EffectiveConfig) -> dict[str, Layer]:
         return {
@@ -270,12 +273,16 @@ def data_notes(data: CalibrationData) -> tuple[str, ...]:
 
 
 def layer_notes(layers: Mapping[str, Layer]) -> tuple[str, ...]:
-    """Name the linears whose input width the block size does not divide."""
+    """Say which linears' input widths the block size does not divide, one line per width."""
+    padded: dict[tuple[int, int], list[str]] = {}
+    for name, layer in layers.items():
+        if layer.padded_to is not None:
+            padded.setdefault((layer.in_features, layer.padded_to), []).append(name)
     return tuple(
-        f"block size does not divide the input width of {name}: {layer.in_features} is padded to "
-        f"{layer.padded_to}"
-        for name, layer in layers.items()
-        if layer.padded_to is not None
+        f"block size does not divide the input width {width} of {names[0]}"
+        + (f" and {len(names) - 1} more linears" if len(names) > 1 else "")
+        + f": padded to {to}"
+        for (width, to), names in padded.items()
     )
 
 

@@ -28,4 +28,8 @@ class ManifestError(HarnessError):
 
 
 class MeasurementError(HarnessError):
-    """A measurement that finished without measuring what it was asked to."""
+    """A measurement that could not be made; ``trace`` is the library's traceback, if it raised."""
+
+    def __init__(self, message: str, trace: str = "") -> None:
+        super().__init__(message)
+        self.trace = trace

@@ -109,11 +109,19 @@ def load_model(
         torch.manual_seed(random_seed)
         with torch.device(device):
             module = auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-        digest = _sha256(f"random {random_seed} {dtype} {config.to_json_string()}".encode())
+        digest = _sha256(
+            f"random {random_seed} {device.type} {dtype} {config.to_json_string()}".encode()
+        )
     module.eval()
     linears = language_model_linears(module)
     if not linears:
         raise ModelError(f"model {source.name}: its language model has no nn.Linear to measure")
+    fused = fused_experts(module)
+    if fused:
+        raise ModelError(
+            f"model {source.name}: {len(fused)} modules such as {fused[0]} hold fused experts, "
+            "which are not measured yet; give a dense model"
+        )
     return LoadedModel(
         module=module,
         tokenizer=_load_tokenizer(source, random=random_seed is not None, trust=trust_remote_code),
@@ -156,6 +164,16 @@ def language_model_linears(module: Any) -> tuple[LinearInfo, ...]:
         )
         for name, child in decoder.named_modules()
         if isinstance(child, nn.Linear)
+    )
+
+
+def fused_experts(module: Any) -> tuple[str, ...]:
+    """Return the decoder's modules whose own parameters stack several matrices."""
+    return tuple(
+        name
+        for name, child in module.get_decoder().named_modules()
+        if any(parameter.dim() > 2 for parameter in child.parameters(recurse=False))
+        and not isinstance(child, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
     )
 
 

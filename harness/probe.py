@@ -217,7 +217,8 @@ def _without(config: EffectiveConfig, pattern: str) -> EffectiveConfig:
 def misfits(config: EffectiveConfig, in_features: int) -> int | None:
     """Return the input width padded to whole weight blocks, None where the blocks divide it."""
     weight = config.quantizer(WEIGHT_QUANTIZER) or {}
-    block = (weight.get("block_sizes") or {}).get(-1)
+    block_sizes = weight.get("block_sizes") or {}
+    block = block_sizes.get(-1, block_sizes.get(1))
     if block is None or in_features % block == 0:
         return None
     return int(-(-in_features // block) * block)

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Told where a long measurement stands."""
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        """``done`` of ``total`` batches of ``phase`` are finished."""
+
 
 QUIET_SECONDS = 1.0
 REFRESH_SECONDS = 0.25

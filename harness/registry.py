@@ -78,6 +78,8 @@ def _find(name: str, *, random_weights: bool) -> ModelSource:
         name = slug(folder.resolve().name)
         name = f"{name}-local" if name in REGISTRY else name
         return ModelSource(name=name, location=str(folder.resolve()))
+    if folder.is_absolute() or name.startswith((".", "~")):
+        raise ModelError(f"model folder {name}: does not exist")
     if _HUB_ID.fullmatch(name) and not folder.is_absolute():
         return ModelSource(name=slug(name), location=name)
     raise unknown("model", name, REGISTRY, "or give a checkpoint folder or an org/name hub id")

@@ -23,8 +23,8 @@ from harness.support import Support
 
 if TYPE_CHECKING:
     from harness.bench import Bench, Warn
-    from harness.engine.protocol import Progress
     from harness.manifest import Manifest
+    from harness.progress import Progress
 
 
 class AutoquantSession:

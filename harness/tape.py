@@ -7,7 +7,9 @@ and per input channel the largest |X| over all calibration tokens. Linears that 
 
 from __future__ import annotations
 
+import hashlib
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -17,10 +19,10 @@ from typing import Any
 import torch
 
 from harness.captions import Batch, CalibrationData
-from harness.engine.protocol import Progress
 from harness.errors import MeasurementError
 from harness.loss import next_token_logits, next_token_loss
 from harness.model import LoadedModel
+from harness.progress import Progress
 
 TAPE_FORMAT = 1
 
@@ -33,9 +35,17 @@ class Fingerprint:
     model: str
     dtype: str
     captions: str
+    tokens: str
     batch_size: int
     num_scored: int
     torch: str
+    transformers: str
+
+    @property
+    def digest(self) -> str:
+        """Short name for files: tapes of different things lie side by side."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +76,19 @@ class Tape:
 
 def tape_fingerprint(model: LoadedModel, data: CalibrationData) -> Fingerprint:
     """Return the fingerprint of the tape that ``capture`` would make."""
+    import transformers
+
+    rows = [batch.rows for batch in data.batches]
     return Fingerprint(
         format=TAPE_FORMAT,
         model=model.record.digest,
         dtype=model.record.dtype,
         captions=data.sha256,
+        tokens=hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
         batch_size=data.batch_size,
         num_scored=sum(len(batch.rows) for batch in data.scored),
         torch=torch.__version__,
+        transformers=transformers.__version__,
     )
 
 
@@ -133,9 +148,10 @@ def save_tape(tape: Tape, path: Path) -> None:
         "broken": json.dumps(tape.broken),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    save_file(tensors, temporary, metadata=header)
-    temporary.replace(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".tape-") as folder:
+        temporary = Path(folder) / path.name
+        save_file(tensors, temporary, metadata=header)
+        temporary.replace(path)
 
 
 def load_tape(path: Path, wanted: Fingerprint, device: torch.device) -> Tape:
@@ -199,7 +215,9 @@ class _Recorder:
         self._offset = 0
         self._is_scored = False
         self._embedded: torch.Tensor | None = None
-        self._last: tuple[torch.Tensor, str] | None = None
+        self._last: tuple[torch.Tensor, int, str] | None = None
+        self._called: set[str] = set()
+        self._batch_tokens = 0
         self._source: dict[str, str] = {}
         self._inputs: dict[str, torch.Tensor] = {}
         self._amax: dict[str, torch.Tensor] = {}
@@ -220,7 +238,7 @@ class _Recorder:
 
     def scored(self, batch: Batch) -> None:
         """Run a batch forward and backward, from the loss to the embedding's output."""
-        self._is_scored = True
+        self._is_scored, self._batch_tokens = True, batch.num_tokens
         ids = self._model.tensor(batch)
         with torch.enable_grad():
             loss = next_token_loss(next_token_logits(self._model.module, ids), ids)
@@ -230,7 +248,7 @@ class _Recorder:
 
     def unscored(self, batch: Batch) -> None:
         """Run a batch forward for its input ranges only."""
-        self._is_scored = False
+        self._is_scored, self._batch_tokens = False, batch.num_tokens
         with torch.no_grad():
             self._model.module(input_ids=self._model.tensor(batch), use_cache=False)
         self._forget()
@@ -256,6 +274,7 @@ class _Recorder:
 
     def _forget(self) -> None:
         self._embedded = self._last = None
+        self._called.clear()
 
     def _on_embedding(self, module: Any, args: Any, output: torch.Tensor) -> torch.Tensor | None:
         if not self._is_scored:
@@ -266,22 +285,37 @@ class _Recorder:
     def _on_linear(self, name: str) -> Any:
         def hook(module: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             source = self._read_input(name, args[0])
+            self._check_call(name, args[0])
             if not self._is_scored:
                 return
-            rows = slice(self._offset, self._offset + args[0].shape[:-1].numel())
+            rows = slice(self._offset, self._offset + self._batch_tokens)
             if source == name:
                 self._write(self._inputs, name, rows, args[0])
             output.register_hook(lambda g: self._write(self._gradients, name, rows, g))
 
         return hook
 
+    def _check_call(self, name: str, x: torch.Tensor) -> None:
+        """Refuse what one record per linear and token cannot hold."""
+        if name in self._called:
+            raise MeasurementError(
+                f"{name} runs several times per forward; the replay engine cannot score it: use "
+                "--aq-engine modelopt"
+            )
+        if x.shape[:-1].numel() != self._batch_tokens:
+            raise MeasurementError(
+                f"{name} sees {x.shape[:-1].numel()} of {self._batch_tokens} tokens; the replay "
+                "engine cannot score it: use --aq-engine modelopt"
+            )
+        self._called.add(name)
+
     def _read_input(self, name: str, x: torch.Tensor) -> str:
         """Return the linear whose input this is; a tensor seen just before is shared."""
-        if self._last is not None and self._last[0] is x:
-            source = self._last[1]
+        if self._last is not None and self._last[0] is x and self._last[1] == x._version:
+            source = self._last[2]
         else:
             source = name
-            self._last = (x, name)
+            self._last = (x, x._version, name)
             largest = x.detach().abs().amax(dim=tuple(range(x.dim() - 1)))
             known = self._amax.get(name)
             self._amax[name] = largest if known is None else torch.maximum(known, largest)

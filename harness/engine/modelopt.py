@@ -12,11 +12,12 @@ import torch
 
 from harness.captions import CalibrationData
 from harness.config import EffectiveConfig
-from harness.engine.protocol import GroupScore, Measurement, Outcomes, Progress
+from harness.engine.protocol import Failure, GroupScore, Measurement, Outcomes
 from harness.loss import next_token_logits, next_token_loss
 from harness.model import LoadedModel, peak_cuda_bytes, preserved
 from harness.pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER
 from harness.probe import quiet
+from harness.progress import Progress
 
 _KEEPS_WEIGHTS = (None, "max", "mse", "local_hessian")
 """Calibration algorithms that leave the weights alone."""
@@ -48,11 +49,11 @@ class ModelOptEngine:
 
     def _outcome(
         self, config: EffectiveConfig, data: CalibrationData, progress: Progress
-    ) -> Measurement | Exception:
+    ) -> Measurement | Failure:
         try:
             return self._measure(config, data, progress)
         except Exception as error:
-            return error
+            return Failure.of(error)
 
     def _measure(
         self, config: EffectiveConfig, data: CalibrationData, progress: Progress

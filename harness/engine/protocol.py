@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from harness.captions import CalibrationData
 from harness.config import EffectiveConfig
+from harness.errors import HarnessError
+from harness.progress import Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,15 +57,28 @@ class Measurement:
     state: bytes | None = None
 
 
-Outcomes = Mapping[str, "Measurement | Exception"]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a config could not be measured.
+
+    Text only: a kept exception would keep its frames alive, and with them a whole tape.
+    """
+
+    reason: str
+    trace: str
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """Describe a caught exception; a library's own is named with its type."""
+        words = " ".join(str(error).split())[:300]
+        return cls(
+            reason=words if isinstance(error, HarnessError) else f"{type(error).__name__}: {words}",
+            trace="".join(traceback.format_exception(type(error), error, error.__traceback__)),
+        )
+
+
+Outcomes = Mapping[str, Measurement | Failure]
 """By config digest: what was measured, or why that config could not be."""
-
-
-class Progress(Protocol):
-    """Told where a long measurement stands."""
-
-    def __call__(self, phase: str, done: int, total: int) -> None:
-        """``done`` of ``total`` batches of ``phase`` are finished."""
 
 
 class Engine(Protocol):

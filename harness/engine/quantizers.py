@@ -15,6 +15,9 @@ import torch
 from harness.config import EffectiveConfig, canonical, is_sequential
 from harness.pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER
 
+_STATIC_INPUT_AXES = (None, -1, 2, (-1,), (2,))
+"""Per tensor and per channel: what the recorded largest |X| per channel can calibrate."""
+
 _KNOWN_ATTRIBUTES = {"num_bits", "axis", "block_sizes", "type", "enable", "effective_bits"}
 
 
@@ -104,10 +107,13 @@ def _weight_refusal(cfg: Mapping[str, Any]) -> str | None:
 
 def _input_refusal(cfg: Mapping[str, Any]) -> str | None:
     block_sizes = cfg.get("block_sizes") or {}
-    axes = {axis for axis in block_sizes if isinstance(axis, int)}
+    blocks = {axis: size for axis, size in block_sizes.items() if isinstance(axis, int)}
     is_dynamic = "dynamic" in (cfg.get("type"), block_sizes.get("type"))
-    if is_dynamic and axes != {-1}:
+    if is_dynamic and set(blocks) != {-1}:
         return f"{INPUT_QUANTIZER} computes scales over the tokens of a batch"
-    if axes and not is_dynamic:
+    has_sizes = any(size is not None for size in blocks.values())
+    if has_sizes and block_sizes.get("type") != "dynamic":
         return f"{INPUT_QUANTIZER} has static blocks, which fix the shape of a batch"
+    if not is_dynamic and (blocks or cfg.get("axis") not in _STATIC_INPUT_AXES):
+        return f"{INPUT_QUANTIZER} has static scales along other axes than the channels"
     return None

@@ -99,6 +99,7 @@ def _kernel() -> Any:
         rounded = change.to(quantized.dtype).to(tl.float32)
         product = rounded * tl.load(gradient + offsets, mask=inside, other=0.0).to(tl.float32)
         clamped = tl.minimum(tl.maximum(product, -clamp), clamp)
+        clamped = tl.where(product != product, product, clamped)
         tl.store(partial + tl.program_id(0), tl.sum(clamped * clamped))
 
     return reduce_kernel

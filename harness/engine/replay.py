@@ -20,12 +20,13 @@ from torch.nn import functional
 from harness.captions import CalibrationData
 from harness.config import EffectiveConfig
 from harness.engine.grouping import layer_groups, scored_elsewhere
-from harness.engine.protocol import GroupScore, Measurement, Outcomes, Progress
+from harness.engine.protocol import Failure, GroupScore, Measurement, Outcomes
 from harness.engine.quantizers import HalfQuantizer, half_key, refusal
 from harness.engine.reduction import LinearScorer
 from harness.errors import MeasurementError
 from harness.model import LoadedModel, peak_cuda_bytes, release_cuda_memory
 from harness.pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER
+from harness.progress import Progress
 from harness.tape import (
     Tape,
     capture,
@@ -62,7 +63,7 @@ class Ledger:
     """Scores by linear, ``(configs,)`` each, and by config index what fell out."""
 
     scores: dict[str, torch.Tensor] = field(default_factory=dict)
-    errors: dict[int, Exception] = field(default_factory=dict)
+    errors: dict[int, Failure] = field(default_factory=dict)
 
     def by_config(self, count: int) -> list[dict[str, float]]:
         """Fetch every score from the device in one go, by config index and linear."""
@@ -110,14 +111,14 @@ class ReplayEngine:
                 return self._score(configs, data, tape_device, rows, progress)
             except torch.OutOfMemoryError as error:
                 words = str(error).splitlines()[0]
-                release_cuda_memory()
+            release_cuda_memory()
         gigabytes = estimate_bytes(self._model, data) / 2**30
         refusal = MeasurementError(
             f"out of memory with the tape (up to {gigabytes:.1f} GiB) in host memory and "
             f"{FEWER_ROWS} tokens at a time: {words}; use fewer captions (--aq-score-size) or a "
             "larger device"
         )
-        return {config.digest: refusal for config in configs}
+        return {config.digest: Failure.of(refusal) for config in configs}
 
     def _score(
         self,
@@ -147,10 +148,11 @@ class ReplayEngine:
         """Return the tape of a size: from the tape folder if it is there, else captured."""
         if self._tape_folder is None:
             return capture(self._model, data, device, progress)
-        name = f"{self._model.record.name}-{data.captions.size}.tape.safetensors"
-        path = self._tape_folder / name
+        fingerprint = tape_fingerprint(self._model, data)
+        name = f"{self._model.record.name}-{data.captions.size}-{fingerprint.digest}"
+        path = self._tape_folder / f"{name}.tape.safetensors"
         if path.exists():
-            return load_tape(path, tape_fingerprint(self._model, data), device)
+            return load_tape(path, fingerprint, device)
         tape = capture(self._model, data, device, progress)
         save_tape(tape, path)
         return tape
@@ -195,7 +197,7 @@ class ReplayEngine:
                     except torch.OutOfMemoryError:
                         raise
                     except Exception as error:
-                        ledger.errors[index] = error
+                        ledger.errors[index] = Failure.of(error)
                 weights.pop(weight_key, None)
             ledger.scores[name] = scorer.totals()
 

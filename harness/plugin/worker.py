@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING, Any
@@ -50,6 +49,9 @@ def aq_measure(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], Mani
             item.stash[_MESSAGE] = error_message(case, str(error))
             _show_cause(item, error)
             raise failure(error) from None
+        except Exception as error:
+            item.stash[_MESSAGE] = error_message(case, f"{type(error).__name__}: {error}")
+            raise
         item.stash[_MESSAGE], item.stash[_STATE] = manifest_message(manifest), state
         return manifest
 
@@ -115,9 +117,8 @@ def _bench(config: pytest.Config) -> Bench:
 
 def _show_cause(item: pytest.Item, error: HarnessError) -> None:
     """Keep the library's own traceback at hand, in a section of its own."""
-    if isinstance(error, MeasurementError) and error.__cause__ is not None:
-        text = "".join(traceback.format_exception(error.__cause__))
-        item.add_report_section("call", "traceback in the library", text)
+    if isinstance(error, MeasurementError) and error.trace:
+        item.add_report_section("call", "traceback in the library", error.trace)
 
 
 def _warn(message: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from harness.manifest import Manifest
 from harness.report.markdown import (
+    GROUPS_MEAN,
     KL_SCORE_MEANS,
     SCORE_MEANS,
     code,
@@ -91,6 +92,7 @@ def layer_report_markdown(manifest: Manifest) -> str:
         "## Selection",
         _selection(manifest),
         "## Layer groups, most sensitive first",
+        GROUPS_MEAN,
         _groups(manifest),
     ]
     return "\n\n".join(parts) + "\n"
@@ -117,10 +119,14 @@ def selection_sentence(manifest: Manifest) -> str:
 def _facts(manifest: Manifest) -> str:
     case, data, env = manifest.case, manifest.dataset, manifest.environment
     experimental = ", experimental" if case.experimental else ""
+    bits = manifest.quantization.effective_bits
     rows = [
         ("model", f"{code(manifest.model.id)} ({text(manifest.model.weights)} weights)"),
         ("format", f"{code(manifest.quantization.base_format_name)}{experimental}"),
-        ("weights stored in", f"{manifest.quantization.effective_bits:.4g} bits, scales included"),
+        (
+            "weights stored in",
+            f"{bits:.4g} bits, block scales included",
+        ),
         ("status", text(case.status) + (f" of {code(case.alias_of)}" if case.alias_of else "")),
         ("method", f"{text(case.method)}, engine {text(manifest.run_config.engine)}"),
         (
@@ -157,7 +163,7 @@ def _groups(manifest: Manifest) -> str:
             percent(row.share),
             percent(row.cumulative_share),
             f"{row.weights:,}",
-            "quantized" if row.selected else "kept",
+            "quantized" if row.selected else "16-bit",
         )
         for row in layer_rows(manifest)
     ]

@@ -16,6 +16,10 @@ SCORE_MEANS = (
     "over the group and divided by the number of scored tokens. It ranks groups and compares "
     "configurations of one model on the same captions; it is not a loss and not an accuracy."
 )
+GROUPS_MEAN = (
+    "A group is named after its first linear: q_proj stands for q, k and v together, gate_proj for "
+    "gate and up."
+)
 KL_SCORE_MEANS = (
     "A score is the KL divergence in nats per scored token between the model with one layer group "
     "quantized and the unquantized model. It ranks groups and compares configurations of one model "

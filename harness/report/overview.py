@@ -12,7 +12,7 @@ from urllib.parse import quote
 from harness.case import SIZES
 from harness.manifest import SCHEMA_VERSION
 from harness.report.layers import GROUP_SUFFIX, LAYERS_MARKDOWN
-from harness.report.markdown import SCORE_MEANS, code, number, percent, table, text
+from harness.report.markdown import GROUPS_MEAN, SCORE_MEANS, code, number, percent, table, text
 from harness.results import CaseLine, Results, SkipLine, StructureLine, most_sensitive_groups
 
 SUMMARY_MARKDOWN, SUMMARY_JSON = "summary.md", "summary.json"
@@ -109,7 +109,8 @@ def terminal_lines(results: Results) -> list[str]:
     lines += [f"  failed {line.case_id}: {line.problem}" for line in results.failures]
     ranked = most_sensitive_groups(results.cases.values())
     if ranked:
-        lines.append("most sensitive groups, by mean share of a case's total score:")
+        lines.append("most sensitive groups (q_proj is q, k and v; gate_proj is gate and up), by")
+        lines.append("mean share of a case's total score:")
     for place, (group, share) in enumerate(ranked, start=1):
         lines.append(f"  {place:2d}. {share:6.1%}  {group.removesuffix(GROUP_SUFFIX)}")
     lines += [f"NOT WRITTEN: {error}" for error in results.write_errors]
@@ -140,7 +141,7 @@ def _sensitive(results: Results) -> list[str]:
     ]
     return [
         "## Most sensitive groups",
-        "Mean share of a case's total score, every measured case counted once.",
+        f"Mean share of a case's total score, every measured case counted once. {GROUPS_MEAN}",
         table(("rank", "group", "mean share"), rows, right="r r"),
     ]
 

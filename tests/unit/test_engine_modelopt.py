@@ -9,6 +9,7 @@ from harness.captions import calibration_data, load_captions
 from harness.conf import load_vocabulary
 from harness.config import effective_config
 from harness.engine.modelopt import ModelOptEngine
+from harness.engine.protocol import Failure
 from harness.granularity import Granularity
 from harness.loss import next_token_logits, next_token_loss
 from harness.model import load_model, preserved
@@ -42,8 +43,8 @@ def config(pair, granularity="default"):
 
 def measure(engine, effective, data, progress=ignore_progress):
     (outcome,) = engine.score([effective], data, progress).values()
-    if isinstance(outcome, Exception):
-        raise outcome
+    if isinstance(outcome, Failure):
+        raise AssertionError(outcome.trace)
     return outcome
 
 
@@ -203,7 +204,7 @@ def test_a_config_that_modelopt_cannot_run_is_its_own_outcome(tiny):
     broken.entries[1]["cfg"]["num_bits"] = -1
     before = everything(tiny.module)
     outcomes = engine.score([broken, fine], data, ignore_progress)
-    assert isinstance(outcomes[broken.digest], ValueError)
+    assert outcomes[broken.digest].reason.startswith("ValidationError: ")
     assert len(outcomes[fine.digest].groups) == 24
     assert_same(before, everything(tiny.module))
 

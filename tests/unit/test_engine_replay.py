@@ -6,6 +6,8 @@ The plugin's options choose model, device and combinations, so parity on a GPU i
     pytest tests/unit/test_engine_replay.py -m slow --aq-model qwen3-vl-4b --aq-weights random
 """
 
+import re
+
 import pytest
 import torch
 
@@ -17,7 +19,6 @@ from harness.engine import replay
 from harness.engine.modelopt import ModelOptEngine
 from harness.engine.reduction import LinearScorer
 from harness.engine.replay import ReplayEngine
-from harness.errors import MeasurementError
 from harness.granularity import Granularity
 from harness.pair import QuantPair
 from harness.plugin.access import session_of
@@ -147,8 +148,29 @@ def test_a_config_that_raises_loses_only_itself(tiny, configs, swept):
     broken = effective_config(VOCABULARY.pairs["wfp8_afp16"], VOCABULARY.granularities["default"])
     broken.entries[1]["cfg"]["num_bits"] = -1
     outcomes = ReplayEngine(tiny).score([broken, fine], batches(tiny), ignore_progress)
-    assert isinstance(outcomes[broken.digest], ValueError)
+    assert outcomes[broken.digest].reason.startswith("ValidationError: ")
     assert outcomes[fine.digest].groups == swept[fine.digest].groups
+
+
+def test_a_failure_lets_go_of_the_tape(tiny, monkeypatch):
+    import gc
+    import weakref
+
+    broken = effective_config(VOCABULARY.pairs["wfp8_afp16"], VOCABULARY.granularities["default"])
+    broken.entries[1]["cfg"]["num_bits"] = -1
+    kept = []
+    stock = replay.capture
+
+    def capture(*arguments):
+        tape = stock(*arguments)
+        kept.append(weakref.ref(next(iter(tape.inputs.values()))))
+        return tape
+
+    monkeypatch.setattr(replay, "capture", capture)
+    outcomes = ReplayEngine(tiny).score([broken], batches(tiny), ignore_progress)
+    gc.collect()
+    assert outcomes[broken.digest].trace.startswith("Traceback")
+    assert kept[0]() is None
 
 
 def user_config(entries, algorithm="max", pair="wint8_aint8"):
@@ -167,6 +189,13 @@ def half(name, **cfg):
         ([half("*weight_quantizer", num_bits=4)], "awq_lite", "awq_lite needs more than"),
         ([half("*input_quantizer", num_bits=8, type="dynamic")], "max", "over the tokens"),
         ([half("*input_quantizer", num_bits=8, block_sizes={-1: 32})], "max", "shape of a batch"),
+        ([half("*input_quantizer", num_bits=8, axis=0)], "max", "other axes than the channels"),
+        ([half("*input_quantizer", num_bits=8, axis=(0, 1))], "max", "other axes"),
+        (
+            [half("*input_quantizer", num_bits=8, type="dynamic", block_sizes={-1: 64})],
+            "max",
+            "shape of a batch",
+        ),
         ([half("*weight_quantizer", num_bits=8, rotate=True)], "max", "sets rotate"),
         (
             [{"quantizer_name": "*weight_quantizer", "cfg": [{"num_bits": 4}, {"num_bits": 8}]}],
@@ -218,7 +247,8 @@ def test_a_tape_folder_is_filled_and_then_used(tiny, configs, swept, tmp_path):
         outcome = engine.score([config], batches(tiny), lambda phase, *_: seen.append(phase))
         assert outcome[config.digest].groups == swept[config.digest].groups
         seen.append("done")
-    assert [path.name for path in tmp_path.iterdir()] == ["tiny-qwen3-vl-small.tape.safetensors"]
+    (kept,) = tmp_path.iterdir()
+    assert re.fullmatch(r"tiny-qwen3-vl-small-[0-9a-f]{16}\.tape\.safetensors", kept.name)
     assert "capture" in seen[: seen.index("done")]
     assert "capture" not in seen[seen.index("done") :]
 
@@ -258,7 +288,7 @@ def test_out_of_memory_for_good_is_an_error_with_the_sizes(tiny, configs, starve
     calls = starved(10**6)
     config = configs["wfp8_afp8-default"]
     outcome = ReplayEngine(tiny).score([config], batches(tiny), ignore_progress)
-    assert isinstance(outcome[config.digest], MeasurementError)
-    assert "GiB) in host memory" in str(outcome[config.digest])
-    assert "--aq-score-size" in str(outcome[config.digest])
+    assert outcome[config.digest].reason.startswith("out of memory with the tape (up to ")
+    assert "GiB) in host memory" in outcome[config.digest].reason
+    assert "--aq-score-size" in outcome[config.digest].reason
     assert len(calls) == 3

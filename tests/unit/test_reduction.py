@@ -56,3 +56,14 @@ def test_equal_inputs_give_equal_bits():
     scorer.add(1, x, weight * 1.01)
     first, second = scorer.totals().tolist()
     assert first == second > 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_not_hidden_by_the_clamp(value):
+    x, weight, bias, gradient = problem(9, 5, 8, torch.float32)
+    plain = functional.linear(x, weight, bias)
+    gradient[3, 2] = float("nan") if value != value else value
+    scorer = LinearScorer(plain, gradient, bias, versions=1)
+    scorer.add(0, x, weight * 2)
+    total = float(scorer.totals())
+    assert total != total if value != value else total >= CLAMP**2

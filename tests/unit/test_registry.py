@@ -100,7 +100,7 @@ def test_hub_ids_that_differ_only_in_their_slash_do_not_share_a_name(tmp_path, m
     assert len(set(names)) == 2
 
 
-@pytest.mark.parametrize("name", ["nowhere", "a/b/c", "/nowhere/at-all", "./nowhere", "../nowhere"])
+@pytest.mark.parametrize("name", ["nowhere", "a/b/c"])
 def test_anything_else_is_unknown_and_said_what_would_do(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(VocabularyError) as caught:
@@ -109,6 +109,12 @@ def test_anything_else_is_unknown_and_said_what_would_do(name, tmp_path, monkeyp
     assert message.startswith(f"model {name!r} is unknown")
     assert "tiny-qwen3-vl, qwen3-vl-4b" in message
     assert "org/name hub id" in message
+
+
+@pytest.mark.parametrize("name", ["/nowhere/at-all", "./nowhere", "../nowhere", "~/nowhere"])
+def test_a_path_to_nothing_is_no_hub_id(name):
+    with pytest.raises(ModelError, match=f"model folder {name}: does not exist"):
+        find_model(name, random_weights=False)
 
 
 def test_a_misspelt_registry_name_gets_a_guess():

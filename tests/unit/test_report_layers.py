@@ -69,7 +69,7 @@ def test_the_tables_show_the_manifests_numbers(render, manifest):
     assert dict(facts[1:]) == {
         "model": "toy-org/toy (checkpoint weights)",
         "format": "INT4_WEIGHT_INT8_ACT_CFG, experimental",
-        "weights stored in": "4.125 bits, scales included",
+        "weights stored in": "4.125 bits, block scales included",
         "status": "measured",
         "method": "gradient, engine modelopt",
         "captions": "4 calibrated, 3 scored (10 tokens) of mine.txt",
@@ -79,7 +79,7 @@ def test_the_tables_show_the_manifests_numbers(render, manifest):
     assert groups == [
         ["rank", "group", "linears", "score", "share", "running", "weights", "selection"],
         ["1", f"{PREFIX}.mlp.gate_proj", "2", "6", "60.0%", "60.0%", "262,144", "quantized"],
-        ["2", f"{PREFIX}.self_attn.q_proj", "3", "3", "30.0%", "90.0%", "131,072", "kept"],
+        ["2", f"{PREFIX}.self_attn.q_proj", "3", "3", "30.0%", "90.0%", "131,072", "16-bit"],
         ["3", f"{PREFIX}.self_attn.o_proj", "1", "1", "10.0%", "100.0%", "65,536", "quantized"],
     ]
     assert "Note: mine.txt holds 5 captions, size small needs 16: measured on 5" in page.text

@@ -113,6 +113,17 @@ def test_capturing_leaves_no_trace_on_the_model(tiny, data):
     )
 
 
+def test_a_linear_that_runs_twice_is_refused(tiny, data):
+    layers = tiny.module.model.language_model.layers
+    own = layers[1].mlp
+    layers[1].mlp = layers[0].mlp
+    try:
+        with pytest.raises(MeasurementError, match="runs several times per forward"):
+            capture(tiny, data, CPU, ignore_progress)
+    finally:
+        layers[1].mlp = own
+
+
 def test_hooks_are_removed_when_capturing_is_interrupted(tiny, data):
     def interrupt(phase, done, total):
         if done == 2:
