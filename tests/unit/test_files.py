@@ -2,6 +2,7 @@
 
 import resource
 import threading
+from contextlib import contextmanager
 
 import pytest
 
@@ -9,13 +10,18 @@ from harness.errors import ManifestError
 from harness.files import check_writable, write_atomic
 
 
-@pytest.fixture
+@contextmanager
 def full_disk():
-    """No file of this process may grow beyond 4 KiB: writing more fails as on a full disk."""
+    """No file of this process may grow beyond 4 KiB: writing more fails as on a full disk.
+
+    Only around the write itself: pytest's own output may be going to a file as well.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_text_is_written_as_utf8_and_bytes_as_they_are_in_a_new_folder(tmp_path):
@@ -42,10 +48,13 @@ def test_a_reader_sees_the_old_file_or_the_new_one_never_half_of_one(tmp_path):
     assert seen <= set(versions)
 
 
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, full_disk):
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "manifest.json"
     write_atomic(path, "old")
-    with pytest.raises(ManifestError, match="cannot be written: File too large") as caught:
+    with (
+        full_disk(),
+        pytest.raises(ManifestError, match="cannot be written: File too large") as caught,
+    ):
         write_atomic(path, "new" * 10_000)
     assert str(path) in str(caught.value)
     assert path.read_text() == "old"

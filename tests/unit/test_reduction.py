@@ -22,7 +22,7 @@ def problem(tokens, width, inner, dtype, seed=0):
 def test_it_is_the_formula(dtype, rows, tokens, width):
     x, weight, bias, gradient = problem(tokens, width, 64, dtype)
     plain = functional.linear(x, weight, bias)
-    versions = [weight * 1.01, weight * 0.9]
+    versions = [weight * 1.5, weight * 0.5]
     scorer = LinearScorer(plain, gradient, bias, versions=2, rows=rows)
     for index, version in enumerate(versions):
         scorer.add(index, x, version)
