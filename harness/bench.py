@@ -46,7 +46,7 @@ class Bench:
         self._progress = progress
         self._warn = warn
         self._model_error: HarnessError | None = None
-        self._unreplayable: str | None = None
+        self._unreplayable: dict[str, str] = {}
         self._configs: dict[str, EffectiveConfig] = {}
         self._data: dict[str, CalibrationData] = {}
         self._outcomes: dict[tuple[str, str], Measurement | Failure] = {}
@@ -98,27 +98,27 @@ class Bench:
             tape_folder=self._settings.tape_dir,
         )
 
-    def engine(self, config: EffectiveConfig) -> tuple[Engine, str]:
-        """Return the engine that scores a config, and why that one.
+    def engine(self, config: EffectiveConfig, size: str) -> tuple[Engine, str]:
+        """Return the engine that scores a config on a size, and why that one.
 
         Raises:
             MeasurementError: ``--aq-engine replay`` for what only stock AutoQuant can do.
         """
         if self._settings.engine == "modelopt":
             return self.stock, "asked for with --aq-engine"
-        refusal = self._replay_refusal(config)
+        refusal = self._replay_refusal(config, size)
         if refusal is None:
             return self.replay, "scores every config of a size in one sweep"
         if self._settings.engine == "replay":
             raise MeasurementError(f"--aq-engine replay cannot score this case: {refusal}")
         return self.stock, f"the replay engine cannot score this case: {refusal}"
 
-    def _replay_refusal(self, config: EffectiveConfig) -> str | None:
+    def _replay_refusal(self, config: EffectiveConfig, size: str) -> str | None:
         if self._settings.method != "gradient":
             return f"method {self._settings.method} needs the whole model"
         if self._settings.save_state:
             return "--aq-save-state asks for ModelOpt's own search state"
-        return self._unreplayable or self.replay.refuses(config)
+        return self._unreplayable.get(size) or self.replay.refuses(config)
 
     def config(self, combination: Combination) -> EffectiveConfig:
         """Return the effective config of a pair under an overlay."""
@@ -177,7 +177,7 @@ class Bench:
             memory=MemoryRecord(
                 peak_rss_bytes=_peak_rss_bytes(), peak_cuda_bytes=measurement.peak_cuda_bytes
             ),
-            run_config=self._run_config(config, data),
+            run_config=self._run_config(config, measurement, data),
         )
         manifest = build_manifest(findings)
         if alias_of is None:
@@ -187,7 +187,7 @@ class Bench:
     def _score(
         self, case: Case, config: EffectiveConfig, data: CalibrationData, peers: Sequence[Case]
     ) -> None:
-        engine, _ = self.engine(config)
+        engine, _ = self.engine(config, case.size)
         configs = {config.digest: config}
         if engine.sweeps:
             for peer in peers:
@@ -199,7 +199,7 @@ class Bench:
         except MeasurementError as error:
             if engine is not self.replay or self._settings.engine == "replay":
                 raise
-            self._unreplayable = str(error)
+            self._unreplayable[case.size] = str(error)
             self._score(case, config, data, peers)
             return
         for digest, outcome in outcomes.items():
@@ -246,10 +246,12 @@ class Bench:
             user=getpass.getuser() if record_host else None,
         )
 
-    def _run_config(self, config: EffectiveConfig, data: CalibrationData) -> RunConfig:
-        engine, reason = self.engine(config)
+    def _run_config(
+        self, config: EffectiveConfig, measurement: Measurement, data: CalibrationData
+    ) -> RunConfig:
+        _, reason = self.engine(config, data.captions.size)
         return RunConfig(
-            engine=engine.name,
+            engine=measurement.engine,
             engine_reason=reason,
             device=self.device.type,
             dtype=self.model.record.dtype,
