@@ -21,7 +21,7 @@ from harness.config import EffectiveConfig
 from harness.engine.modelopt import ModelOptEngine
 from harness.engine.protocol import Engine, Failure, Measurement
 from harness.engine.replay import ReplayEngine
-from harness.errors import HarnessError, MeasurementError
+from harness.errors import HarnessError, MeasurementError, NotReplayableError
 from harness.manifest import EnvironmentRecord, Manifest, MemoryRecord, RunConfig
 from harness.model import LoadedModel, load_model, resolve_device, resolve_dtype
 from harness.probe import Prober, misfits, quiet
@@ -196,8 +196,8 @@ class Bench:
                     configs.setdefault(other.digest, other)
         try:
             outcomes = engine.score(list(configs.values()), data, self._progress)
-        except MeasurementError as error:
-            if engine is not self.replay or self._settings.engine == "replay":
+        except NotReplayableError as error:
+            if self._settings.engine == "replay":
                 raise
             self._unreplayable[case.size] = str(error)
             self._score(case, config, data, peers)
@@ -220,7 +220,9 @@ class Bench:
                 module_type=linear.module_type,
                 out_features=linear.out_features,
                 in_features=linear.in_features,
-                padded_to=misfits(config, linear.in_features),
+                padded_to=next(
+                    filter(None, (misfits(config, w) for w in linear.input_widths)), None
+                ),
             )
             for linear in self.model.linears
         }

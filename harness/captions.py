@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -52,6 +52,12 @@ class Batch:
         """Next-token predictions in the batch: one fewer than its tokens, per caption."""
         return sum(len(row) - 1 for row in self.rows)
 
+    def split(self, tokens: int) -> Iterator[Batch]:
+        """Yield the same captions in batches of at most ``tokens`` tokens, one caption at least."""
+        step = max(1, tokens // len(self.rows[0]))
+        for start in range(0, len(self.rows), step):
+            yield Batch(rows=self.rows[start : start + step])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationData:
@@ -83,6 +89,17 @@ class CalibrationData:
         return (
             f"{self.captions.name} holds {found} captions, size {self.captions.size} needs "
             f"{requested}: measured on {found - len(self.dropped)}"
+        )
+
+    def split(self, tokens: int) -> CalibrationData:
+        """Return the same captions in batches of at most ``tokens`` tokens, one caption at least.
+
+        Gradients of a summed loss do not depend on the batches, so neither do scores.
+        """
+        return replace(
+            self,
+            scored=tuple(part for batch in self.scored for part in batch.split(tokens)),
+            unscored=tuple(part for batch in self.unscored for part in batch.split(tokens)),
         )
 
     @property

@@ -33,3 +33,7 @@ class MeasurementError(HarnessError):
     def __init__(self, message: str, trace: str = "") -> None:
         super().__init__(message)
         self.trace = trace
+
+
+class NotReplayableError(MeasurementError):
+    """A model or captions that the replay engine cannot score and stock AutoQuant can."""

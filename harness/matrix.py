@@ -67,12 +67,13 @@ def layer_misfits(
     for combination in combinations:
         config = bench.config(combination)
         for linear in linears:
-            padded = misfits(config, linear.in_features)
-            if padded is not None:
-                lines[
-                    f"{combination.granularity.name} on w{combination.pair.weight}: {linear.name} "
-                    f"is {linear.in_features} wide, padded to {padded}"
-                ] = None
+            for width in linear.input_widths:
+                padded = misfits(config, width)
+                if padded is not None:
+                    lines[
+                        f"{combination.granularity.name} on w{combination.pair.weight}: "
+                        f"{linear.name} is {width} wide, padded to {padded}"
+                    ] = None
     return list(lines)
 
 

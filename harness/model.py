@@ -24,12 +24,25 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearInfo:
-    """A language-model linear: weight shape ``(out_features, in_features)``."""
+    """A language-model linear: weight shape ``(out_features, in_features)``.
+
+    ModelOpt takes the fused experts of a layer as one unit. They stand here as one linear of the
+    hidden width with as many weights.
+
+    Attributes:
+        input_widths: of every matrix in the module; ``in_features`` alone but for fused experts.
+    """
 
     name: str
     module_type: str
     out_features: int
     in_features: int
+    input_widths: tuple[int, ...]
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether this is a module of fused experts."""
+        return len(self.input_widths) > 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,12 +129,6 @@ def load_model(
     linears = language_model_linears(module)
     if not linears:
         raise ModelError(f"model {source.name}: its language model has no nn.Linear to measure")
-    fused = fused_experts(module)
-    if fused:
-        raise ModelError(
-            f"model {source.name}: {len(fused)} modules such as {fused[0]} hold fused experts, "
-            "which are not measured yet; give a dense model"
-        )
     return LoadedModel(
         module=module,
         tokenizer=_load_tokenizer(source, random=random_seed is not None, trust=trust_remote_code),
@@ -152,29 +159,36 @@ def architecture_linears(source: ModelSource, *, trust_remote_code: bool) -> tup
 
 
 def language_model_linears(module: Any) -> tuple[LinearInfo, ...]:
-    """Return the decoder's linears in module order; vision tower and ``lm_head`` are not in it."""
+    """Return what ModelOpt quantizes in the decoder: its linears and fused experts, in order.
+
+    Vision tower and ``lm_head`` are not in the decoder.
+    """
     decoder = module.get_decoder()
     prefix = next(name for name, child in module.named_modules() if child is decoder)
     return tuple(
-        LinearInfo(
-            name=f"{prefix}.{name}" if prefix else name,
-            module_type=type(child).__name__,
-            out_features=child.out_features,
-            in_features=child.in_features,
-        )
+        _linear_info(f"{prefix}.{name}" if prefix else name, child)
         for name, child in decoder.named_modules()
-        if isinstance(child, nn.Linear)
+        if isinstance(child, nn.Linear) or _stacked(child)
     )
 
 
-def fused_experts(module: Any) -> tuple[str, ...]:
-    """Return the decoder's modules whose own parameters stack several matrices."""
-    return tuple(
-        name
-        for name, child in module.get_decoder().named_modules()
-        if any(parameter.dim() > 2 for parameter in child.parameters(recurse=False))
-        and not isinstance(child, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+def _linear_info(name: str, child: nn.Module) -> LinearInfo:
+    matrices = [child.weight] if isinstance(child, nn.Linear) else _stacked(child)
+    widths = tuple(matrix.shape[-1] for matrix in matrices)
+    return LinearInfo(
+        name=name,
+        module_type=type(child).__name__,
+        out_features=sum(matrix.numel() for matrix in matrices) // widths[0],
+        in_features=widths[0],
+        input_widths=widths,
     )
+
+
+def _stacked(child: nn.Module) -> list[nn.Parameter]:
+    """Return a module's own parameters that stack one matrix per expert."""
+    if isinstance(child, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return []
+    return [parameter for parameter in child.parameters(recurse=False) if parameter.dim() == 3]
 
 
 def peak_cuda_bytes(device: torch.device) -> int | None:

@@ -21,15 +21,15 @@ def layer_groups(model: LoadedModel) -> tuple[tuple[str, ...], ...]:
 
 
 def scored_elsewhere(model: LoadedModel) -> str | None:
-    """Name a linear whose damage ModelOpt scores at another module's output, None if there is none.
+    """Name a linear that ModelOpt does not score at a linear's output, None if there is none.
 
-    So it does for the experts of a mixture.
+    So it is for the experts of a mixture, fused or not.
     """
     from modelopt.torch.quantization.algorithms import AutoQuantizeGradientSearcher
 
     rules = AutoQuantizeGradientSearcher.score_module_rules
     for linear in model.linears:
-        if _first_match(rules, model, linear.name) not in (None, linear.name):
+        if linear.is_fused or _first_match(rules, model, linear.name) not in (None, linear.name):
             return linear.name
     return None
 

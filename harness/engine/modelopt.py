@@ -13,6 +13,7 @@ import torch
 from harness.captions import CalibrationData
 from harness.config import EffectiveConfig
 from harness.engine.protocol import Failure, GroupScore, Measurement, Outcomes
+from harness.errors import MeasurementError
 from harness.loss import next_token_logits, next_token_loss
 from harness.model import LoadedModel, peak_cuda_bytes, preserved
 from harness.pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER
@@ -64,7 +65,7 @@ class ModelOptEngine:
             torch.cuda.reset_peak_memory_stats(self._model.device)
         with preserved(module, weights=_algorithm(config) not in _KEEPS_WEIGHTS), quiet():
             state = self._auto_quantize(config, data, clock)
-            groups, quantizers = _read_groups(module, config)
+            groups, quantizers = self._read_groups(config)
             saved = _serialize(state) if self._save_state and state is not None else None
         return Measurement(
             engine=self.name,
@@ -106,6 +107,32 @@ class ModelOptEngine:
             return None
         return state
 
+    def _read_groups(
+        self, config: EffectiveConfig
+    ) -> tuple[tuple[GroupScore, ...], dict[str, str]]:
+        """Read raw scores: ``candidate_stats`` would clamp them to the next cheaper format's."""
+        module, known = self._model.module, {linear.name for linear in self._model.linears}
+        groups: list[GroupScore] = []
+        quantizers: dict[str, str] = {}
+        for hparam, recipe in _searched(module):
+            names = hparam.quant_module_names
+            if not known.issuperset(names):
+                raise MeasurementError(
+                    f"ModelOpt puts modules of its own in the place of {names[0]}; a model whose "
+                    "modules it replaces cannot be measured: give a dense one"
+                )
+            hparam.active = recipe
+            members = [module.get_submodule(name) for name in names]
+            groups.append(
+                GroupScore(
+                    modules=tuple(names),
+                    score=float(hparam.get_score(recipe)),
+                    quantized=all(_is_quantized(member, config) for member in members),
+                )
+            )
+            quantizers = quantizers or _describe(members[0])
+        return tuple(groups), quantizers
+
 
 class _Clock:
     """Times phases and reports batches, from inside ModelOpt's callbacks."""
@@ -141,26 +168,6 @@ class _Clock:
         self._marks.append((phase, time.perf_counter()))
 
 
-def _read_groups(
-    module: Any, config: EffectiveConfig
-) -> tuple[tuple[GroupScore, ...], dict[str, str]]:
-    """Read raw scores: ``candidate_stats`` would clamp them to the next cheaper format's."""
-    groups: list[GroupScore] = []
-    quantizers: dict[str, str] = {}
-    for hparam, recipe in _searched(module):
-        hparam.active = recipe
-        members = [module.get_submodule(name) for name in hparam.quant_module_names]
-        groups.append(
-            GroupScore(
-                modules=tuple(hparam.quant_module_names),
-                score=float(hparam.get_score(recipe)),
-                quantized=all(_is_quantized(member, config) for member in members),
-            )
-        )
-        quantizers = quantizers or _describe(members[0])
-    return tuple(groups), quantizers
-
-
 def _searched(module: Any) -> Iterator[tuple[Any, Any]]:
     """Yield each searched group's hparam and the recipe that is not "leave it alone"."""
     from modelopt.torch.opt.utils import named_hparams
@@ -179,12 +186,27 @@ def _is_quantized(member: Any, config: EffectiveConfig) -> bool:
         "weight_quantizer": config.quantizer(WEIGHT_QUANTIZER) is not None,
         "input_quantizer": config.quantizer(INPUT_QUANTIZER) is not None,
     }
-    return all(getattr(member, name).is_enabled == on for name, on in wanted.items())
+    return all(
+        quantizer.is_enabled == is_wanted
+        for kind, is_wanted in wanted.items()
+        for quantizer in _quantizers(member, kind)
+    )
 
 
 def _describe(member: Any) -> dict[str, str]:
-    names = ("weight_quantizer", "input_quantizer")
-    return {name: getattr(member, name).extra_repr() for name in names}
+    kinds = ("weight_quantizer", "input_quantizer")
+    return {kind: _quantizers(member, kind)[0].extra_repr() for kind in kinds}
+
+
+def _quantizers(member: Any, kind: str) -> list[Any]:
+    """Return a module's quantizers of one kind: fused experts have one per matrix and expert."""
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    return [
+        child
+        for name, child in member.named_modules()
+        if kind in name and isinstance(child, TensorQuantizer)
+    ]
 
 
 def _algorithm(config: EffectiveConfig) -> Any:

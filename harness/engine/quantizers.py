@@ -57,15 +57,27 @@ class HalfQuantizer:
         """Return the fake-quantized weight, ``(out_features, in_features)``."""
         return self._quantizer(tuple(weight.shape))(weight.detach())
 
-    def input(self, x: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
+    def input(self, x: torch.Tensor, amax: torch.Tensor, together: int) -> torch.Tensor:
         """Return the fake-quantized input, ``(tokens, in_features)``.
 
-        ``amax`` is the largest |X| per channel, ``(in_features,)``. ModelOpt fixes the axes of a
-        dynamic quantizer by the rank it sees, hence the batch dimension of one.
+        ModelOpt fixes the axes of a dynamic quantizer by the rank it sees, hence the batch
+        dimension. On CUDA it takes another way for scales per token when a batch holds one caption
+        than when it holds several, and FP8 values on a tie then round otherwise: so the tokens of
+        either kind are quantized as they are in the model.
+
+        Args:
+            x: ``(tokens, in_features)``.
+            amax: the largest |X| per channel, ``(in_features,)``.
+            together: how many of the tokens, the first ones, passed in batches of several captions.
         """
         quantizer = self._quantizer((x.shape[-1],))
         self._set_range(quantizer, amax[None, None])
-        return quantizer(x[None])[0]
+        if not (x.is_cuda and together and quantizer._dynamic):
+            return quantizer(x[None])[0]
+        several = quantizer(x[:together].expand(2, together, -1))[0]
+        if together == len(x):
+            return several
+        return torch.cat([several, quantizer(x[None, together:])[0]])
 
     @property
     def is_enabled(self) -> bool:

@@ -26,8 +26,6 @@ class LinearScorer:
         gradient: of the loss with respect to that output.
         bias: the linear's own.
         versions: how many versions there will be.
-        rows: tokens multiplied at a time; None for all on CUDA, and on a CPU as many as stay in the
-            cache.
     """
 
     def __init__(
@@ -37,11 +35,9 @@ class LinearScorer:
         bias: torch.Tensor | None,
         *,
         versions: int,
-        rows: int | None = None,
     ) -> None:
         tokens, width = plain.shape
-        if rows is None:
-            rows = tokens if plain.is_cuda else max(1, _CPU_CHUNK_ELEMENTS // width)
+        rows = tokens if plain.is_cuda else max(1, _CPU_CHUNK_ELEMENTS // width)
         self._plain, self._gradient, self._bias = plain, gradient, bias
         self._parts = [slice(start, start + rows) for start in range(0, tokens, rows)]
         self._blocks = -(-rows * width // _CUDA_BLOCK) if plain.is_cuda else 1

@@ -9,7 +9,7 @@ quantizers are ModelOpt's own and never touch the model.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional
 
 from harness.captions import CalibrationData
+from harness.capture import capture
 from harness.config import EffectiveConfig
 from harness.engine.grouping import layer_groups, scored_elsewhere
 from harness.engine.protocol import Failure, GroupScore, Measurement, Outcomes
@@ -27,9 +28,9 @@ from harness.errors import MeasurementError
 from harness.model import LoadedModel, peak_cuda_bytes, release_cuda_memory
 from harness.pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER
 from harness.progress import Progress
+from harness.strips import Strip, count_strips, strips
 from harness.tape import (
     Tape,
-    capture,
     choose_device,
     estimate_bytes,
     load_tape,
@@ -37,8 +38,8 @@ from harness.tape import (
     tape_fingerprint,
 )
 
-FEWER_ROWS = 256
-"""Tokens multiplied at a time after running out of GPU memory."""
+FEWER_TOKENS = 256
+"""How many go through the model, and are replayed, at a time after running out of GPU memory."""
 
 _REPLAYABLE_ALGORITHMS = (None, "max")
 
@@ -64,6 +65,11 @@ class Ledger:
 
     scores: dict[str, torch.Tensor] = field(default_factory=dict)
     errors: dict[int, Failure] = field(default_factory=dict)
+
+    def add(self, name: str, totals: torch.Tensor) -> None:
+        """Take in a linear's scores over some of its tokens."""
+        known = self.scores.get(name)
+        self.scores[name] = totals if known is None else known + totals
 
     def by_config(self, count: int) -> list[dict[str, float]]:
         """Fetch every score from the device in one go, by config index and linear."""
@@ -93,7 +99,7 @@ class ReplayEngine:
         if config.algorithm not in _REPLAYABLE_ALGORITHMS:
             return f"calibration algorithm {config.algorithm} needs more than recorded ranges"
         if self._elsewhere is not None:
-            return f"ModelOpt scores {self._elsewhere} at another module's output"
+            return f"ModelOpt scores {self._elsewhere} at the output of a mixture of experts"
         return refusal(config, WEIGHT_QUANTIZER) or refusal(config, INPUT_QUANTIZER)
 
     def score(
@@ -105,17 +111,17 @@ class ReplayEngine:
         memory.
         """
         device = choose_device(self._tape_device, self._model, data)
-        attempts = ((device, None), (device, FEWER_ROWS), (torch.device("cpu"), FEWER_ROWS))
-        for tape_device, rows in attempts:
+        attempts = ((device, None), (device, FEWER_TOKENS), (torch.device("cpu"), FEWER_TOKENS))
+        for tape_device, tokens in attempts:
             try:
-                return self._score(configs, data, tape_device, rows, progress)
+                return self._score(configs, data, tape_device, tokens, progress)
             except torch.OutOfMemoryError as error:
                 words = str(error).splitlines()[0]
             release_cuda_memory()
         gigabytes = estimate_bytes(self._model, data) / 2**30
         refusal = MeasurementError(
             f"out of memory with the tape (up to {gigabytes:.1f} GiB) in host memory and "
-            f"{FEWER_ROWS} tokens at a time: {words}; use fewer captions (--aq-score-size) or a "
+            f"{FEWER_TOKENS} tokens at a time: {words}; use fewer captions (--aq-score-size) or a "
             "larger device"
         )
         return {config.digest: Failure.of(refusal) for config in configs}
@@ -125,16 +131,16 @@ class ReplayEngine:
         configs: Sequence[EffectiveConfig],
         data: CalibrationData,
         device: torch.device,
-        rows: int | None,
+        tokens: int | None,
         progress: Progress,
     ) -> Outcomes:
         started = time.perf_counter()
         if self._model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._model.device)
-        tape = self._tape(data, device, progress)
+        tape = self._tape(data.split(tokens) if tokens else data, device, progress)
         captured = time.perf_counter()
         sweep = plan(configs)
-        ledger = self._run(sweep, tape, rows, progress)
+        ledger = self._run(sweep, tape, tokens, progress)
         values = ledger.by_config(len(configs))
         finished = time.perf_counter()
         timing = {"capture": captured - started, "sweep": finished - captured}
@@ -152,42 +158,29 @@ class ReplayEngine:
         name = f"{self._model.record.name}-{data.captions.size}-{fingerprint.digest}"
         path = self._tape_folder / f"{name}.tape.safetensors"
         if path.exists():
-            return load_tape(path, fingerprint, device)
+            pinned = self._model.device.type == "cuda" and device.type == "cpu"
+            return load_tape(path, fingerprint, device, pinned=pinned)
         tape = capture(self._model, data, device, progress)
         save_tape(tape, path)
         return tape
 
-    def _run(self, sweep: Sweep, tape: Tape, rows: int | None, progress: Progress) -> Ledger:
-        ledger = Ledger()
-        sources = list(_by_source(tape, [linear.name for linear in self._model.linears]))
-        for done, (source, members) in enumerate(sources):
-            progress("sweep", done, len(sources))
-            with torch.no_grad():
-                self._replay(source, members, sweep, tape, rows, ledger)
+    def _run(self, sweep: Sweep, tape: Tape, tokens: int | None, progress: Progress) -> Ledger:
+        ledger, total = Ledger(), count_strips(tape, tokens)
+        linears = [linear.name for linear in self._model.linears]
+        with torch.no_grad():
+            for done, strip in enumerate(strips(tape, linears, self._model.device, tokens)):
+                progress("sweep", done, total)
+                self._replay(strip, sweep, ledger)
         return ledger
 
-    def _replay(
-        self,
-        source: str,
-        members: Sequence[str],
-        sweep: Sweep,
-        tape: Tape,
-        rows: int | None,
-        ledger: Ledger,
-    ) -> None:
+    def _replay(self, strip: Strip, sweep: Sweep, ledger: Ledger) -> None:
         """Score every config on the linears that read one input."""
-        device = self._model.device
-        x = tape.inputs[source].to(device, non_blocking=True)
-        amax = tape.amax[source].to(device)
-        inputs = _Lazy(partial(_input_of, sweep.inputs, x, amax))
-        for name in members:
+        inputs = _Lazy(partial(_input_of, sweep.inputs, strip))
+        for name, gradient in strip.gradients.items():
             linear = self._model.module.get_submodule(name)
-            plain = functional.linear(x, linear.weight, linear.bias)
-            gradient = tape.gradients[name].to(device, non_blocking=True)
+            plain = functional.linear(strip.x, linear.weight, linear.bias)
             weights = _Lazy(partial(_weight_of, sweep.weights, linear.weight))
-            scorer = LinearScorer(
-                plain, gradient, linear.bias, versions=len(sweep.configs), rows=rows
-            )
+            scorer = LinearScorer(plain, gradient, linear.bias, versions=len(sweep.configs))
             for weight_key, wanted in sweep.pairs.items():
                 for index, input_key in wanted:
                     if index in ledger.errors:
@@ -199,7 +192,7 @@ class ReplayEngine:
                     except Exception as error:
                         ledger.errors[index] = Failure.of(error)
                 weights.pop(weight_key, None)
-            ledger.scores[name] = scorer.totals()
+            ledger.add(name, scorer.totals())
 
     def _measurement(
         self,
@@ -268,17 +261,9 @@ def _weight_of(halves: Halves, weight: torch.Tensor, key: str | None) -> torch.T
     return weight if half is None else half.weight(weight)
 
 
-def _input_of(halves: Halves, x: torch.Tensor, amax: torch.Tensor, key: str | None) -> torch.Tensor:
+def _input_of(halves: Halves, strip: Strip, key: str | None) -> torch.Tensor:
     half = halves[key]
-    return x if half is None else half.input(x, amax)
-
-
-def _by_source(tape: Tape, linears: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield each recorded input with the linears that read it, in module order."""
-    members: dict[str, list[str]] = {}
-    for name in linears:
-        members.setdefault(tape.source[name], []).append(name)
-    yield from members.items()
+    return strip.x if half is None else half.input(strip.x, strip.amax, strip.together)
 
 
 def _broken_notes(tape: Tape) -> tuple[str, ...]:

@@ -80,18 +80,22 @@ def test_a_causal_language_model_without_vision_can_be_measured(tmp_path):
     assert loaded.others == ("lm_head",)
 
 
-def test_fused_experts_are_refused_rather_than_left_out(tmp_path):
+def test_fused_experts_stand_as_one_linear_with_all_their_weights():
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    from harness.errors import ModelError
+    from harness.model import language_model_linears
 
-    shape = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 64}
+    shape = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 96}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
     size = {"num_hidden_layers": 1, "num_experts": 4, "vocab_size": 2048}
-    Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape, **heads, **size)).save_pretrained(tmp_path)
-    source = find_model(str(tmp_path), random_weights=False)
-    with pytest.raises(ModelError, match="hold fused experts, which are not measured yet"):
-        load_model(source, device=CPU, dtype=torch.float32)
+    module = Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape, **heads, **size))
+    *attention, experts = language_model_linears(module)
+    assert [linear.name.rsplit(".", 1)[1][0] for linear in attention] == ["q", "k", "v", "o"]
+    assert not any(linear.is_fused for linear in attention)
+    assert experts.name == "model.layers.0.mlp.experts"
+    assert experts.is_fused
+    assert experts.input_widths == (64, 96)
+    assert experts.out_features * experts.in_features == 4 * (2 * 96 * 64 + 64 * 96)
 
 
 def test_the_full_architecture_of_qwen3_vl_4b_is_known_without_its_checkpoint():

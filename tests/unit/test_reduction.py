@@ -17,13 +17,12 @@ def problem(tokens, width, inner, dtype, seed=0):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [None, 1, 7, 1000])
-@pytest.mark.parametrize(("tokens", "width"), [(1, 1), (37, 129), (300, 520)])
-def test_it_is_the_formula(dtype, rows, tokens, width):
+@pytest.mark.parametrize(("tokens", "width"), [(1, 1), (37, 129), (700, 520)])
+def test_it_is_the_formula(dtype, tokens, width):
     x, weight, bias, gradient = problem(tokens, width, 64, dtype)
     plain = functional.linear(x, weight, bias)
     versions = [weight * 1.5, weight * 0.5]
-    scorer = LinearScorer(plain, gradient, bias, versions=2, rows=rows)
+    scorer = LinearScorer(plain, gradient, bias, versions=2)
     for index, version in enumerate(versions):
         scorer.add(index, x, version)
     for found, version in zip(scorer.totals().tolist(), versions, strict=True):

@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file
 
 from harness.captions import calibration_data, load_captions
+from harness.capture import capture
 from harness.errors import MeasurementError
 from harness.loss import next_token_logits, next_token_loss
 from harness.model import load_model
 from harness.registry import REGISTRY
 from harness.tape import (
-    capture,
     choose_device,
     estimate_bytes,
     load_tape,
@@ -75,10 +75,27 @@ def test_scored_tokens_are_recorded_and_every_caption_counts_for_the_ranges(tiny
     assert (tape.amax[name] > tape.inputs[name].abs().amax(dim=0)).any()
 
 
+def test_captions_that_shared_a_batch_come_first(tiny, data, tape):
+    shared = [batch for batch in data.scored if len(batch.rows) > 1]
+    assert 0 < len(shared) < len(data.scored)
+    assert tape.together == sum(batch.num_tokens for batch in shared)
+    name = f"{LAYER}.mlp.down_proj"
+    seen = []
+    handle = tiny.module.get_submodule(name).register_forward_pre_hook(
+        lambda _, args: seen.append(args[0].flatten(0, 1))
+    )
+    with torch.no_grad():
+        tiny.module(input_ids=tiny.tensor(next(b for b in data.scored if len(b.rows) == 1)))
+    handle.remove()
+    alone = tape.inputs[name][tape.together :][: len(seen[0])]
+    assert torch.allclose(alone, seen[0], rtol=1e-4, atol=1e-5)
+
+
 def test_gradients_are_those_of_the_summed_loss(tiny, data, tape):
     """The gradient of the last linear's output, by perturbing it."""
     name = f"{LAYER}.mlp.down_proj"
-    linear, batch = tiny.module.get_submodule(name), data.scored[0]
+    linear = tiny.module.get_submodule(name)
+    batch = next(batch for batch in data.scored if len(batch.rows) > 1)
     ids = tiny.tensor(batch)
     direction = torch.randn(
         *ids.shape, linear.out_features, generator=torch.Generator().manual_seed(0)
