@@ -195,3 +195,54 @@ def test_a_budget_below_every_choice_gives_the_smallest_and_least_harmful_and_sa
 def test_nothing_is_quantized_when_the_budget_has_room_for_everything():
     selection = select(quantize_or_keep([1e-9, 2e-9]), [64, 64], budget=16.0)
     assert (selection.chosen, selection.score) == ((1, 1), 0.0)
+
+
+def modelopt_selection(loss_scale, budget):
+    """The groups that ``mtq.auto_quantize`` scored on eight Linears, and what it chose of each."""
+    import modelopt.torch.quantization as mtq
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        widths = (64, 96, 32, 128, 64, 160, 32, 96, 64)
+        linears = [torch.nn.Linear(a, b, bias=False) for a, b in pairwise(widths)]
+        batch = torch.randn(8, widths[0], requires_grad=True)
+    _, state = mtq.auto_quantize(
+        torch.nn.Sequential(*linears),
+        constraints={"effective_bits": budget},
+        quantization_formats=[mtq.INT8_DEFAULT_CFG],
+        data_loader=[batch],
+        forward_step=lambda model, batch: model(batch),
+        loss_func=lambda output, batch: output.square().mean() * loss_scale,
+        num_calib_steps=1,
+        num_score_steps=1,
+    )
+    assert state["best"]["is_satisfied"]
+    stats, recipes = state["candidate_stats"], state["best"]["recipe"]
+    groups = [
+        [
+            Candidate(score=score, bits=16 * cost / group["uncompressed_cost"])
+            for score, cost in zip(group["scores"], group["costs"], strict=True)
+        ]
+        for group in stats.values()
+    ]
+    chosen = tuple(group["formats"].index(recipes[name]) for name, group in stats.items())
+    return groups, [linear.weight.numel() for linear in linears], chosen
+
+
+def test_modelopt_selects_worse_layers_than_ours_when_scores_are_small():
+    budget = 11.0
+    groups, weights, theirs = modelopt_selection(2.0**12, budget)
+    assert all(1e-7 < group[0].score < 1e-5 for group in groups)
+    ours = select(groups, weights, budget)
+    for chosen in (theirs, ours.chosen):
+        assert stored_bits(groups, weights, chosen) <= budget * sum(weights)
+    assert ours.score == pytest.approx(best_score(groups, weights, budget), rel=1e-9, abs=0)
+    assert total_score(groups, theirs) > 1.2 * ours.score
+
+    # A loss 32 times as large makes each score 1024 times as large and changes nothing else.
+    larger, _, theirs_when_larger = modelopt_selection(2.0**17, budget)
+    for group, scaled in zip(groups, larger, strict=True):
+        assert scaled[0].score == pytest.approx(1024 * group[0].score)
+        assert [c.bits for c in scaled] == [c.bits for c in group]
+    assert theirs_when_larger == ours.chosen
