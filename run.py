@@ -2,6 +2,7 @@
 
     python3 run.py sweep    measure the embedded model at every size, write reports/tmp
     python3 run.py test     lint, type-check and test
+    python3 run.py gate     compare the embedded model with its committed baselines
 
 Creates .venv on first use and again when pyproject.toml or constraints.txt change. Further
 arguments go to pytest: ``python3 run.py sweep -k wint4``.
@@ -19,8 +20,10 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if sys.platform == "win32" else "bin")
 INPUTS = ("pyproject.toml", "constraints.txt")
+GATED = ("--aq-device=cpu", "--aq-sizes=small", "--aq-pairs=wfp8_afp8,wint4_aint8,wint8_afp16")
 COMMANDS = {
     "sweep": (("pytest", "cases", "-q"),),
+    "gate": (("pytest", "cases", "-q", *GATED, "--aq-baseline=reports/baseline"),),
     "test": (
         ("ruff", "check", "."),
         ("ruff", "format", "--check", "."),

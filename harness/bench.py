@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import os
 import platform
 import resource
 import socket
@@ -14,7 +13,6 @@ from functools import cached_property
 
 import torch
 
-from harness import __version__
 from harness.captions import CalibrationData, calibration_data, load_captions
 from harness.case import Case, Combination
 from harness.config import EffectiveConfig
@@ -22,6 +20,9 @@ from harness.engine.modelopt import ModelOptEngine
 from harness.engine.protocol import Engine, Failure, Measurement
 from harness.engine.replay import ReplayEngine
 from harness.errors import HarnessError, MeasurementError, NotReplayableError
+from harness.extensions import ANNOUNCEMENT
+from harness.extensions import build as build_extensions
+from harness.fingerprint import Fingerprint, fingerprint, harness_build
 from harness.manifest import EnvironmentRecord, Manifest, MemoryRecord, RunConfig
 from harness.model import LoadedModel, load_model, resolve_device, resolve_dtype
 from harness.probe import Prober, misfits, quiet
@@ -38,9 +39,16 @@ class Bench:
     """Loads lazily and keeps: the model, the captions of each size, the measurements."""
 
     def __init__(
-        self, settings: Settings, source: ModelSource, progress: Progress, warn: Warn
+        self,
+        settings: Settings,
+        source: ModelSource,
+        progress: Progress,
+        warn: Warn,
+        *,
+        workers: int = 1,
     ) -> None:
-        _share_cores()
+        """Build nothing yet; ``workers`` is how many processes measure on this host."""
+        _share_cores(workers)
         self._settings = settings
         self._source = source
         self._progress = progress
@@ -61,6 +69,9 @@ class Bench:
         """Answers what can run on the device."""
         with quiet():
             import modelopt.torch.quantization  # noqa: F401 - warns once about torch.jit
+        if self.device.type == "cuda":
+            self._progress(ANNOUNCEMENT, 0, 1)
+            build_extensions()
         return Prober(self.device, resolve_dtype(self._settings.dtype, self.device))
 
     @cached_property
@@ -146,6 +157,25 @@ class Bench:
             self._data[size] = data
         return self._data[size]
 
+    def fingerprint(self, case: Case) -> Fingerprint:
+        """Return the fingerprint that the case's manifest would have.
+
+        Raises:
+            HarnessError: model, captions or preset cannot be loaded.
+        """
+        config, data = self.config(case.combination), self.data(case.size)
+        engine, _ = self.engine(config, case.size)
+        return fingerprint(
+            self.model.record,
+            self._environment,
+            captions=data.sha256,
+            config=config.digest,
+            method=case.method,
+            engine=engine.name,
+            score_size=self._settings.score_size,
+            budget=self._settings.effective_bits,
+        )
+
     def measure(
         self, case: Case, alias_of: str | None, peers: Sequence[Case]
     ) -> tuple[Manifest, bytes | None]:
@@ -153,8 +183,8 @@ class Bench:
 
         Args:
             alias_of: the case whose effective config is the same, None if there is none.
-            peers: the other selected cases; an engine that sweeps scores those of the same size
-                together with this one.
+            peers: cases of the same size; an engine that sweeps scores them together with this
+                one.
 
         Returns the manifest and, when asked for, ModelOpt's search state.
         """
@@ -192,7 +222,7 @@ class Bench:
         if engine.sweeps:
             for peer in peers:
                 other = self.config(peer.combination)
-                if peer.size == case.size and self._joins(other, engine):
+                if self._joins(other, engine):
                     configs.setdefault(other.digest, other)
         try:
             outcomes = engine.score(list(configs.values()), data, self._progress)
@@ -235,7 +265,7 @@ class Bench:
         record_host = self._settings.record_host
         is_cuda = self.device.type == "cuda"
         return EnvironmentRecord(
-            harness=__version__,
+            harness=harness_build(),
             python=platform.python_version(),
             torch=torch.__version__,
             transformers=transformers.__version__,
@@ -290,9 +320,8 @@ def layer_notes(layers: Mapping[str, Layer]) -> tuple[str, ...]:
     )
 
 
-def _share_cores() -> None:
-    """Give each xdist worker its part of the cores: threads that compete for one spin."""
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+def _share_cores(workers: int) -> None:
+    """Give each worker its part of the cores: threads that compete for one spin."""
     if workers > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 

@@ -64,7 +64,7 @@ class CalibrationData:
     """Batches of one size: ``scored`` ones come first, ``unscored`` ones only calibrate.
 
     Attributes:
-        sha256: over the captions used, one per line, in file order.
+        sha256: over the captions used, one per line, the scored ones first, each part sorted.
         dropped: captions left out because they have fewer than two tokens.
     """
 
@@ -165,7 +165,7 @@ def calibration_data(
         scored=bucket(rows[:score_size], batch_size),
         unscored=bucket(rows[score_size:], batch_size),
         batch_size=batch_size,
-        sha256=hashlib.sha256("\n".join(kept).encode()).hexdigest(),
+        sha256=_digest(kept[:score_size], kept[score_size:]),
         dropped=tuple(line for i, line in enumerate(captions.lines) if i not in set(usable)),
     )
 
@@ -180,6 +180,12 @@ def bucket(rows: Sequence[tuple[int, ...]], batch_size: int) -> tuple[Batch, ...
         for length in sorted(by_length)
         for start in range(0, len(by_length[length]), batch_size)
     )
+
+
+def _digest(scored: Sequence[str], unscored: Sequence[str]) -> str:
+    """Hash two sets of captions: scores do not depend on the order within either."""
+    text = "\n".join([*sorted(scored), "", *sorted(unscored)])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _builtin_text() -> str:

@@ -119,7 +119,8 @@ def _files(folder: Path) -> list[Path]:
 def _read(path: Path, keys: tuple[str, ...], *, required: tuple[str, ...]) -> dict[str, Any]:
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        repr(raw)  # an integer of 4,301 digits could be named in no message
+    except Exception as error:  # PyYAML's constructors raise nearly anything
         raise VocabularyError(f"{path}: not readable as YAML: {error}") from error
     if not isinstance(raw, dict):
         raise VocabularyError(f"{path}: must be a mapping with {', '.join(keys)}")
@@ -140,11 +141,22 @@ def _choice(raw: Mapping[str, Any], key: str, known: Mapping[str, Any], path: Pa
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """``yaml.SafeLoader`` that refuses a key written twice instead of keeping the last."""
+    """``yaml.SafeLoader`` that refuses a key written twice instead of keeping the last.
+
+    It refuses aliases too: a file of a kilobyte could mean gigabytes, or hold itself.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(
+                None, None, f"alias {event.anchor!r}: write it out", event.start_mark
+            )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
-        for key_node, _ in node.value:
+        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if not isinstance(key_node, yaml.ScalarNode):
                 continue
             if key_node.value in seen:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from harness.errors import ManifestError
 
@@ -34,6 +36,25 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             raise
     except OSError as error:
         raise ManifestError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def load_json(text: str | bytes) -> Any:
+    """Read JSON whose numbers are JSON's own.
+
+    Raises:
+        ValueError: it is none, holds ``NaN`` or an infinity, nests too deep to be read, or text
+            that cannot be written again.
+    """
+    try:
+        document = json.loads(text, parse_constant=_refuse_constant)
+        json.dumps(document, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("it nests too deep") from error
+    return document
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def check_writable(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -144,12 +145,21 @@ def _block_value(key: Any, value: Any, where: str) -> Any:
     if key == "type":
         return _scaling_type(value, f"{where}: block_sizes type")
     if key in SPECIAL_BLOCK_KEYS:
-        return tuple(value) if isinstance(value, list) else value
+        return _scale_value(key, value, where)
     if value is None or (_is_int(value) and value > 0):
         return value
     raise VocabularyError(
         f"{where}: block size {value!r} of axis {key} must be a positive integer or null"
     )
+
+
+def _scale_value(key: str, value: Any, where: str) -> Any:
+    """ModelOpt checks what a scale may be; here it only has to be plain data."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        raise VocabularyError(f"{where}: block_sizes {key} {value!r} is not plain data") from None
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _mapping(value: object, where: str) -> Mapping[Any, Any]:

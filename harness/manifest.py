@@ -6,7 +6,6 @@ JSON schema in ``docs/manifest.schema.json``. Non-finite numbers are written as 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,16 +13,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.errors import ManifestError
-from harness.names import slug
+from harness.files import load_json
+from harness.names import one_line, slug
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 SCHEMA_VERSION = 1
 MANIFEST_SUFFIX = "_autoquant_lm_quant_manifest.json"
+GROUP_SUFFIX = ".quant_recipe"
+"""What ModelOpt appends to a group's first member to name the group."""
+
 STATE_SUFFIX = "_autoquant_lm_autoquant_state.pt"
 
-_STRICT = {"extra": "forbid"}
+_STRICT = {"extra": "forbid", "allow_inf_nan": False}
+_LARGEST_LAYER = 2**63
+_UNPUBLISHED = ("tmp", "baseline")
+_OURS = (*_UNPUBLISHED, "summary.md", "summary.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +86,11 @@ class ModelRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetRecord:
-    """The captions actually used; ``sha256`` is over them, one per line, in file order."""
+    """The captions actually used.
+
+    ``sha256`` is over the scored ones and then the others, one per line, each part sorted: the
+    order of captions changes no score.
+    """
 
     __pydantic_config__ = _STRICT
     name: str
@@ -259,10 +269,10 @@ class Manifest:
     run_config: RunConfig
 
     @property
-    def folder(self) -> Path:
-        """Where the case's files belong, relative to the report root."""
+    def path(self) -> Path:
+        """Where the manifest belongs, relative to the report root."""
         case = self.case
-        return case_folder(
+        return manifest_path(
             model=self.model.name,
             pair=case.pair,
             weight=case.weight,
@@ -272,13 +282,8 @@ class Manifest:
             method=case.method,
         )
 
-    @property
-    def path(self) -> Path:
-        """Where the manifest belongs, relative to the report root."""
-        return self.folder / f"{slug(self.case.pair)}{MANIFEST_SUFFIX}"
 
-
-def case_folder(
+def manifest_path(
     *,
     model: str,
     pair: str,
@@ -288,7 +293,7 @@ def case_folder(
     size: str,
     method: str,
 ) -> Path:
-    """Return ``model/weight-W-act-A/granularity/size``; ``size-kl_div`` for that method.
+    """Return ``model/weight-W-act-A/granularity/size/`` and the file; ``size-kl_div`` if by that.
 
     A user's pair of its own name, beside the built-in one of the same dtypes, adds that name to the
     second part.
@@ -297,8 +302,10 @@ def case_folder(
     if pair != f"w{weight}_a{activation}":
         dtypes = f"{dtypes}-{pair}"
     last = size if method == "gradient" else f"{size}-{method}"
-    names = (model, dtypes, granularity, last)
-    return Path(*(slug(name) for name in names))
+    folder = Path(*(slug(name) for name in (model, dtypes, granularity, last)))
+    if folder.parts[0] in _OURS:
+        folder = f"{folder.parts[0]}-model" / folder.relative_to(folder.parts[0])
+    return folder / f"{slug(pair)}{MANIFEST_SUFFIX}"
 
 
 def dump_manifest(manifest: Manifest) -> str:
@@ -314,10 +321,9 @@ def load_manifest(text: str | bytes, *, source: str) -> Manifest:
             message starts with ``source``.
     """
     try:
-        raw = json.loads(text, parse_constant=_refuse_constant)
-        json.dumps(raw, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise ManifestError(f"{source}: is not JSON: {error}") from None
+        raw = load_json(text)
+    except ValueError as error:
+        raise ManifestError(f"{source}: is not JSON: {one_line(error, 500)}") from None
     version = raw.get("schema_version") if isinstance(raw, Mapping) else None
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise ManifestError(f"{source}: is not a manifest: it has no schema_version")
@@ -328,10 +334,11 @@ def load_manifest(text: str | bytes, *, source: str) -> Manifest:
         )
     try:
         manifest = _adapter().validate_python(raw)
+        _adapter().dump_json(manifest)
     except (ValueError, OverflowError) as error:
         raise ManifestError(f"{source}: is not a valid manifest: {_first_problem(error)}") from None
-    for name in _dangling(manifest):
-        raise ManifestError(f"{source}: is not a valid manifest: {name!r} is named and not there")
+    for problem in _problems(manifest):
+        raise ManifestError(f"{source}: is not a valid manifest: {one_line(problem, 500)}")
     return manifest
 
 
@@ -346,10 +353,11 @@ def read_manifest(path: Path) -> Manifest:
 def find_manifests(root: Path) -> list[Path]:
     """Return every manifest file under ``root``, in path order, without those in ``root/tmp``.
 
-    ``reports/tmp`` holds throwaway runs; they are no part of what ``reports`` publishes.
+    ``reports/tmp`` holds throwaway runs and ``reports/baseline`` what they are compared with; they
+    are no part of what ``reports`` publishes.
     """
-    found = sorted(root.rglob(f"*{MANIFEST_SUFFIX}"))
-    return [path for path in found if path.relative_to(root).parts[0] != "tmp"]
+    found = sorted(path for path in root.rglob(f"*{MANIFEST_SUFFIX}") if not path.is_dir())
+    return [path for path in found if path.relative_to(root).parts[0] not in _UNPUBLISHED]
 
 
 def manifest_schema() -> dict[str, Any]:
@@ -357,17 +365,18 @@ def manifest_schema() -> dict[str, Any]:
     return _adapter().json_schema(mode="serialization")
 
 
-def _dangling(manifest: Manifest) -> Iterator[str]:
-    """Yield groups and layers that are referred to but have no record."""
+def _problems(manifest: Manifest) -> Iterator[str]:
+    """Say which groups and layers have no record, and which layers no computer holds."""
     for ranked in manifest.sensitivity_ranking:
         if ranked.name not in manifest.layer_sensitivity:
-            yield ranked.name
+            yield f"{ranked.name!r} is named and not there"
     for group in manifest.layer_sensitivity.values():
-        yield from (name for name in group.module_names if name not in manifest.layers)
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+        for name in group.module_names:
+            if name not in manifest.layers:
+                yield f"{name!r} is named and not there"
+    for name, layer in manifest.layers.items():
+        if layer.out_features * layer.in_features >= _LARGEST_LAYER:
+            yield f"{name!r} is larger than any layer"
 
 
 @lru_cache(maxsize=1)
@@ -381,7 +390,7 @@ def _first_problem(error: Exception) -> str:
     from pydantic import ValidationError
 
     if not isinstance(error, ValidationError):
-        return str(error)
+        return one_line(error, 500)
     first = error.errors(include_input=False, include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = one_line(".".join(str(part) for part in first["loc"]), 500)
     return f"{where}: {first['msg']} ({error.error_count()} problems)"

@@ -12,6 +12,7 @@ from harness.errors import HarnessError
 from harness.model import architecture_linears
 from harness.probe import misfits
 from harness.registry import ModelSource
+from harness.session import AutoquantSession
 from harness.support import Status
 
 _SHORT = {
@@ -20,6 +21,14 @@ _SHORT = {
     Status.UNSUPPORTED: "no",
     Status.NO_EFFECT: "-",
 }
+
+
+def matrix_report(session: AutoquantSession) -> str:
+    """Return the matrix of a session's combinations, and the layers that blocks do not divide."""
+    bench = session.bench(lambda *_: None, print)
+    trust = session.settings.trust_remote_code
+    widths = layer_misfits(bench, session.source, session.combinations, trust=trust)
+    return "\n".join([render_matrix(bench, session.combinations), *widths])
 
 
 def render_matrix(bench: Bench, combinations: Sequence[Combination]) -> str:

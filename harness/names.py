@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from harness.errors import VocabularyError
 
 _SAFE_NAME = re.compile(r"[a-z0-9_]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _UNSAFE_IN_SLUG = re.compile(r"[^a-z0-9._-]+")
 
 
@@ -24,6 +25,12 @@ def check_name(name: object, *, where: str) -> str:
             f"{where}: name {name!r} is not safe in a path; use only a-z, 0-9 and _"
         )
     return name
+
+
+def one_line(value: object, most: int | None = None) -> str:
+    """Return ``value`` on one line, without control characters, cut to ``most`` characters."""
+    flat = _CONTROL.sub(" ", str(value))
+    return flat if most is None or len(flat) <= most else f"{flat[:most]}..."
 
 
 def slug(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -43,6 +44,13 @@ class SkipLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeptLine:
+    """A case that a resumed run left as it was measured before."""
+
+    case_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorLine:
     """A case that raised instead of measuring, so that it has no manifest."""
 
@@ -65,12 +73,26 @@ class StructureLine:
 
 @dataclass(slots=True)
 class Results:
-    """Everything that arrived, keyed by case so that a repeated report replaces its first."""
+    """Everything that arrived, keyed by case so that a repeated report replaces its first.
+
+    Attributes:
+        gated: why the regression gate failed a case.
+        reruns: why a resumed run measured a case again; ``kept`` are those it did not.
+        lost: cases that were to run and sent no outcome.
+        written: cases whose manifest this session put on disk.
+        shard: ``I/N`` where the session ran a part of the cases only.
+    """
 
     cases: dict[str, CaseLine] = field(default_factory=dict)
     skips: dict[str, SkipLine] = field(default_factory=dict)
     errors: dict[str, ErrorLine] = field(default_factory=dict)
     structures: dict[tuple[str, str], StructureLine] = field(default_factory=dict)
+    gated: dict[str, str] = field(default_factory=dict)
+    reruns: dict[str, str] = field(default_factory=dict)
+    kept: set[str] = field(default_factory=set)
+    lost: tuple[str, ...] = ()
+    written: set[str] = field(default_factory=set)
+    shard: str | None = None
     write_errors: list[str] = field(default_factory=list)
 
     def add(self, line: CaseLine | SkipLine | ErrorLine) -> None:
@@ -90,12 +112,18 @@ class Results:
         self.skips = dict(sorted(self.skips.items()))
         self.errors = dict(sorted(self.errors.items()))
         self.structures = dict(sorted(self.structures.items()))
+        self.gated = dict(sorted(self.gated.items()))
 
     @property
     def is_empty(self) -> bool:
         """Whether no case of ours ran, was skipped or was checked."""
-        found = (self.cases, self.skips, self.errors, self.structures, self.write_errors)
+        found = (self.cases, self.skips, self.errors, self.structures, self.lost, self.write_errors)
         return not any(found)
+
+    @property
+    def case_ids(self) -> set[str]:
+        """Every case that sent an outcome."""
+        return {*self.cases, *self.skips, *self.errors}
 
     def by_status(self, status: str) -> list[CaseLine]:
         """Return the cases that ended as ``measured``, ``alias`` or ``failed``."""
@@ -156,4 +184,5 @@ def most_sensitive_groups(cases: Iterable[CaseLine], most: int = 10) -> list[tup
             for group, share in line.shares.items():
                 shares[group].append(share)
     means = {group: sum(values) / len(values) for group, values in shares.items()}
-    return sorted(means.items(), key=lambda item: -item[1])[:most]
+    finite = [(group, mean) for group, mean in means.items() if math.isfinite(mean)]
+    return sorted(finite, key=lambda item: -item[1])[:most]

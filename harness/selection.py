@@ -3,9 +3,9 @@
 Each group takes exactly one format. The sum of scores is minimised subject to the stored bits, so
 this is an integer program with one binary variable per (group, format), solved by HiGHS through
 ``scipy.optimize.milp``. ModelOpt's own solve runs CBC with default tolerances on raw scores, which
-picks the wrong layers when scores are near 1e-6. A solver has absolute tolerances, so here the
-budget row is whole units of storage, and scores are rescaled to the best total known until it stops
-shrinking.
+picks worse layers from 1e-4 down, and nearly always when scores are below 1e-7. A solver has
+absolute tolerances, so here the budget row is whole units of storage, and scores are rescaled to
+the best total known until it stops shrinking.
 """
 
 from __future__ import annotations

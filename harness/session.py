@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.baseline import PASSED, Baselines, Tolerances, Verdict
 from harness.captions import load_captions
 from harness.case import Case, Combination, cases, combinations, select_sizes, select_vocabulary
 from harness.conf import Vocabulary, load_vocabulary
 from harness.errors import HarnessError, ManifestError
 from harness.files import check_writable
-from harness.manifest import dump_manifest, load_manifest
+from harness.fingerprint import Difference, differences
+from harness.manifest import load_manifest
+from harness.message import Message, load_message
+from harness.partition import partition
 from harness.registry import ModelSource, find_model
-from harness.report.writer import write_case, write_summary
+from harness.report.writer import write_case, write_expected, write_summary
 from harness.results import ErrorLine, Results, SkipLine, StructureLine, case_line
+from harness.resume import Earlier, earlier_manifest, read_earlier
 from harness.settings import Settings
-from harness.support import Support
 
 if TYPE_CHECKING:
     from harness.bench import Bench, Warn
@@ -47,8 +49,30 @@ class AutoquantSession:
         )
         if settings.captions is not None:
             load_captions(settings.captions, self.sizes[0])
+        self._tolerances = Tolerances.of(settings)
         self._selected: tuple[Case, ...] = ()
+        self._parts: dict[str, int] = {}
+        self._earlier: Earlier | None = None
+        self._expected: set[str] = set()
         self._bench: Bench | None = None
+        self.workers_here = 1
+
+    @cached_property
+    def baselines(self) -> Baselines | None:
+        """What finished cases are compared with; the controller's alone, workers need not see it.
+
+        Raises:
+            ManifestError: the folder holds nothing to compare with, or what cannot be read.
+        """
+        baseline = self.settings.baseline
+        if baseline is None:
+            return None
+        if baseline.resolve() == self.root.resolve() and not self.settings.update_baseline:
+            raise ManifestError(
+                f"--aq-baseline {baseline}: is where this run writes its reports, so every case "
+                "would be compared with itself; give another folder with --aq-report-dir"
+            )
+        return Baselines(self.settings)
 
     @cached_property
     def combinations(self) -> tuple[Combination, ...]:
@@ -67,17 +91,72 @@ class AutoquantSession:
             )
         )
 
-    def select(self, selected: Iterable[Case]) -> None:
-        """Say which cases will run, in order; aliases point at the first of equal ones."""
+    @cached_property
+    def cases_by_id(self) -> Mapping[str, Case]:
+        """The grid by test id."""
+        return {case.id: case for case in self.cases}
+
+    def select(self, selected: Sequence[Case], *, workers: int) -> tuple[Case, ...]:
+        """Say which cases are asked for, in order, and return those of this session's shard.
+
+        Aliases point at the first of equal ones, in whichever shard it is. Among ``workers``, each
+        takes the cases of one part.
+        """
         self._selected = tuple(selected)
+        shard, own = self.settings.shard, self._selected
+        if shard is not None:
+            parts = self.parts(own, shard.count)
+            own = tuple(case for case in own if parts[case.case_id] == shard.index - 1)
+        self._parts = self.parts(own, workers)
+        return own
+
+    def parts(self, selected: Sequence[Case], count: int) -> dict[str, int]:
+        """Deal cases into equal parts, by ``case_id``."""
+        return partition(selected, count, self.settings.score_size) if selected else {}
+
+    def takes(self, combination: Combination) -> bool:
+        """Whether a structure case belongs to this session's shard."""
+        shard = self.settings.shard
+        if shard is None:
+            return True
+        return self.combinations.index(combination) % shard.count == shard.index - 1
+
+    def settle(self, case: Case, *, is_skipped: bool) -> Verdict:
+        """Say that a case ended without an outcome to take in; return what the gate says of it."""
+        self._expected.discard(case.case_id)
+        if not is_skipped or self.baselines is None:
+            return PASSED
+        return self._note(case.case_id, self.baselines.judge_skip(case.case_id, "by a marker"))
+
+    def expect(self, cases: Iterable[Case]) -> None:
+        """Say which cases must send an outcome; the others are lost when the session ends.
+
+        Until then the summary on disk names them all: the session may be killed before it ends.
+        """
+        new = {case.case_id for case in cases} - self._expected
+        if new:
+            self._expected |= new
+            write_expected(self.root, self._unfinished())
+
+    def _unfinished(self) -> Results:
+        lost = tuple(sorted(self._expected - self.results.case_ids))
+        shard = self.settings.shard
+        return Results(lost=lost, shard=None if shard is None else str(shard))
 
     def bench(self, progress: Progress, warn: Warn) -> Bench:
         """Return the measuring side, built on first use: this is where torch is imported."""
         if self._bench is None:
             from harness.bench import Bench
 
-            self._bench = Bench(self.settings, self.source, progress, warn)
+            self._bench = Bench(
+                self.settings, self.source, progress, warn, workers=self.workers_here
+            )
         return self._bench
+
+    @property
+    def has_bench(self) -> bool:
+        """Whether the measuring side exists in this process."""
+        return self._bench is not None
 
     def canonical(self, case: Case, bench: Bench) -> Case:
         """Return the first selected case with the same effective config, which measures for all."""
@@ -93,7 +172,40 @@ class AutoquantSession:
     def measure(self, case: Case, bench: Bench) -> tuple[Manifest, bytes | None]:
         """Measure one case."""
         first = self.canonical(case, bench)
-        return bench.measure(case, None if first == case else first.case_id, self._selected)
+        peers = [other for other in self._peers(case) if not self.is_kept(other, bench)]
+        return bench.measure(case, None if first == case else first.case_id, peers)
+
+    def _peers(self, case: Case) -> Iterable[Case]:
+        """Yield the cases that this process measures as well: of the same part and size."""
+        part = self._parts.get(case.case_id)
+        for other in self._selected:
+            if other.size == case.size and self._parts.get(other.case_id, -1) == part:
+                yield other
+
+    @property
+    def earlier(self) -> Earlier:
+        """Fingerprints of what was measured before, on ``--aq-resume``; from the report folder."""
+        if self._earlier is None:
+            is_resumed = self.settings.resume
+            self._earlier = read_earlier(self.root, self.cases) if is_resumed else {}
+        return self._earlier
+
+    @earlier.setter
+    def earlier(self, found: Earlier) -> None:
+        self._earlier = found
+
+    def changes(self, case: Case, bench: Bench) -> tuple[Difference, ...] | None:
+        """Return what changed since a case was measured before, None if it never was.
+
+        Raises:
+            HarnessError: model or captions cannot be loaded.
+        """
+        before = self.earlier.get(case.case_id)
+        return None if before is None else differences(before, bench.fingerprint(case))
+
+    def is_kept(self, case: Case, bench: Bench) -> bool:
+        """Whether a resumed run leaves a case as it was measured before."""
+        return self.changes(case, bench) == ()
 
     def structure(self, combination: Combination, bench: Bench) -> StructureLine:
         """Resolve a combination, have ModelOpt validate it, and find its status."""
@@ -110,26 +222,52 @@ class AutoquantSession:
             digest=config.digest,
         )
 
-    def check_report_folder(self) -> None:
-        """Raise ManifestError now if reports could not be written later."""
+    def check_folders(self) -> None:
+        """Raise ManifestError now if reports or baselines could not be read or written later."""
+        if self.baselines is not None:
+            self.baselines.check()
         check_writable(self.root)
 
-    def receive(self, message: str, state: bytes | None) -> None:
-        """Take in what a worker attached to a report; a manifest is on disk when this returns."""
-        kind, body = json.loads(message)
-        if kind == "manifest":
-            self._receive_manifest(body, state)
-        elif kind == "skip":
-            self.results.add(SkipLine(**body))
-        elif kind == "error":
+    def receive(self, text: str, state: bytes | None, *, failed: bool = False) -> Verdict:
+        """Take in what a worker attached to a report; a manifest is on disk when this returns.
+
+        Returns what the regression gate says of the case; a case that cannot be taken in fails.
+
+        Args:
+            failed: the case's own test failed: it is then neither compared nor blessed.
+        """
+        try:
+            verdict = self._receive(load_message(text), state, is_gated=not failed)
+            return PASSED if failed else verdict
+        except HarnessError as error:
+            self.results.write_errors.append(str(error))
+            return Verdict(outcome="failed", text=str(error))
+
+    def _receive(self, message: Message, state: bytes | None, *, is_gated: bool) -> Verdict:
+        if message.kind == "manifest":
+            manifest = self._receive_manifest(message, state)
+            if manifest.case.case_id not in self.results.written:
+                return Verdict(outcome="failed", text=self.results.write_errors[-1])
+            return self._gate(manifest, message) if is_gated else PASSED
+        body: dict[str, Any] = message.body  # type: ignore[assignment]
+        if message.kind == "kept":
+            return self._receive_kept(body["case_id"], message)
+        if message.kind == "skip":
+            skip = SkipLine(**body)
+            self.results.add(skip)
+            return self._gate_skip(skip)
+        if message.kind == "error":
             self.results.add(ErrorLine(**body))
         else:
             line = StructureLine(**body)
             self.results.structures[line.pair, line.granularity] = line
+        return PASSED
 
     def finish(self) -> tuple[Path, ...]:
         """Write the summary; return the files, none when nothing of ours ran."""
-        if self.results.is_empty:
+        unfinished = self._unfinished()
+        self.results.lost, self.results.shard = unfinished.lost, unfinished.shard
+        if self.results.is_empty and self.settings.shard is None:
             return ()
         try:
             return write_summary(self.root, self.results)
@@ -137,36 +275,48 @@ class AutoquantSession:
             self.results.write_errors.append(str(error))
             return ()
 
-    def _receive_manifest(self, body: str, state: bytes | None) -> None:
-        manifest = load_manifest(body, source="a worker's report")
-        line = case_line(manifest, manifest.path)
-        self.results.add(line)
+    def _receive_manifest(self, message: Message, state: bytes | None) -> Manifest:
+        """Write a case; whatever stops that before it is done leaves the case unfinished."""
+        manifest = load_manifest(str(message.body), source="a worker's report")
         try:
             write_case(self.root, manifest, state)
+            self.results.written.add(manifest.case.case_id)
         except HarnessError as error:
             self.results.write_errors.append(str(error))
+        self.results.add(case_line(manifest, manifest.path))
+        if message.rerun is not None:
+            self.results.reruns[manifest.case.case_id] = message.rerun
+        return manifest
 
+    def _receive_kept(self, case_id: str, message: Message) -> Verdict:
+        (case,) = (case for case in self.cases if case.case_id == case_id)
+        manifest = earlier_manifest(self.root, case)
+        if manifest is None:
+            text = f"{case_id}: its manifest vanished while the run was resumed; run it again"
+            self.results.add(ErrorLine(case_id=case_id, problem=text))
+            return Verdict(outcome="failed", text=text)
+        self.results.add(case_line(manifest, manifest.path))
+        self.results.kept.add(case_id)
+        return self._gate(manifest, message)
 
-def manifest_message(manifest: Manifest) -> str:
-    """Return the message that carries a manifest to the controller."""
-    return json.dumps(("manifest", dump_manifest(manifest)))
+    def _gate(self, manifest: Manifest, message: Message) -> Verdict:
+        if self.baselines is None:
+            return PASSED
+        try:
+            tolerances = self._tolerances.with_marker(message.tolerances or {})
+        except HarnessError as error:
+            return self._note(manifest.case.case_id, Verdict(outcome="failed", text=str(error)))
+        verdict = self.baselines.judge(manifest, self.root / manifest.path, tolerances)
+        return self._note(manifest.case.case_id, verdict)
 
+    def _gate_skip(self, skip: SkipLine) -> Verdict:
+        if self.baselines is None:
+            return PASSED
+        reason = f"{skip.status}: {skip.reason}"
+        return self._note(skip.case_id, self.baselines.judge_skip(skip.case_id, reason))
 
-def structure_message(line: StructureLine) -> str:
-    """Return the message that carries a structure case's outcome."""
-    return _message("structure", line)
-
-
-def skip_message(case: Case, support: Support) -> str:
-    """Return the message that carries a skipped case."""
-    line = SkipLine(case_id=case.case_id, status=support.status.value, reason=support.reason)
-    return _message("skip", line)
-
-
-def error_message(case: Case, problem: str) -> str:
-    """Return the message that names a case which raised."""
-    return _message("error", ErrorLine(case_id=case.case_id, problem=problem))
-
-
-def _message(kind: str, body: Any) -> str:
-    return json.dumps((kind, asdict(body)))
+    def _note(self, case_id: str, verdict: Verdict) -> Verdict:
+        self.results.gated.pop(case_id, None)
+        if verdict.outcome == "failed":
+            self.results.gated[case_id] = verdict.text
+        return verdict

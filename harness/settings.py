@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,12 +11,16 @@ from typing import Any, Literal
 
 from harness.case import METHODS, SIZES
 from harness.errors import VocabularyError
+from harness.fingerprint import FINGERPRINT_FIELDS
 from harness.registry import DEFAULT_MODEL, REGISTRY
 
-Kind = Literal["text", "names", "path", "count", "seed", "bits", "flag", "choice"]
+Kind = Literal[
+    "text", "names", "path", "count", "whole", "bits", "share", "drift", "flag", "choice", "part"
+]
 
 MAX_BITS = 16.0
 MAX_SEED = 2**63 - 1
+MAX_SHARDS = 999_999
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
@@ -35,9 +41,25 @@ class Option:
         return self.prefix + self.name.replace("_", "-")
 
     @property
+    def is_for_gate(self) -> bool:
+        """Whether the option means nothing without ``--aq-baseline``."""
+        return "baseline" in self.name or self.name.startswith("tol_")
+
+    @property
     def ini(self) -> str:
         """The ini spelling, also the argparse destination."""
         return f"aq_{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """The ``index``-th of ``count`` parts of the cases, counted from 1."""
+
+    index: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +88,17 @@ class Settings:
     save_state: bool
     trust_remote_code: bool
     record_host: bool
+    shard: Shard | None
+    resume: bool
+    baseline: Path | None
+    update_baseline: bool
+    baseline_missing: str
+    baseline_allow: tuple[str, ...]
+    tol_spearman: float
+    tol_top_ten: float
+    tol_total: float
+    tol_group: float
+    tol_selected: int
     list: bool
     report_only: bool
     structure_only: bool
@@ -149,12 +182,68 @@ OPTIONS: tuple[Option, ...] = (
         default=8.0,
         help="bit budget per weight over the searched layers, for the selection",
     ),
-    Option(name="seed", kind="seed", default=0, help="seed of random weights"),
+    Option(name="seed", kind="whole", default=0, help="seed of random weights"),
     Option(name="report_dir", kind="path", help="where manifests and reports go"),
     Option(name="publish", kind="flag", help="write to reports/ instead of reports/tmp/"),
     Option(name="save_state", kind="flag", help="also save ModelOpt's search state per case"),
     Option(name="trust_remote_code", kind="flag", help="let a checkpoint's own Python code run"),
     Option(name="record_host", kind="flag", help="put host and user names into manifests"),
+    Option(
+        name="shard",
+        kind="part",
+        help="I/N: only the I-th of N equal parts of the cases, for jobs that start independently",
+    ),
+    Option(
+        name="resume",
+        kind="flag",
+        help="keep cases whose manifest was measured on the same inputs; run the rest",
+    ),
+    Option(name="baseline", kind="path", help="compare each case with its manifest in this folder"),
+    Option(name="update_baseline", kind="flag", help="write the measured cases to --aq-baseline"),
+    Option(
+        name="baseline_missing",
+        kind="choice",
+        default="fail",
+        choices=("fail", "skip", "write"),
+        help="what to do with a case that has no baseline",
+    ),
+    Option(
+        name="baseline_allow",
+        kind="names",
+        default=(),
+        choices=FINGERPRINT_FIELDS,
+        help="fingerprint fields in which a baseline may differ",
+    ),
+    Option(
+        name="tol_spearman",
+        kind="share",
+        default=0.98,
+        help="gate: least rank correlation of the groups with the baseline's",
+    ),
+    Option(
+        name="tol_top_ten",
+        kind="share",
+        default=0.9,
+        help="gate: least share of the ten most sensitive groups that stay among the ten",
+    ),
+    Option(
+        name="tol_total",
+        kind="drift",
+        default=0.02,
+        help="gate: largest relative drift of the total score",
+    ),
+    Option(
+        name="tol_group",
+        kind="drift",
+        default=0.1,
+        help="gate: largest relative drift of any group's score",
+    ),
+    Option(
+        name="tol_selected",
+        kind="whole",
+        default=2,
+        help="gate: most groups that the bit budget may treat otherwise",
+    ),
     Option(name="list", kind="flag", help="print pair x granularity with status; run nothing"),
     Option(name="report_only", kind="flag", help="rebuild every report from manifests"),
     Option(name="structure_only", prefix="--", kind="flag", help="run only cases without a model"),
@@ -180,6 +269,11 @@ def read_settings(lookup: Callable[[Option], tuple[Any, str]]) -> Settings:
         raise VocabularyError(
             "--aq-publish and --aq-report-dir (or their ini options) exclude each other; give one"
         )
+    if values["baseline"] is None:
+        for option in OPTIONS:
+            raw, origin = lookup(option)
+            if raw is not None and option.is_for_gate and origin == option.flag:
+                raise VocabularyError(f"{origin}: say which folder with --aq-baseline DIR")
     return Settings(**{field.name: values[field.name] for field in fields(Settings)})
 
 
@@ -189,9 +283,11 @@ def _parse(option: Option, raw: Any, origin: str) -> Any:
     if option.kind == "flag":
         return raw if isinstance(raw, bool) else _flag(str(raw), origin)
     if option.kind == "names":
-        return _names(raw, origin)
+        return _names(raw, option.choices, origin)
     if option.kind == "path":
         return Path(raw).expanduser()
+    if option.kind == "part":
+        return _part(str(raw), origin)
     if option.kind == "choice":
         return _choice(str(raw), option.choices, origin)
     if option.kind == "text":
@@ -199,12 +295,21 @@ def _parse(option: Option, raw: Any, origin: str) -> Any:
     return _number(option.kind, str(raw), origin)
 
 
-def _names(raw: str | Sequence[str], origin: str) -> tuple[str, ...]:
+def _names(raw: str | Sequence[str], choices: Sequence[str], origin: str) -> tuple[str, ...]:
     text = raw if isinstance(raw, str) else ",".join(raw)
     names = tuple(text.replace(",", " ").split())
     if not names:
         raise VocabularyError(f"{origin}: names nothing; give names separated by commas")
-    return names
+    return tuple(_choice(name, choices, origin) for name in names) if choices else names
+
+
+def _part(raw: str, origin: str) -> Shard:
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", raw)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise VocabularyError(
+            f"{origin}: {raw!r} is not allowed; give I/N with I from 1 to N, such as 1/4"
+        )
+    return Shard(index=int(found[1]), count=int(found[2]))
 
 
 def _choice(raw: str, choices: Sequence[str], origin: str) -> str:
@@ -225,6 +330,10 @@ def _number(kind: str, raw: str, origin: str) -> int | float:
             bits = float(raw)
             if 0 < bits <= MAX_BITS:
                 return bits
+        elif kind in ("share", "drift"):
+            amount = float(raw)
+            if 0 <= amount <= (1 if kind == "share" else sys.float_info.max):
+                return amount
         else:
             number = int(raw)
             if (1 if kind == "count" else 0) <= number <= MAX_SEED:
@@ -233,7 +342,9 @@ def _number(kind: str, raw: str, origin: str) -> int | float:
         pass
     allowed = {
         "bits": f"a number above 0 and up to {MAX_BITS:g}",
+        "share": "a number from 0 to 1",
+        "drift": "a number of at least 0 (0.1 is 10%)",
         "count": "a whole number of at least 1",
-        "seed": f"a whole number of at least 0 and at most {MAX_SEED}",
+        "whole": f"a whole number of at least 0 and at most {MAX_SEED}",
     }
     raise VocabularyError(f"{origin}: {raw!r} is not allowed; give {allowed[kind]}")

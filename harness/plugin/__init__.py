@@ -16,6 +16,7 @@ from harness.plugin.access import (
     COMBINATION_FIXTURE,
     check_early,
     is_asked_for,
+    is_configured,
     is_flag_set,
     is_worker,
     session_of,
@@ -28,6 +29,8 @@ MARKERS = (
     "gpu: runs AutoQuant, on whatever device is asked for; meant for GPU runners in CI",
     "structure: needs no model",
     "experimental: the pair is a hybrid that no ModelOpt preset names",
+    "aq_tolerance(spearman, top_ten, total, group, selected): this case's own tolerances of the "
+    "regression gate",
 )
 
 
@@ -73,6 +76,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                 raise pytest.Collector.CollectError(str(error)) from None
             grid: tuple[Any, ...] = session.cases if name == CASE_FIXTURE else session.combinations
             metafunc.parametrize(name, [_param(item) for item in grid])
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """One worker per GPU; without a GPU, or in a run that is not ours, xdist's own number."""
+    if not (is_asked_for(config) or is_configured(config)):
+        return None
+    from harness.plugin.gpus import visible_gpus
+
+    device = session_of(config).settings.device
+    if device == "cpu" or not visible_gpus():
+        return None
+    return len(visible_gpus()) if device in ("auto", "cuda") else 1
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from harness.session import AutoquantSession
 
 CASE_FIXTURE, COMBINATION_FIXTURE = "aq_case", "aq_combination"
+DEALT_INPUT, EARLIER_INPUT = "aq_dealt", "aq_earlier"
+GPU_INPUT, NEIGHBOURS_INPUT = "aq_gpu", "aq_neighbours"
+"""What the controller tells each worker: whether cases come by part, what was measured before,
+which GPU is its own, and how many workers its host has."""
 
 _SESSION = pytest.StashKey["AutoquantSession"]()
 
@@ -37,6 +41,8 @@ def has_session(config: pytest.Config) -> bool:
 
 def check_early(config: pytest.Config) -> None:
     """Refuse bad input before anything is collected; ask torch only where the device matters."""
+    with as_usage_error():
+        _ = session_of(config).baselines
     settings = session_of(config).settings
     if not settings.gpu_only and settings.device in ("auto", "cpu"):
         return
@@ -54,6 +60,11 @@ def check_early(config: pytest.Config) -> None:
 def is_asked_for(config: pytest.Config) -> bool:
     """Whether any of our options is on the command line; ini alone never touches unrelated runs."""
     return any(config.getoption(option.ini, None) is not None for option in OPTIONS)
+
+
+def is_configured(config: pytest.Config) -> bool:
+    """Whether any of our options is set in ini."""
+    return any(config.getini(option.ini) is not None for option in OPTIONS)
 
 
 def is_flag_set(config: pytest.Config, name: str) -> bool:

@@ -9,27 +9,19 @@ from harness.plugin.access import as_usage_error, session_of
 
 def list_matrix(config: pytest.Config) -> int:
     """Print which pair runs under which overlay here, and why the others do not."""
-    from harness.matrix import layer_misfits, render_matrix
+    from harness.matrix import matrix_report
 
-    session = session_of(config)
     with as_usage_error():
-        bench = session.bench(lambda *_: None, print)
-        print(render_matrix(bench, session.combinations))
-        trust = session.settings.trust_remote_code
-        for line in layer_misfits(bench, session.source, session.combinations, trust=trust):
-            print(line)
+        print(matrix_report(session_of(config)))
     return pytest.ExitCode.OK
 
 
 def report_only(config: pytest.Config) -> int:
     """Rebuild every report under the report root from its manifests."""
-    from harness.report.overview import counts_sentence
-    from harness.report.writer import rebuild
+    from harness.report.writer import rebuild, rebuilt_report
 
-    session = session_of(config)
+    root = session_of(config).root
     with as_usage_error():
-        results, left_out = rebuild(session.root)
-    for reason in left_out:
-        print(f"left out: {reason}")
-    print(f"{session.root}: {counts_sentence(results)}")
+        results, left_out = rebuild(root)
+    print(rebuilt_report(root, results, left_out))
     return pytest.ExitCode.TESTS_FAILED if left_out else pytest.ExitCode.OK

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,20 +12,30 @@ import pytest
 from harness.errors import HarnessError, MeasurementError
 from harness.plugin.access import (
     CASE_FIXTURE,
+    COMBINATION_FIXTURE,
+    DEALT_INPUT,
+    EARLIER_INPUT,
+    GPU_INPUT,
+    NEIGHBOURS_INPUT,
     as_failure,
     failure,
+    is_flag_set,
     param,
     session_of,
 )
+from harness.plugin.gpus import pin
 from harness.progress import ProgressLine
 
 if TYPE_CHECKING:
     from harness.bench import Bench
     from harness.case import Case, Combination
     from harness.manifest import Manifest
+    from harness.message import Message
     from harness.results import StructureLine
+    from harness.session import AutoquantSession
 
-_MESSAGE = pytest.StashKey[str]()
+_MESSAGE: pytest.StashKey[Message] = pytest.StashKey()
+_RERUN = pytest.StashKey[str]()
 _STATE = pytest.StashKey["bytes | None"]()
 _PROGRESS = pytest.StashKey[ProgressLine]()
 
@@ -40,7 +51,7 @@ def aq_measure(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], Mani
     progress = _progress(item.config)
 
     def measure(case: Case) -> Manifest:
-        from harness.session import error_message, manifest_message
+        from harness.message import error_message, manifest_message
 
         progress.start(case.id)
         try:
@@ -52,7 +63,9 @@ def aq_measure(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], Mani
         except Exception as error:
             item.stash[_MESSAGE] = error_message(case, f"{type(error).__name__}: {error}")
             raise
-        item.stash[_MESSAGE], item.stash[_STATE] = manifest_message(manifest), state
+        rerun = item.stash.get(_RERUN, None)
+        item.stash[_MESSAGE] = replace(manifest_message(manifest), rerun=rerun)
+        item.stash[_STATE] = state
         return manifest
 
     yield measure
@@ -67,7 +80,7 @@ def aq_check(request: pytest.FixtureRequest) -> Callable[[Combination], Structur
     def check(combination: Combination) -> StructureLine:
         with as_failure():
             line = session_of(item.config).structure(combination, _bench(item.config))
-        from harness.session import structure_message
+        from harness.message import structure_message
 
         item.stash[_MESSAGE] = structure_message(line)
         return line
@@ -75,11 +88,36 @@ def aq_check(request: pytest.FixtureRequest) -> Callable[[Combination], Structur
     return check
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Tell the session which cases are selected, so that aliases have someone to point at."""
-    selected = [param(item, CASE_FIXTURE) for item in session.items]
-    if any(case is not None for case in selected):
-        session_of(session.config).select(case for case in selected if case is not None)
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tell the session which cases are selected, and keep those of its shard."""
+    if not any(_is_ours(item) for item in items):
+        return
+    session = session_of(config)
+    cases = [case for item in items if (case := param(item, CASE_FIXTURE)) is not None]
+    own = {case.case_id for case in session.select(cases, workers=_grouped_workers(config))}
+    kept = [item for item in items if _is_in_shard(item, session, own)]
+    if len(kept) < len(items):
+        gone = [item for item in items if not _is_in_shard(item, session, own)]
+        config.hook.pytest_deselected(items=gone)
+        items[:] = kept
+
+
+def _is_ours(item: pytest.Item) -> bool:
+    return any(param(item, name) is not None for name in (CASE_FIXTURE, COMBINATION_FIXTURE))
+
+
+def _is_in_shard(item: pytest.Item, session: AutoquantSession, own: set[str]) -> bool:
+    case, combination = param(item, CASE_FIXTURE), param(item, COMBINATION_FIXTURE)
+    if case is not None:
+        return case.case_id in own
+    return combination is None or session.takes(combination)
+
+
+def _grouped_workers(config: pytest.Config) -> int:
+    """Return among how many workers the controller deals cases by part; 1 where it does not."""
+    given = getattr(config, "workerinput", {})
+    return int(given["workercount"]) if given.get(DEALT_INPUT) else 1
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -93,10 +131,28 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     except HarnessError:
         return  # the case itself fails with the message
     if not support.is_supported:
-        from harness.session import skip_message
+        from harness.message import skip_message
 
         item.stash[_MESSAGE] = skip_message(case, support)
         item.add_marker(pytest.mark.skip(reason=support.skip_reason))
+    elif is_flag_set(item.config, "resume"):
+        _resume(item, case)
+
+
+def _resume(item: pytest.Item, case: Case) -> None:
+    """Skip a case that was measured on the same inputs, or remember what changed."""
+    session = session_of(item.config)
+    try:
+        changes = session.changes(case, _bench(item.config))
+    except HarnessError:
+        return  # the case itself fails with the message
+    if changes:
+        item.stash[_RERUN] = ", ".join(map(str, changes))
+    elif changes is not None:
+        from harness.message import kept_message
+
+        item.stash[_MESSAGE] = kept_message(case)
+        item.add_marker(pytest.mark.skip(reason="kept: measured before on the same inputs"))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -105,14 +161,36 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
     report = yield
     is_outcome = report.when == "call" or report.skipped
     if is_outcome and _MESSAGE in item.stash:
-        report.autoquant = item.stash[_MESSAGE]
+        marker = item.get_closest_marker("aq_tolerance")
+        given = None if marker is None else _given(marker)
+        report.autoquant = replace(item.stash[_MESSAGE], tolerances=given).dump()
         report.autoquant_state = item.stash.get(_STATE, None)
         del item.stash[_MESSAGE]
     return report
 
 
+def _given(marker: pytest.Mark) -> dict[str, Any]:
+    """Return a marker's tolerances; what has no name is refused like a wrong one."""
+    return {**{f"argument {i}": value for i, value in enumerate(marker.args, 1)}, **marker.kwargs}
+
+
 def _bench(config: pytest.Config) -> Bench:
-    return session_of(config).bench(_progress(config), _warn)
+    session = session_of(config)
+    if not session.has_bench:
+        _prepare(config, session)
+    return session.bench(_progress(config), _warn)
+
+
+def _prepare(config: pytest.Config, session: AutoquantSession) -> None:
+    """Before torch is imported: one GPU for this worker, and what it measured before."""
+    given = getattr(config, "workerinput", {})
+    if GPU_INPUT in given and session.settings.device in ("auto", "cuda"):
+        pin(given[GPU_INPUT])
+    session.workers_here = given.get(NEIGHBOURS_INPUT, 1)
+    if EARLIER_INPUT in given:
+        from harness.resume import load_earlier
+
+        session.earlier = load_earlier(given[EARLIER_INPUT])
 
 
 def _show_cause(item: pytest.Item, error: HarnessError) -> None:

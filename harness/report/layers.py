@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 
-from harness.manifest import Manifest
+from harness.manifest import GROUP_SUFFIX, Manifest
 from harness.report.markdown import (
     GROUPS_MEAN,
     KL_SCORE_MEANS,
@@ -19,7 +20,6 @@ from harness.report.markdown import (
 
 LAYERS_MARKDOWN = "layer-sensitivity-report.md"
 LAYERS_JSON = "layer-sensitivity-report.json"
-GROUP_SUFFIX = ".quant_recipe"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +56,17 @@ def layer_rows(manifest: Manifest) -> tuple[LayerRow, ...]:
                 group=ranked.name.removesuffix(GROUP_SUFFIX),
                 modules=group.module_names,
                 score=ranked.importance,
-                share=share,
-                cumulative_share=running if total else None,
+                share=_finite(share),
+                cumulative_share=_finite(running) if total else None,
                 weights=sum(layer.out_features * layer.in_features for layer in members),
                 selected=all(layer.selected for layer in members),
             )
         )
     return tuple(rows)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def layer_report_json(manifest: Manifest) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from tabulate import tabulate
 
+from harness.names import one_line
+
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~&])")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
 
 SCORE_MEANS = (
     "A score is the expected damage of quantizing one layer group alone: the squared change that "
@@ -29,12 +30,12 @@ KL_SCORE_MEANS = (
 
 def text(value: object) -> str:
     """Return ``value`` as running text: every Markdown or HTML character escaped, one line."""
-    return _SPECIAL.sub(r"\\\1", _CONTROL.sub(" ", str(value)))
+    return _SPECIAL.sub(r"\\\1", one_line(value))
 
 
 def code(value: object) -> str:
     """Return ``value`` as an inline code span that is safe in a table cell."""
-    flat = _CONTROL.sub(" ", str(value)).replace("`", "'").replace("|", "\\|")
+    flat = one_line(value).replace("`", "'").replace("|", "\\|")
     return f"`{flat}`" if flat.strip() else ""
 
 

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import PurePosixPath
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 from harness.case import SIZES
-from harness.manifest import SCHEMA_VERSION
-from harness.report.layers import GROUP_SUFFIX, LAYERS_MARKDOWN
+from harness.errors import ManifestError
+from harness.files import load_json
+from harness.manifest import GROUP_SUFFIX, SCHEMA_VERSION
+from harness.names import one_line
+from harness.report.layers import LAYERS_MARKDOWN
 from harness.report.markdown import GROUPS_MEAN, SCORE_MEANS, code, number, percent, table, text
-from harness.results import CaseLine, Results, SkipLine, StructureLine, most_sensitive_groups
+from harness.results import (
+    CaseLine,
+    ErrorLine,
+    Results,
+    SkipLine,
+    StructureLine,
+    most_sensitive_groups,
+)
+from harness.settings import MAX_SHARDS
 
+MOST_LOST = 5
 SUMMARY_MARKDOWN, SUMMARY_JSON = "summary.md", "summary.json"
 
 
@@ -28,10 +43,18 @@ def summary_json(results: Results) -> str:
             "failed": len(results.failures),
             "skipped": len(results.skips),
             "structure": len(results.structures),
+            "kept": len(results.kept),
+            "gated": len(results.gated),
+            "lost": len(results.lost),
         },
+        "shard": results.shard,
         "cases": [_without_shares(line) for line in results.cases.values()],
         "skipped": [asdict(skip) for skip in results.skips.values()],
         "errors": [asdict(line) for line in results.errors.values()],
+        "gated": results.gated,
+        "reruns": results.reruns,
+        "kept": sorted(results.kept),
+        "lost": results.lost,
         "structure": [asdict(line) for line in results.structures.values()],
         "most_sensitive_groups": [
             {"group": group, "mean_share": share}
@@ -42,30 +65,77 @@ def summary_json(results: Results) -> str:
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
-def read_skips(text_of_summary: str) -> tuple[SkipLine, ...]:
-    """Return the skipped cases that an earlier ``summary.json`` recorded; none if it is not one."""
-    return _read_lines(text_of_summary, "skipped", SkipLine)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What only an earlier ``summary.json`` knows: everything that has no manifest.
+
+    Attributes:
+        cases: ids of those that have one.
+        shard: index and count of the part of the cases that ran.
+    """
+
+    cases: tuple[str, ...] = ()
+    skips: tuple[SkipLine, ...] = ()
+    errors: tuple[ErrorLine, ...] = ()
+    structures: tuple[StructureLine, ...] = ()
+    gated: dict[str, str] = field(default_factory=dict)
+    lost: tuple[str, ...] = ()
+    shard: tuple[int, int] | None = None
 
 
-def read_structures(text_of_summary: str) -> tuple[StructureLine, ...]:
-    """Return the structure cases that an earlier ``summary.json`` recorded."""
-    return _read_lines(text_of_summary, "structure", StructureLine)
+def read_summary(path: Path) -> Summary:
+    """Read a ``summary.json``.
 
-
-_Line = TypeVar("_Line", SkipLine, StructureLine)
-
-
-def _read_lines(text_of_summary: str, key: str, kind: type[_Line]) -> tuple[_Line, ...]:
+    Raises:
+        ManifestError: it is not there, is no summary, or a newer version wrote it.
+    """
     try:
-        rows: list[dict[str, Any]] = json.loads(text_of_summary)[key]
-        lines = tuple(kind(**row) for row in rows)
-        kinds = {"effective_bits": (int, float)}
-        valid = all(
-            isinstance(value, kinds.get(name, str)) for row in rows for name, value in row.items()
+        document = load_json(path.read_bytes())
+        version = document["schema_version"]
+        if not isinstance(version, int):
+            raise TypeError(version)
+        if version > SCHEMA_VERSION:
+            raise ManifestError(
+                f"{path}: written by a newer version: schema {version}, this one reads up to "
+                f"{SCHEMA_VERSION}; upgrade pytest-autoquant"
+            )
+        return Summary(
+            cases=tuple(str(case["case_id"]) for case in document["cases"]),
+            skips=_lines(document["skipped"], SkipLine),
+            errors=_lines(document["errors"], ErrorLine),
+            structures=_lines(document["structure"], StructureLine),
+            gated={str(name): str(why) for name, why in document.get("gated", {}).items()},
+            lost=tuple(map(str, list(document.get("lost", [])))),
+            shard=_shard(document.get("shard")),
         )
-        return lines if valid else ()
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return ()
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ManifestError(f"{path}: is no summary of a run: {type(error).__name__}") from None
+
+
+_Line = TypeVar("_Line", SkipLine, ErrorLine, StructureLine)
+
+
+def _lines(rows: list[dict[str, Any]], kind: type[_Line]) -> tuple[_Line, ...]:
+    """Rebuild lines, all of whose fields are texts but for the bits."""
+    kinds = {"effective_bits": (int, float)}
+    for row in rows:
+        for name, value in row.items():
+            if not isinstance(value, kinds.get(name, str)):
+                raise TypeError(name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(name)
+    return tuple(kind(**row) for row in rows)
+
+
+def _shard(text_of_shard: str | None) -> tuple[int, int] | None:
+    if text_of_shard is None:
+        return None
+    index, count = map(int, text_of_shard.split("/"))
+    if not 1 <= index <= count <= MAX_SHARDS:
+        raise ValueError(text_of_shard)
+    return index, count
 
 
 def summary_markdown(results: Results) -> str:
@@ -93,6 +163,13 @@ def counts_sentence(results: Results) -> str:
         f"{len(results.skips)} skipped" + (f" ({why})" if why else ""),
         f"{len(results.structures)} structure cases",
     ]
+    for count, what in (
+        (len(results.kept), "kept from an earlier run"),
+        (len(results.gated), "stopped by the gate"),
+        (len(results.lost), "lost"),
+    ):
+        if count:
+            parts.append(f"{count} {what}")
     return ", ".join(parts)
 
 
@@ -107,6 +184,15 @@ def terminal_lines(results: Results) -> list[str]:
     if more > 0:
         lines.append(f"  alias  and {more} more, listed in {SUMMARY_MARKDOWN}")
     lines += [f"  failed {line.case_id}: {line.problem}" for line in results.failures]
+    lines += [f"  gate   {case_id}" for case_id in results.gated]
+    lines += [
+        f"  lost   {case_id}: was to run and sent no outcome"
+        for case_id in results.lost[:MOST_LOST]
+    ]
+    if len(results.lost) > MOST_LOST:
+        more = len(results.lost) - MOST_LOST
+        lines.append(f"  lost   and {more} more, listed in {SUMMARY_MARKDOWN}")
+    lines += _rerun_lines(results)
     ranked = most_sensitive_groups(results.cases.values())
     if ranked:
         lines.append("most sensitive groups (q_proj is q, k and v; gate_proj is gate and up), by")
@@ -114,7 +200,12 @@ def terminal_lines(results: Results) -> list[str]:
     for place, (group, share) in enumerate(ranked, start=1):
         lines.append(f"  {place:2d}. {share:6.1%}  {group.removesuffix(GROUP_SUFFIX)}")
     lines += [f"NOT WRITTEN: {error}" for error in results.write_errors]
-    return lines
+    return [one_line(line) for line in lines]
+
+
+def _rerun_lines(results: Results) -> list[str]:
+    reasons = Counter(results.reruns.values())
+    return [f"  re-run {count:4d}  changed: {reason}" for reason, count in reasons.most_common()]
 
 
 def _without_shares(line: CaseLine) -> dict[str, object]:
@@ -124,10 +215,12 @@ def _without_shares(line: CaseLine) -> dict[str, object]:
 
 
 def _failed(results: Results) -> list[str]:
-    if not results.failures and not results.write_errors:
-        return []
     rows = [(code(line.case_id), text(line.problem)) for line in results.failures]
+    rows += [(code(case_id), text(why)) for case_id, why in results.gated.items()]
+    rows += [(code(case_id), "lost: was to run and sent no outcome") for case_id in results.lost]
     rows += [("not written", text(error)) for error in results.write_errors]
+    if not rows:
+        return []
     return ["## Failed", table(("case", "problem"), rows)]
 
 
@@ -220,4 +313,4 @@ def _matrix(results: Results) -> list[str]:
 
 def _link(path: str) -> str:
     """Link to the layer report beside a manifest."""
-    return quote(PurePosixPath(path).with_name(LAYERS_MARKDOWN).as_posix())
+    return quote(os.fsencode(PurePosixPath(path).with_name(LAYERS_MARKDOWN)))

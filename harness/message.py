@@ -1,0 +1,81 @@
+"""What a worker tells the controller about a case: JSON, attached to the test report.
+
+A string survives pytest-xdist's serialization and needs no shared file system.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from harness.case import Case
+from harness.errors import ManifestError
+from harness.manifest import Manifest, dump_manifest
+from harness.results import ErrorLine, KeptLine, SkipLine, StructureLine
+from harness.support import Support
+
+Body = str | dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One case's outcome.
+
+    Attributes:
+        kind: ``manifest``, ``kept``, ``skip``, ``error`` or ``structure``.
+        body: a manifest's JSON, or the fields of the kind's line in ``results``.
+        rerun: why a resumed run measured the case again.
+        tolerances: of the case's ``aq_tolerance`` marker.
+    """
+
+    kind: str
+    body: Body
+    rerun: str | None = None
+    tolerances: Mapping[str, float] | None = None
+
+    def dump(self) -> str:
+        """Return the message as JSON."""
+        return json.dumps(asdict(self), default=repr)
+
+
+def load_message(text: str) -> Message:
+    """Read a message that ``Message.dump`` wrote.
+
+    Raises:
+        ManifestError: another version of the harness wrote it.
+    """
+    try:
+        return Message(**json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise ManifestError(
+            "a worker speaks another version of pytest-autoquant; install the same one on every "
+            "host"
+        ) from error
+
+
+def manifest_message(manifest: Manifest) -> Message:
+    """Carry a finished case."""
+    return Message(kind="manifest", body=dump_manifest(manifest))
+
+
+def kept_message(case: Case) -> Message:
+    """Carry a case whose manifest of an earlier run still holds."""
+    return Message(kind="kept", body=asdict(KeptLine(case_id=case.case_id)))
+
+
+def skip_message(case: Case, support: Support) -> Message:
+    """Carry a case that cannot run here."""
+    line = SkipLine(case_id=case.case_id, status=support.status.value, reason=support.reason)
+    return Message(kind="skip", body=asdict(line))
+
+
+def error_message(case: Case, problem: str) -> Message:
+    """Carry a case that raised."""
+    return Message(kind="error", body=asdict(ErrorLine(case_id=case.case_id, problem=problem)))
+
+
+def structure_message(line: StructureLine) -> Message:
+    """Carry a structure case's outcome."""
+    return Message(kind="structure", body=asdict(line))
