@@ -1,7 +1,9 @@
 """Inner projects for the plugin's tests, and one real sweep that several of them read."""
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -40,6 +42,56 @@ def run_pytest(folder, *arguments):
     return Run(folder=folder, status=done.returncode, output=done.stdout + done.stderr)
 
 
+@dataclass(frozen=True)
+class Project:
+    """A folder with the cases in it, for several runs that one test or a module shares."""
+
+    folder: Path
+
+    def run(self, *arguments):
+        """Run pytest to its end."""
+        return run_pytest(self.folder, *arguments)
+
+    def start(self, *arguments):
+        """Start pytest in a session of its own; its output goes to ``output.txt``."""
+        with (self.folder / "output.txt").open("w") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
+                cwd=self.folder,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_heed_ctrl_c,
+            )
+
+    def finished(self, process):
+        """Wait for what ``start`` returned."""
+        try:
+            status = process.wait(timeout=120)
+        finally:
+            process.kill()
+        output = (self.folder / "output.txt").read_text()
+        return Run(folder=self.folder, status=status, output=output)
+
+    def harness(self, *arguments):
+        """Run ``aq-harness``."""
+        done = subprocess.run(
+            [sys.executable, "-m", "harness.cli", *arguments],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return Run(folder=self.folder, status=done.returncode, output=done.stdout + done.stderr)
+
+
+def _heed_ctrl_c():
+    """A CI job may itself run in the background, where shells have children ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def make_project(folder):
     """Give ``folder`` the two case files and an ini file that makes it a rootdir."""
     shutil.copytree(CASES, folder / "cases", ignore=shutil.ignore_patterns("__pycache__"))
@@ -52,6 +104,12 @@ def project(pytester):
     """A pytester whose folder is a project with the cases in it."""
     make_project(pytester.path)
     return pytester
+
+
+@pytest.fixture(scope="session")
+def new_project(tmp_path_factory):
+    """Make a project by name, for runs in processes of their own."""
+    return lambda name: Project(make_project(tmp_path_factory.mktemp(name)))
 
 
 @pytest.fixture
@@ -74,6 +132,41 @@ def sweep_arguments():
 def sweep(tmp_path_factory, sweep_arguments):
     """A real sweep in a process of its own."""
     return run_pytest(make_project(tmp_path_factory.mktemp("sweep")), "-n0", *sweep_arguments)
+
+
+@pytest.fixture(scope="session")
+def grid_arguments():
+    """Two sizes that take equally long, aliases within and across pairs' overlays, skips."""
+    return (
+        *("cases", "--aq-device=cpu", "--aq-sizes=small,medium", "--aq-score-size=16"),
+        "--aq-pairs=wfp4_afp8,wint8_afp16,wint4_aint8",
+        "--aq-granularities=default,w_per_out_channel,w_group128",
+    )
+
+
+@pytest.fixture(scope="session")
+def grid(new_project, grid_arguments):
+    """A real run over the grid in one process: what other ways to run it must equal."""
+    return new_project("grid").run("-n0", *grid_arguments)
+
+
+@pytest.fixture(scope="session")
+def contents():
+    """Read every file below a report root, without what differs from run to run."""
+    return read_contents
+
+
+def read_contents(root):
+    files = [path for path in root.rglob("*") if path.is_file()]
+    return {path.relative_to(root).as_posix(): comparable(path) for path in files}
+
+
+def comparable(path):
+    if not path.name.endswith("_quant_manifest.json"):
+        return path.read_text()
+    manifest = json.loads(path.read_text())
+    del manifest["timing"], manifest["memory"]
+    return manifest
 
 
 @pytest.fixture(scope="session")

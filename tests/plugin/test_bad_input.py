@@ -347,8 +347,8 @@ def test_a_manifest_that_cannot_be_written_fails_the_run_and_says_so(project, mo
     (project.path / "out").mkdir()
     (project.path / "out" / "tiny-qwen3-vl").write_text("a file in its place")
     result = project.runpytest_inprocess(*ONE, "--aq-report-dir=out")
-    result.assert_outcomes(passed=1)
+    result.assert_outcomes(failed=1)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines("NOT WRITTEN: *wint8_afp16_autoquant_lm_quant_manifest.json: *")
+    result.stdout.fnmatch_lines("NOT WRITTEN: *layer-sensitivity-report.md: *")
     summary = json.loads((project.path / "out" / "summary.json").read_text())
     assert len(summary["write_errors"]) == 1

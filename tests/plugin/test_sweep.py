@@ -132,7 +132,7 @@ def test_an_alias_carries_the_scores_of_the_case_it_names(manifests, alias, orig
 
 def test_layer_reports_show_the_manifests_numbers(manifests, sweep):
     for manifest in manifests.values():
-        folder = sweep.root / manifest.folder
+        folder = sweep.root / manifest.path.parent
         report = json.loads((folder / "layer-sensitivity-report.json").read_text())
         assert report["case"] == manifest.case.case_id
         assert [(row["rank"], row["score"]) for row in report["groups"]] == [

@@ -9,7 +9,7 @@ Ten tokens are scored. Within 8 bits per weight the most sensitive group, mlp, i
 kept at 16 bits; the best choice keeps attention and quantizes the other two.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 
 import pytest
@@ -135,6 +135,27 @@ def findings(combination, measurement, data):
 @pytest.fixture
 def manifest(findings):
     return build_manifest(findings)
+
+
+@pytest.fixture
+def scored(findings):
+    """Build the manifest of a model with these groups, of one linear each: scores per token."""
+
+    def manifest_of(scores):
+        groups = tuple(
+            GroupScore(modules=(name,), score=score * findings.data.scored_tokens, quantized=True)
+            for name, score in scores.items()
+        )
+        layer = Layer(module_type="Linear", out_features=256, in_features=256, padded_to=None)
+        return build_manifest(
+            replace(
+                findings,
+                measurement=replace(findings.measurement, groups=groups),
+                layers=dict.fromkeys(scores, layer),
+            )
+        )
+
+    return manifest_of
 
 
 @pytest.fixture(scope="session")

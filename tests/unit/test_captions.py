@@ -95,7 +95,7 @@ def test_captions_too_short_to_predict_anything_are_dropped_by_name():
     found = data([4, 1, 0, 3])
     assert found.dropped == ("caption 1", "caption 2")
     assert rows_in(found.batches) == [(3, 0, 1), (0, 0, 1, 2)]
-    assert found.sha256 == hashlib.sha256(b"caption 0\ncaption 3").hexdigest()
+    assert found.sha256 == hashlib.sha256(b"caption 0\ncaption 3\n").hexdigest()
 
 
 def test_dropped_captions_do_not_use_up_the_score_size():
@@ -104,9 +104,27 @@ def test_dropped_captions_do_not_use_up_the_score_size():
 
 def test_the_digest_is_of_the_captions_and_not_of_how_they_are_batched():
     plain = data([4, 3, 5])
-    assert data([4, 3, 5], batch_size=1, score_size=1).sha256 == plain.sha256
+    assert data([4, 3, 5], batch_size=1).sha256 == plain.sha256
     assert data([4, 3, 5, 3]).sha256 != plain.sha256
-    assert plain.sha256 == hashlib.sha256(b"caption 0\ncaption 1\ncaption 2").hexdigest()
+    assert plain.sha256 == hashlib.sha256(b"caption 0\ncaption 1\ncaption 2\n").hexdigest()
+
+
+def digest(*lines, score_size):
+    captions = CaptionSet(name="mine.txt", size="small", requested=16, lines=lines)
+    rows = [(1, 2, 3)] * len(lines)
+    return calibration_data(captions, rows, batch_size=4, score_size=score_size).sha256
+
+
+def test_the_digest_does_not_depend_on_the_order_of_the_scored_or_of_the_other_captions():
+    assert digest("b", "a", "d", "c", score_size=2) == digest("a", "b", "c", "d", score_size=2)
+    assert digest("a", "b", "c", "d", score_size=2) == hashlib.sha256(b"a\nb\n\nc\nd").hexdigest()
+
+
+def test_the_digest_depends_on_which_captions_are_scored():
+    scored_two = digest("a", "b", "c", score_size=2)
+    assert digest("a", "c", "b", score_size=2) != scored_two
+    assert digest("a", "b", "c", score_size=1) != scored_two
+    assert digest("a", "b", "c", score_size=3) != scored_two
 
 
 def test_captions_that_are_all_too_short_are_an_error():

@@ -15,10 +15,10 @@ from harness.errors import ManifestError
 from harness.manifest import (
     SCHEMA_VERSION,
     Manifest,
-    case_folder,
     dump_manifest,
     find_manifests,
     load_manifest,
+    manifest_path,
     manifest_schema,
     read_manifest,
 )
@@ -268,12 +268,12 @@ def test_a_case_lies_where_its_names_say(manifest):
         "wint4_aint8_autoquant_lm_quant_manifest.json"
     )
     kl_div = replace(manifest, case=replace(manifest.case, method="kl_div"))
-    assert kl_div.folder.name == "small-kl_div"
+    assert kl_div.path.parent.name == "small-kl_div"
 
 
-def test_no_two_cases_of_the_grid_share_a_folder():
-    folders = [
-        case_folder(
+def test_no_two_cases_of_the_grid_share_a_path():
+    paths = [
+        manifest_path(
             model=case.model,
             pair=case.combination.pair.name,
             weight=case.combination.pair.weight,
@@ -285,14 +285,14 @@ def test_no_two_cases_of_the_grid_share_a_folder():
         for method in METHODS
         for case in cases(load_vocabulary(), SIZES, model="toy", method=method)
     ]
-    assert len(set(folders)) == len(folders) == 2 * 3 * 24 * 10
+    assert len({path.parent for path in paths}) == len(paths) == 2 * 3 * 24 * 10
 
 
 def test_a_pair_of_its_own_name_has_its_own_folder_beside_the_built_in_one():
     case = {"model": "toy", "weight": "int4", "activation": "fp16", "granularity": "default"}
     case |= {"size": "small", "method": "gradient"}
-    assert case_folder(pair="wint4_afp16", **case).parts[1] == "weight-int4-act-fp16"
-    assert case_folder(pair="awq", **case).parts[1] == "weight-int4-act-fp16-awq"
+    assert manifest_path(pair="wint4_afp16", **case).parts[1] == "weight-int4-act-fp16"
+    assert manifest_path(pair="awq", **case).parts[1] == "weight-int4-act-fp16-awq"
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
@@ -310,7 +310,7 @@ def test_a_hostile_name_is_written_inside_the_report_folder(tmp_path, manifest, 
 @settings(max_examples=200)
 @given(name=st.text(max_size=400))
 def test_any_name_gives_five_safe_path_parts(name):
-    folder = case_folder(
+    path = manifest_path(
         model=name,
         pair=name,
         weight=name,
@@ -319,8 +319,8 @@ def test_any_name_gives_five_safe_path_parts(name):
         size="small",
         method="gradient",
     )
-    assert len(folder.parts) == 4
-    for part in folder.parts:
+    assert len(path.parts) == 5
+    for part in path.parts:
         assert part not in (".", "..")
         assert not part.startswith((".", "-"))
         assert len(part) <= 255

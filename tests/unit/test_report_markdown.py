@@ -32,7 +32,7 @@ anything = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=3
 
 def one_line(value):
     """The text as a cell shows it: controls and runs of white space are one space."""
-    return " ".join(re.sub(r"[\x00-\x1f\x7f]", " ", value).split())
+    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", " ", value).split())
 
 
 def cells(page):

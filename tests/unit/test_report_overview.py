@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.errors import ManifestError
+from harness.manifest import SCHEMA_VERSION
 from harness.report.overview import (
+    Summary,
     counts_sentence,
-    read_skips,
+    read_summary,
     summary_json,
     summary_markdown,
     terminal_lines,
@@ -29,6 +32,7 @@ json_values = st.recursive(
     ),
     max_leaves=5,
 )
+HOSTILE_PARTS = ("schema_version", "errors", "structure", "gated", "lost", "shard")
 texts_or_worse = st.text(max_size=5) | json_values
 skip_objects = st.fixed_dictionaries(
     {"case_id": texts_or_worse, "status": texts_or_worse, "reason": texts_or_worse}
@@ -89,6 +93,9 @@ def test_the_json_summary_is_strict_and_complete(results, line):
         "failed": 2,
         "skipped": 12,
         "structure": 3,
+        "kept": 0,
+        "gated": 0,
+        "lost": 0,
     }
     cases = {case["case_id"]: case for case in document["cases"]}
     assert set(cases) == {line.case_id, "lighter", "alias", "failed"}
@@ -208,8 +215,154 @@ def test_many_aliases_are_cut_on_the_terminal_but_not_on_the_page(render, line):
     assert len(render(summary_markdown(results)).tables[0]) == 1 + 8
 
 
-def test_skips_are_read_back_from_a_summary(results):
-    assert read_skips(summary_json(results)) == tuple(results.skips.values())
+def with_gate(results, line):
+    """The same session of a shard, resumed and gated, in which two cases were lost."""
+    return replace(
+        results,
+        shard="2/3",
+        gated={line.case_id: "drifted: total score +9%"},
+        reruns={line.case_id: "torch 2.10 -> 2.11", "lighter": "torch 2.10 -> 2.11"},
+        kept={"lighter", "alias"},
+        lost=("gone", "missing"),
+        write_errors=[],
+    )
+
+
+def test_what_shards_resume_and_the_gate_did_is_in_the_json_summary(results, line):
+    document = json.loads(summary_json(with_gate(results, line)), parse_constant=pytest.fail)
+    counts = {name: document["counts"][name] for name in ("kept", "gated", "lost")}
+    assert counts == {"kept": 2, "gated": 1, "lost": 2}
+    assert document["shard"] == "2/3"
+    assert document["gated"] == {line.case_id: "drifted: total score +9%"}
+    assert document["reruns"] == dict.fromkeys((line.case_id, "lighter"), "torch 2.10 -> 2.11")
+    assert (document["kept"], document["lost"]) == (["alias", "lighter"], ["gone", "missing"])
+
+
+def test_kept_gated_and_lost_cases_are_counted_where_there_are_any(results, line):
+    sentence = counts_sentence(with_gate(results, line))
+    assert sentence.removeprefix(counts_sentence(results)) == (
+        ", 2 kept from an earlier run, 1 stopped by the gate, 2 lost"
+    )
+
+
+def test_the_terminal_names_gated_and_lost_cases_and_counts_reruns_by_reason(results, line):
+    plain, gated = terminal_lines(results), terminal_lines(with_gate(results, line))
+    assert [text for text in gated[1:] if text not in plain] == [
+        f"  gate   {line.case_id}",
+        "  lost   gone: was to run and sent no outcome",
+        "  lost   missing: was to run and sent no outcome",
+        "  re-run    2  changed: torch 2.10 -> 2.11",
+    ]
+
+
+def test_gated_and_lost_cases_are_on_the_page_among_the_failed(render, results, line):
+    failed = render(summary_markdown(with_gate(results, line))).tables[0]
+    assert failed[1:] == [
+        ["failed", "NaN"],
+        ["raised", "out of memory"],
+        [line.case_id, "drifted: total score +9%"],
+        ["gone", "lost: was to run and sent no outcome"],
+        ["missing", "lost: was to run and sent no outcome"],
+    ]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A file of the given text."""
+
+    def save(content):
+        path = tmp_path / "summary.json"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return save
+
+
+def test_what_has_no_manifest_is_read_back_from_a_summary(saved, results, line):
+    assert read_summary(saved(summary_json(with_gate(results, line)))) == Summary(
+        cases=tuple(results.cases),
+        skips=tuple(results.skips.values()),
+        errors=tuple(results.errors.values()),
+        structures=tuple(results.structures.values()),
+        gated={line.case_id: "drifted: total score +9%"},
+        lost=("gone", "missing"),
+        shard=(2, 3),
+    )
+
+
+def test_a_session_that_was_no_shard_is_read_back_as_none(saved, results):
+    assert read_summary(saved(summary_json(results))).shard is None
+
+
+def test_a_summary_from_before_shards_and_the_gate_can_be_read(saved, results):
+    document = json.loads(summary_json(results))
+    for name in ("shard", "gated", "reruns", "kept", "lost"):
+        del document[name]
+    found = read_summary(saved(json.dumps(document)))
+    assert found.skips == tuple(results.skips.values())
+    assert (found.gated, found.lost, found.shard) == ({}, (), None)
+
+
+def test_a_missing_summary_is_refused_by_its_path(tmp_path):
+    with pytest.raises(ManifestError) as caught:
+        read_summary(tmp_path / "summary.json")
+    said = f"{tmp_path / 'summary.json'}: cannot be read: No such file or directory"
+    assert str(caught.value) == said
+
+
+def test_a_newer_summary_is_refused_with_what_to_do(saved):
+    path = saved(json.dumps({"schema_version": SCHEMA_VERSION + 1, "new": "shape"}))
+    with pytest.raises(ManifestError) as caught:
+        read_summary(path)
+    assert str(caught.value) == (
+        f"{path}: written by a newer version: schema {SCHEMA_VERSION + 1}, this one reads up to "
+        f"{SCHEMA_VERSION}; upgrade pytest-autoquant"
+    )
+
+
+EMPTY = {
+    "schema_version": SCHEMA_VERSION,
+    "cases": [],
+    "skipped": [],
+    "errors": [],
+    "structure": [],
+}
+
+
+def test_a_summary_of_nothing_is_a_summary(saved):
+    assert read_summary(saved(json.dumps(EMPTY))) == Summary()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"schema_version": None},
+        {"schema_version": "1"},
+        {"skipped": None},
+        {"skipped": 3},
+        {"skipped": ["a"]},
+        {"skipped": [{"case_id": "a"}]},
+        {"skipped": [{"case_id": [], "status": "no-effect", "reason": "r"}]},
+        {"skipped": [{"case_id": "a", "status": None, "reason": {}}]},
+        {"skipped": [{"case_id": "a", "status": "s", "reason": "r", "more": "m"}]},
+        {"errors": [{"case_id": "a", "problem": 3}]},
+        {"structure": [{"pair": "p", "effective_bits": "8"}]},
+        {"gated": ["a"]},
+        {"gated": None},
+        {"lost": 3},
+        {"lost": None},
+        {"shard": "1"},
+        {"shard": "1/2/3"},
+        {"shard": "a/b"},
+        {"shard": [1, 2]},
+        {"shard": 3},
+    ],
+)
+def test_a_summary_with_a_part_that_is_none_is_refused_by_its_path(saved, changed):
+    path = saved(json.dumps(EMPTY | changed))
+    with pytest.raises(ManifestError) as caught:
+        read_summary(path)
+    assert str(caught.value).startswith(f"{path}: is no summary of a run: ")
 
 
 @pytest.mark.parametrize(
@@ -219,30 +372,50 @@ def test_skips_are_read_back_from_a_summary(results):
         "null",
         "[]",
         "{}",
-        '{"skipped": null}',
-        '{"skipped": 3}',
-        '{"skipped": ["a"]}',
-        '{"skipped": [{"case_id": "a"}]}',
-        '{"skipped": [{"case_id": [], "status": "no-effect", "reason": "r"}]}',
-        '{"skipped": [{"case_id": "a", "status": null, "reason": {}}]}',
+        b"\xff\xfe",
         pytest.param('{"skipped": ' + "[" * 100_000, id="too deep"),
     ],
 )
-def test_a_summary_that_is_none_has_no_skips(content):
-    assert read_skips(content) == ()
+def test_a_file_that_is_no_summary_is_refused_by_its_path(saved, content):
+    path = saved(content)
+    with pytest.raises(ManifestError) as caught:
+        read_summary(path)
+    assert str(caught.value).startswith(f"{path}: is no summary of a run: ")
+
+
+def summary_or_none(path, content):
+    """Read a summary; None where it is refused."""
+    path.write_text(content, encoding="utf-8", errors="surrogatepass")
+    try:
+        return read_summary(path)
+    except ManifestError:
+        return None
 
 
 @settings(deadline=None, max_examples=200)
 @given(skipped=st.lists(skip_objects | json_values, max_size=4) | json_values)
-def test_whatever_is_read_as_skips_can_be_reported(skipped):
-    skips = read_skips(json.dumps({"skipped": skipped}))
+def test_whatever_is_read_as_skips_can_be_reported(tmp_path_factory, skipped):
+    path = tmp_path_factory.getbasetemp() / "skips.json"
+    found = summary_or_none(path, json.dumps(EMPTY | {"skipped": skipped}))
+    skips = () if found is None else found.skips
     results = Results(skips={skip.case_id: skip for skip in skips})
-    assert len(results.skips) == len({skip.case_id for skip in skips})
-    assert read_skips(summary_json(results)) == tuple(results.skips.values())
+    again = summary_or_none(path, summary_json(results))
+    assert again.skips == tuple(results.skips.values())
     assert summary_markdown(results).count("Skipped") == bool(skips)
 
 
-@settings(max_examples=100)
+@settings(deadline=None, max_examples=200)
+@given(changed=st.fixed_dictionaries({}, optional=dict.fromkeys(HOSTILE_PARTS, json_values)))
+def test_whatever_is_read_as_a_summary_is_of_the_kinds_it_says(tmp_path_factory, changed):
+    path = tmp_path_factory.getbasetemp() / "parts.json"
+    found = summary_or_none(path, json.dumps(EMPTY | changed))
+    if found is not None:
+        texts = [*found.gated, *found.gated.values(), *found.lost]
+        assert {type(value) for value in texts} <= {str}
+        assert found.shard is None or {type(number) for number in found.shard} == {int}
+
+
+@settings(deadline=None, max_examples=100)
 @given(content=st.text())
-def test_any_other_text_has_no_skips(content):
-    assert read_skips(content) == ()
+def test_any_other_text_is_refused(tmp_path_factory, content):
+    assert summary_or_none(tmp_path_factory.getbasetemp() / "text.json", content) is None

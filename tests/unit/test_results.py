@@ -118,6 +118,42 @@ def test_results_are_empty_until_anything_of_ours_arrives(line):
         Results(skips={"a": skip("a", "no-effect", "ignored")}),
         Results(errors={"a": ErrorLine(case_id="a", problem="x")}),
         Results(structures={("p", "g"): structure}),
+        Results(lost=("a",)),
         Results(write_errors=["disk full"]),
     ):
         assert not filled.is_empty
+
+
+def test_the_last_thing_known_of_a_case_is_what_counts(line):
+    results = Results()
+    lines = (
+        skip(line.case_id, "needs-cuda", "no kernel"),
+        ErrorLine(case_id=line.case_id, problem="out of memory"),
+        line,
+        skip(line.case_id, "no-effect", "ignored"),
+    )
+    known = []
+    for newest in lines:
+        results.add(newest)
+        known.append([*results.cases.values(), *results.errors.values(), *results.skips.values()])
+    assert known == [[newest] for newest in lines]
+
+
+def test_every_case_that_sent_an_outcome_is_known(line):
+    results = Results()
+    results.add(line)
+    results.add(skip("skipped", "no-effect", "ignored"))
+    results.add(ErrorLine(case_id="raised", problem="x"))
+    assert results.case_ids == {line.case_id, "skipped", "raised"}
+
+
+def test_sorting_orders_every_part_by_id_and_loses_nothing(line):
+    results = Results(
+        cases={name: replace(line, case_id=name) for name in "ba"},
+        skips={name: skip(name, "no-effect", "ignored") for name in "dc"},
+        errors={name: ErrorLine(case_id=name, problem="x") for name in "fe"},
+        gated={"h": "drifted", "g": "drifted"},
+    )
+    results.sort()
+    parts = (results.cases, results.skips, results.errors, results.gated)
+    assert ["".join(part) for part in parts] == ["ab", "cd", "ef", "gh"]

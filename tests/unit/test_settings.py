@@ -7,7 +7,7 @@ import pytest
 
 from harness.errors import VocabularyError
 from harness.plugin.access import session_of
-from harness.settings import OPTIONS, Settings, read_settings
+from harness.settings import OPTIONS, Settings, Shard, read_settings
 
 BY_NAME = {option.name: option for option in OPTIONS}
 
@@ -60,6 +60,17 @@ def test_nothing_given_is_the_documented_defaults():
         save_state=False,
         trust_remote_code=False,
         record_host=False,
+        shard=None,
+        resume=False,
+        baseline=None,
+        update_baseline=False,
+        baseline_missing="fail",
+        baseline_allow=(),
+        tol_spearman=0.98,
+        tol_top_ten=0.9,
+        tol_total=0.02,
+        tol_group=0.1,
+        tol_selected=2,
         list=False,
         report_only=False,
         structure_only=False,
@@ -92,12 +103,47 @@ def test_nothing_given_is_the_documented_defaults():
         ("publish", "0", False),
         ("trust_remote_code", "False", False),
         ("trust_remote_code", "", False),
+        ("shard", "1/1", Shard(index=1, count=1)),
+        ("shard", "3/12", Shard(index=3, count=12)),
+        ("shard", "01/02", Shard(index=1, count=2)),
+        ("resume", True, True),
+        ("baseline", "reports/baseline", Path("reports/baseline")),
+        ("baseline_missing", "skip", "skip"),
+        ("baseline_missing", "write", "write"),
+        ("baseline_allow", "torch,device", ("torch", "device")),
+        ("tol_spearman", "0", 0.0),
+        ("tol_top_ten", "1", 1.0),
+        ("tol_total", "5e-3", 0.005),
+        ("tol_group", "12.5", 12.5),
+        ("tol_selected", "0", 0),
     ],
 )
 def test_a_value_is_parsed_as_its_kind(name, raw, value):
-    parsed = getattr(read(**{name: raw}), name)
+    parsed = getattr(read(**{"baseline": "blessed", name: raw}), name)
     assert parsed == value
     assert type(parsed) is type(value)
+
+
+GATE_OPTIONS = {
+    "update_baseline": True,
+    "baseline_missing": "skip",
+    "baseline_allow": "torch",
+    "tol_total": "0.5",
+    "tol_selected": "3",
+}
+
+
+@pytest.mark.parametrize(("name", "raw"), GATE_OPTIONS.items())
+def test_an_option_of_the_gate_without_a_baseline_gates_nothing_and_is_refused(name, raw):
+    flag = BY_NAME[name].flag
+    with pytest.raises(VocabularyError, match=f"^{flag}: say which folder with --aq-baseline DIR$"):
+        read(**{name: raw})
+
+
+def test_ini_may_hold_tolerances_for_runs_that_are_gated():
+    given = {"tol_total": "0.5"}
+    found = read_settings(lambda option: (given.get(option.name), f"ini option {option.ini}"))
+    assert (found.tol_total, found.baseline) == (0.5, None)
 
 
 def test_a_home_folder_is_expanded():
@@ -122,6 +168,25 @@ def test_a_home_folder_is_expanded():
         ("effective_bits", "inf", "above 0 and up to 16"),
         ("effective_bits", "eight", "a number"),
         ("publish", "perhaps", "neither true nor false"),
+        *[
+            ("shard", raw, "I/N with I from 1 to N, such as 1/4")
+            for raw in (
+                *("", "1", "/", "1/", "/2", "0/2", "3/2", "0/0", "-1/2", "+1/2", "1/2/3"),
+                *("1 / 2", "1/2\n", "a/b", "1.0/2", "1:2", "1/1000000"),
+            )
+        ],
+        ("tol_spearman", "1.01", "from 0 to 1"),
+        ("tol_spearman", "-0.1", "from 0 to 1"),
+        ("tol_top_ten", "nan", "from 0 to 1"),
+        ("tol_top_ten", "90%", "from 0 to 1"),
+        ("tol_total", "-0.01", "at least 0"),
+        ("tol_total", "inf", "at least 0"),
+        ("tol_group", "nan", "at least 0"),
+        ("tol_group", "ten", "at least 0"),
+        ("tol_selected", "-1", "at least 0"),
+        ("tol_selected", "0.5", "whole number"),
+        ("baseline_missing", "ignore", "fail, skip, write"),
+        ("baseline_allow", "gpu", "model, dtype, device, captions"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_origin_itself_and_what_is_allowed(
@@ -147,6 +212,21 @@ def test_options_that_contradict_each_other_are_refused_together(given, flags):
     assert all(flag in str(caught.value) for flag in flags)
     for alone, value in given.items():
         assert getattr(read(**{alone: value}), alone)
+
+
+def test_updating_a_baseline_needs_its_folder():
+    with pytest.raises(VocabularyError, match=r"^--aq-update-baseline: .*--aq-baseline DIR"):
+        read(update_baseline=True)
+    assert read(update_baseline=True, baseline="blessed").update_baseline
+
+
+def test_one_wrong_name_among_allowed_fields_is_refused_by_itself():
+    with pytest.raises(VocabularyError, match=r"^--aq-baseline-allow: 'pytorch' is not allowed"):
+        read(baseline_allow="torch,pytorch")
+
+
+def test_a_shard_reads_as_it_is_given():
+    assert str(read(shard="2/3").shard) == "2/3"
 
 
 @pytest.mark.parametrize(

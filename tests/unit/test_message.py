@@ -1,0 +1,94 @@
+"""What a worker tells the controller: plain JSON text that comes back as it was sent."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from harness.manifest import load_manifest
+from harness.message import (
+    Message,
+    error_message,
+    kept_message,
+    load_message,
+    manifest_message,
+    skip_message,
+    structure_message,
+)
+from harness.results import StructureLine
+from harness.support import Status, Support
+
+CASE = "toy/wint4_aint8/a_per_token_dynamic/small/gradient"
+REFUSED = Support(status=Status.UNSUPPORTED, reason="ValueError: größe | <b>\n\ud800")
+STRUCTURE = StructureLine(
+    pair="p",
+    granularity="g",
+    status="supported",
+    reason="",
+    format_name="F",
+    effective_bits=4.25,
+    digest="d",
+)
+
+
+@pytest.fixture
+def messages(findings, manifest):
+    """One of each kind."""
+    return {
+        "manifest": manifest_message(manifest),
+        "kept": kept_message(findings.case),
+        "skip": skip_message(findings.case, REFUSED),
+        "error": error_message(findings.case, "out of memory"),
+        "structure": structure_message(STRUCTURE),
+    }
+
+
+def test_a_message_says_what_kind_it_is(messages):
+    assert {name: message.kind for name, message in messages.items()} == {
+        name: name for name in messages
+    }
+
+
+def test_every_message_comes_back_as_it_was_sent(messages):
+    for message in messages.values():
+        assert load_message(message.dump()) == message
+
+
+def test_every_message_is_strict_json_in_ascii(messages):
+    for message in messages.values():
+        json.loads(message.dump(), parse_constant=pytest.fail)
+        assert message.dump().isascii()
+
+
+def test_a_manifest_arrives_whole(messages, manifest):
+    text = load_message(messages["manifest"].dump()).body
+    assert load_manifest(text, source="the worker") == manifest
+
+
+def test_the_other_messages_carry_the_fields_of_their_line(messages):
+    assert {name: messages[name].body for name in ("kept", "skip", "error", "structure")} == {
+        "kept": {"case_id": CASE},
+        "skip": {"case_id": CASE, "status": "unsupported", "reason": REFUSED.reason},
+        "error": {"case_id": CASE, "problem": "out of memory"},
+        "structure": asdict(STRUCTURE),
+    }
+
+
+def test_why_a_case_ran_again_and_its_tolerances_travel_with_it(messages):
+    sent = replace(
+        messages["manifest"], rerun="torch 2.10 -> 2.11", tolerances={"group": 0.5, "selected": 3}
+    )
+    found = load_message(sent.dump())
+    assert (found.rerun, found.tolerances) == (
+        "torch 2.10 -> 2.11",
+        {"group": 0.5, "selected": 3},
+    )
+
+
+def test_a_message_has_neither_unless_it_is_given_them(messages):
+    assert {(message.rerun, message.tolerances) for message in messages.values()} == {(None, None)}
+
+
+def test_a_tolerance_that_is_no_json_arrives_as_something_that_the_gate_refuses():
+    sent = Message(kind="error", body="", tolerances={"group": {0.1}})
+    assert not isinstance(load_message(sent.dump()).tolerances["group"], (int, float))
