@@ -62,7 +62,7 @@ class HalfQuantizer:
 
         ModelOpt fixes the axes of a dynamic quantizer by the rank it sees, hence the batch
         dimension. On CUDA it takes another way for scales per token when a batch holds one caption
-        than when it holds several, and FP8 values on a tie then round otherwise: so the tokens of
+        than when it holds several, and some FP8 values then round otherwise: so the tokens of
         either kind are quantized as they are in the model.
 
         Args:
