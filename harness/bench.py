@@ -8,7 +8,7 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 
 import torch
@@ -177,14 +177,14 @@ class Bench:
         )
 
     def measure(
-        self, case: Case, alias_of: str | None, peers: Sequence[Case]
+        self, case: Case, alias_of: str | None, peers: Iterable[Case]
     ) -> tuple[Manifest, bytes | None]:
         """Measure a case, or take its scores from what has been measured.
 
         Args:
             alias_of: the case whose effective config is the same, None if there is none.
             peers: cases of the same size; an engine that sweeps scores them together with this
-                one.
+                one. Looked at only when something has to be scored.
 
         Returns the manifest and, when asked for, ModelOpt's search state.
         """
@@ -215,7 +215,7 @@ class Bench:
         return manifest, measurement.state
 
     def _score(
-        self, case: Case, config: EffectiveConfig, data: CalibrationData, peers: Sequence[Case]
+        self, case: Case, config: EffectiveConfig, data: CalibrationData, peers: Iterable[Case]
     ) -> None:
         engine, _ = self.engine(config, case.size)
         configs = {config.digest: config}
@@ -230,7 +230,7 @@ class Bench:
             if self._settings.engine == "replay":
                 raise
             self._unreplayable[case.size] = str(error)
-            self._score(case, config, data, peers)
+            self._score(case, config, data, ())  # stock AutoQuant takes one case at a time
             return
         for digest, outcome in outcomes.items():
             self._outcomes[case.size, digest] = outcome

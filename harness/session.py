@@ -124,9 +124,7 @@ class AutoquantSession:
     def settle(self, case: Case, *, is_skipped: bool) -> Verdict:
         """Say that a case ended without an outcome to take in; return what the gate says of it."""
         self._expected.discard(case.case_id)
-        if not is_skipped or self.baselines is None:
-            return PASSED
-        return self._note(case.case_id, self.baselines.judge_skip(case.case_id, "by a marker"))
+        return self._gate_skip(case.case_id, "by a marker") if is_skipped else PASSED
 
     def expect(self, cases: Iterable[Case]) -> None:
         """Say which cases must send an outcome; the others are lost when the session ends.
@@ -172,7 +170,7 @@ class AutoquantSession:
     def measure(self, case: Case, bench: Bench) -> tuple[Manifest, bytes | None]:
         """Measure one case."""
         first = self.canonical(case, bench)
-        peers = [other for other in self._peers(case) if not self.is_kept(other, bench)]
+        peers = (other for other in self._peers(case) if not self.is_kept(other, bench))
         return bench.measure(case, None if first == case else first.case_id, peers)
 
     def _peers(self, case: Case) -> Iterable[Case]:
@@ -255,7 +253,7 @@ class AutoquantSession:
         if message.kind == "skip":
             skip = SkipLine(**body)
             self.results.add(skip)
-            return self._gate_skip(skip)
+            return self._gate_skip(skip.case_id, f"{skip.status}: {skip.reason}")
         if message.kind == "error":
             self.results.add(ErrorLine(**body))
         else:
@@ -309,11 +307,10 @@ class AutoquantSession:
         verdict = self.baselines.judge(manifest, self.root / manifest.path, tolerances)
         return self._note(manifest.case.case_id, verdict)
 
-    def _gate_skip(self, skip: SkipLine) -> Verdict:
+    def _gate_skip(self, case_id: str, reason: str) -> Verdict:
         if self.baselines is None:
             return PASSED
-        reason = f"{skip.status}: {skip.reason}"
-        return self._note(skip.case_id, self.baselines.judge_skip(skip.case_id, reason))
+        return self._note(case_id, self.baselines.judge_skip(case_id, reason))
 
     def _note(self, case_id: str, verdict: Verdict) -> Verdict:
         self.results.gated.pop(case_id, None)

@@ -20,7 +20,6 @@ Kind = Literal[
 
 MAX_BITS = 16.0
 MAX_SEED = 2**63 - 1
-MAX_SHARDS = 999_999
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
@@ -57,6 +56,14 @@ class Shard:
 
     index: int
     count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read ``I/N``; raises ValueError for anything else and for I outside 1 to N."""
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            raise ValueError(text)
+        return cls(index=int(found[1]), count=int(found[2]))
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
@@ -304,12 +311,12 @@ def _names(raw: str | Sequence[str], choices: Sequence[str], origin: str) -> tup
 
 
 def _part(raw: str, origin: str) -> Shard:
-    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", raw)
-    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+    try:
+        return Shard.parse(raw)
+    except ValueError:
         raise VocabularyError(
             f"{origin}: {raw!r} is not allowed; give I/N with I from 1 to N, such as 1/4"
-        )
-    return Shard(index=int(found[1]), count=int(found[2]))
+        ) from None
 
 
 def _choice(raw: str, choices: Sequence[str], origin: str) -> str:

@@ -27,7 +27,7 @@ from harness.results import (
     StructureLine,
     most_sensitive_groups,
 )
-from harness.settings import MAX_SHARDS
+from harness.settings import Shard
 
 MOST_LOST = 5
 SUMMARY_MARKDOWN, SUMMARY_JSON = "summary.md", "summary.json"
@@ -132,10 +132,8 @@ def _lines(rows: list[dict[str, Any]], kind: type[_Line]) -> tuple[_Line, ...]:
 def _shard(text_of_shard: str | None) -> tuple[int, int] | None:
     if text_of_shard is None:
         return None
-    index, count = map(int, text_of_shard.split("/"))
-    if not 1 <= index <= count <= MAX_SHARDS:
-        raise ValueError(text_of_shard)
-    return index, count
+    shard = Shard.parse(text_of_shard)
+    return shard.index, shard.count
 
 
 def summary_markdown(results: Results) -> str:
