@@ -25,6 +25,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from tabulate import tabulate
 
+from harness.errors import in_words
+
 CheckStatus = Literal["ok", "missing", "warning"]
 Announce = Callable[[str], None]
 
@@ -258,7 +260,7 @@ def _import_refusal(module: str) -> Check | None:
         return Check(
             name=f"import {module}",
             status="missing",
-            found=_words(error),
+            found=in_words(error),
             advice="until it can be imported, nothing that needs it can be looked at",
         )
     return None
@@ -268,7 +270,7 @@ def _looked_at(stage: _Stage, announce: Announce) -> Sequence[Check]:
     try:
         return stage.look(announce)
     except Exception as error:  # a driver that fails, a ModelOpt that has moved things
-        return (Check(name=f"use {stage.module}", status="missing", found=_words(error)),)
+        return (Check(name=f"use {stage.module}", status="missing", found=in_words(error)),)
 
 
 def _python(version: str, ranges: SpecifierSet) -> Check:
@@ -344,7 +346,7 @@ def _tool(tool: _Tool) -> Check:
             [program, "--version"], capture_output=True, text=True, timeout=30, check=True
         )
     except (OSError, subprocess.SubprocessError) as error:
-        found = f"does not run: {_words(error)}"
+        found = f"does not run: {in_words(error)}"
         return Check(name=tool.name, status="warning", found=found, advice=tool.advice)
     version = re.search(r"\d+(\.\d+)+", done.stdout)
     return Check(name=tool.name, status="ok", found=version.group() if version else "found")
@@ -378,14 +380,10 @@ def _extension(load: Callable[..., ModuleType | None], name: str, announce: Anno
         return Check(
             name=name,
             status="warning",
-            found=_words(error),
+            found=in_words(error),
             advice=advice if has_cuda else "",
         )
     return Check(name=name, status="ok", found=f"loaded in {time.perf_counter() - started:.1f} s")
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {_one_line(str(error)) or 'no message'}"
 
 
 def _one_line(text: str) -> str:

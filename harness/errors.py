@@ -37,3 +37,9 @@ class MeasurementError(HarnessError):
 
 class NotReplayableError(MeasurementError):
     """A model or captions that the replay engine cannot score and stock AutoQuant can."""
+
+
+def in_words(error: BaseException, most: int = 300) -> str:
+    """Return what a library raised on one line: its type, and its message cut to ``most``."""
+    message = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {message[:most]}"

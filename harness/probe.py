@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from harness.config import EffectiveConfig, canonical, covers, effective_config, entry_list
-from harness.errors import VocabularyError
+from harness.errors import VocabularyError, in_words
 from harness.granularity import Granularity
 from harness.pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER, QuantPair
 from harness.support import SUPPORTED, Status, Support
@@ -92,16 +92,16 @@ class Prober:
 
     def _refusal(self, config: EffectiveConfig, error: Exception) -> Support:
         if self._device.type == "cuda":
-            return Support(status=Status.UNSUPPORTED, reason=_words(error))
+            return Support(status=Status.UNSUPPORTED, reason=in_words(error))
         if torch.cuda.is_available():
             on_cuda = self._on_cuda().support(config)
             if on_cuda.status is not Status.SUPPORTED:
                 return on_cuda
-            return Support(status=Status.NEEDS_CUDA, reason=_words(error))
+            return Support(status=Status.NEEDS_CUDA, reason=in_words(error))
         for each in (error, *self._errors_of_halves(config)):
             if isinstance(each, _ARGUMENT_ERRORS):
-                return Support(status=Status.UNSUPPORTED, reason=_words(each))
-        return Support(status=Status.NEEDS_CUDA, reason=_words(error))
+                return Support(status=Status.UNSUPPORTED, reason=in_words(each))
+        return Support(status=Status.NEEDS_CUDA, reason=in_words(error))
 
     def _errors_of_halves(self, config: EffectiveConfig) -> Iterator[Exception]:
         """Run each quantizer alone: the first error of both may hide what the second can never."""
@@ -253,8 +253,3 @@ def _asked(granularity: Granularity, pattern: str) -> str:
 
 def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
-
-
-def _words(error: Exception) -> str:
-    text = " ".join(str(error).split()) or "no message"
-    return f"{type(error).__name__}: {text[:300]}"

@@ -1,6 +1,7 @@
 """The replay engine scores what stock AutoQuant scores.
 
-The plugin's options choose model, device and combinations, so parity on a GPU is one command:
+The plugin's options choose model, device and combinations, so parity on a GPU is one command. With
+``-s`` it shows the largest difference of each combination:
 
     pytest tests/unit/test_engine_replay.py -m slow
     pytest tests/unit/test_engine_replay.py -m slow --aq-model qwen3-vl-4b --aq-weights random
@@ -71,6 +72,7 @@ def swept(tiny, configs):
 
 
 def assert_parity(tiny, config, replayed, data):
+    """Return the largest relative difference of a group."""
     engine = ModelOptEngine(tiny, method="gradient")
     (stock,) = engine.score([config], data, ignore_progress).values()
     assert [g.modules for g in replayed.groups] == [g.modules for g in stock.groups]
@@ -78,6 +80,8 @@ def assert_parity(tiny, config, replayed, data):
         assert ours.score == pytest.approx(theirs.score, rel=TOLERANCE[tiny.record.dtype]), (
             ours.name
         )
+    pairs = zip(replayed.groups, stock.groups, strict=True)
+    return max(abs(a.score - b.score) / b.score for a, b in pairs if b.score)
 
 
 @pytest.mark.parametrize("name", SAMPLE)
@@ -90,8 +94,9 @@ def test_replay_equals_stock_for_every_combination_that_runs_here(tiny, configs)
     data = batches(tiny)
     swept = ReplayEngine(tiny).score(list(configs.values()), data, ignore_progress)
     assert configs
-    for config in configs.values():
-        assert_parity(tiny, config, swept[config.digest], data)
+    for name, config in configs.items():
+        largest = assert_parity(tiny, config, swept[config.digest], data)
+        print(f"{name}: largest difference of a group {largest:.1e}")
 
 
 def test_a_sweep_gives_each_config_what_it_gets_alone(tiny, configs, swept):
