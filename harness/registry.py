@@ -43,16 +43,22 @@ EMBEDDED_TOKENIZER = _DATA / "tiny-qwen3-vl"
 
 DEFAULT_MODEL = "tiny-qwen3-vl"
 
-REGISTRY: Mapping[str, ModelSource] = MappingProxyType(
-    {
-        DEFAULT_MODEL: ModelSource(name=DEFAULT_MODEL, location=str(_DATA / DEFAULT_MODEL)),
-        "qwen3-vl-4b": ModelSource(
-            name="qwen3-vl-4b",
-            location="Qwen/Qwen3-VL-4B-Instruct",
-            architecture=_DATA / "configs" / "qwen3-vl-4b.json",
-        ),
-    }
+_SOURCES = (
+    ModelSource(name=DEFAULT_MODEL, location=str(_DATA / DEFAULT_MODEL)),
+    ModelSource(
+        name="qwen3-vl-4b",
+        location="Qwen/Qwen3-VL-4B-Instruct",
+        architecture=_DATA / "configs" / "qwen3-vl-4b.json",
+    ),
+    ModelSource(name="tiny-qwen2.5-vl", location=str(_DATA / "tiny-qwen2.5-vl")),
+    ModelSource(
+        name="qwen2.5-vl-3b",
+        location="Qwen/Qwen2.5-VL-3B-Instruct",
+        architecture=_DATA / "configs" / "qwen2.5-vl-3b.json",
+    ),
 )
+
+REGISTRY: Mapping[str, ModelSource] = MappingProxyType({s.name: s for s in _SOURCES})
 
 
 def find_model(name: str, *, random_weights: bool) -> ModelSource:

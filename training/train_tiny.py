@@ -1,6 +1,7 @@
-"""Train the embedded model: a real Qwen3-VL architecture, small enough to ship.
+"""Train an embedded model: a real Qwen-VL architecture, small enough to ship.
 
-    python -m training.train_tiny            # writes harness/data/tiny-qwen3-vl
+    python -m training.train_tiny tiny-qwen3-vl      # writes harness/data/tiny-qwen3-vl
+    python -m training.train_tiny tiny-qwen2.5-vl    # writes harness/data/tiny-qwen2.5-vl
 
 The language model learns training/captions.txt, written for this project. The vision tower keeps
 its seeded initial weights: no pictures are involved, and the harness never measures it. Prints the
@@ -15,19 +16,22 @@ import json
 import math
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import (
+    PreTrainedModel,
     PreTrainedTokenizerFast,
-    Qwen3VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
 )
 
 ROOT = Path(__file__).resolve().parent
-OUT = ROOT.parent / "harness" / "data" / "tiny-qwen3-vl"
+DATA = ROOT.parent / "harness" / "data"
 SPECIAL = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -39,6 +43,43 @@ SPECIAL = (
 )
 VOCAB_SIZE = 2048
 SEED = 20261121
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """What an embedded model does not share with the others.
+
+    Attributes:
+        rope, text, vision: added to the rotary parameters and the two halves of the config.
+        processor, video_processor: the classes that transformers has for pictures and videos.
+    """
+
+    model: type[PreTrainedModel]
+    rope: dict[str, Any]
+    text: dict[str, Any]
+    vision: dict[str, Any]
+    processor: str
+    video_processor: str
+
+
+ARCHITECTURES = {
+    "tiny-qwen3-vl": Architecture(
+        model=Qwen3VLForConditionalGeneration,
+        rope={"mrope_section": [6, 5, 5], "mrope_interleaved": True},
+        text={"head_dim": 32},
+        vision={"num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
+        processor="Qwen3VLProcessor",
+        video_processor="Qwen3VLVideoProcessor",
+    ),
+    "tiny-qwen2.5-vl": Architecture(
+        model=Qwen2_5_VLForConditionalGeneration,
+        rope={"mrope_section": [4, 6, 6]},
+        text={"bos_token_id": None, "max_window_layers": 6, "rms_norm_eps": 1e-6},
+        vision={"fullatt_block_indexes": [1], "tokens_per_second": 2},
+        processor="Qwen2_5_VLProcessor",
+        video_processor="Qwen2VLVideoProcessor",
+    ),
+}
 
 
 def read_lines(path: Path) -> list[str]:
@@ -74,10 +115,31 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, max_length: int, out: Pat
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
-    """Describe the tiny Qwen3-VL: every linear's input is a multiple of 128 wide."""
+def save_processor(architecture: Architecture, model: PreTrainedModel, out: Path) -> None:
+    """Describe how pictures become patches, for ``AutoProcessor``.
+
+    Written by hand: transformers builds a whole processor only where torchvision is installed. A
+    picture takes 4 to 256 of the model's positions.
+    """
+    vision = model.config.vision_config
+    pixels_per_token = (vision.patch_size * vision.spatial_merge_size) ** 2
+    config = {
+        "processor_class": architecture.processor,
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "video_processor_type": architecture.video_processor,
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+        "size": {"shortest_edge": 4 * pixels_per_token, "longest_edge": 256 * pixels_per_token},
+    }
+    path = out / "preprocessor_config.json"
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def build_model(architecture: Architecture, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """Initialize the tiny model: every decoder linear's input is a multiple of 128 wide."""
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
-    return Qwen3VLConfig(
+    config = architecture.model.config_class(
         text_config={
             "vocab_size": VOCAB_SIZE,
             "hidden_size": 128,
@@ -85,16 +147,15 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
             "num_hidden_layers": 6,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
-            "head_dim": 32,
             "max_position_embeddings": 512,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 10000.0,
-                "mrope_section": [6, 5, 5],
-                "mrope_interleaved": True,
+                **architecture.rope,
             },
             "tie_word_embeddings": True,
             "eos_token_id": ids["<|endoftext|>"],
+            **architecture.text,
         },
         vision_config={
             "depth": 2,
@@ -102,8 +163,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
             "intermediate_size": 128,
             "num_heads": 2,
             "out_hidden_size": 128,
-            "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0],
+            **architecture.vision,
         },
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
@@ -111,6 +171,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
         vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=True,
     )
+    return architecture.model(config)
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
@@ -183,32 +244,38 @@ def train(model, captions, eos, heldout, args) -> None:
 
 
 def main() -> None:
-    """Train, evaluate and store the embedded model."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Train, evaluate and store an embedded model."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", nargs="?", choices=ARCHITECTURES, default="tiny-qwen3-vl")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=Path, help="instead of the model's folder in harness/data")
     args = parser.parse_args()
+    out = args.out or DATA / args.name
 
     torch.manual_seed(SEED)
     captions = read_lines(ROOT / "captions.txt")
     tokenizer = train_tokenizer(captions)
-    model = Qwen3VLForConditionalGeneration(build_config(tokenizer))
+    architecture = ARCHITECTURES[args.name]
+    model = build_model(architecture, tokenizer)
 
     rows = {
         "training": encode(tokenizer, captions),
-        "heldout": encode(tokenizer, read_lines(ROOT / "heldout.txt")),
-        "calibration": encode(tokenizer, read_lines(OUT.parent / "captions.txt")),
+        "heldout": encode(tokenizer, read_lines(DATA / "heldout.txt")),
+        "calibration": encode(tokenizer, read_lines(DATA / "captions.txt")),
     }
     unseen = ("heldout", "calibration")
     before = {name: evaluate(model, rows[name]) for name in unseen}
     train(model, rows["training"], tokenizer.eos_token_id, rows["heldout"], args)
 
     model = model.to(torch.bfloat16)
-    model.save_pretrained(args.out)
-    save_tokenizer(tokenizer, model.config.text_config.max_position_embeddings, args.out)
-    stored = Qwen3VLForConditionalGeneration.from_pretrained(args.out, dtype=torch.float32)
+    model.save_pretrained(out)
+    save_tokenizer(tokenizer, model.config.text_config.max_position_embeddings, out)
+    save_processor(architecture, model, out)
+    stored = type(model).from_pretrained(out, dtype=torch.float32)
     figures = {
         name: {
             "captions": len(rows[name]),
@@ -219,7 +286,7 @@ def main() -> None:
         for name in unseen
     }
     record = {"unit": "nats per predicted token", "seed": SEED, "unseen": figures}
-    (args.out / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (out / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(record, indent=2))
 
 

@@ -1,11 +1,15 @@
 """Which model a name stands for: the registry, a folder or a hub id."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from harness.errors import ModelError, VocabularyError
+from harness.model import architecture_linears
 from harness.registry import DEFAULT_MODEL, EMBEDDED_TOKENIZER, REGISTRY, find_model
 
 
@@ -18,19 +22,25 @@ def checkpoint(tmp_path):
     return folder
 
 
-def test_the_registry_knows_the_embedded_model_and_the_one_it_stands_in_for():
-    assert list(REGISTRY) == [DEFAULT_MODEL, "qwen3-vl-4b"]
+def test_the_registry_knows_the_embedded_models_and_those_they_stand_in_for():
+    assert list(REGISTRY) == [DEFAULT_MODEL, "qwen3-vl-4b", "tiny-qwen2.5-vl", "qwen2.5-vl-3b"]
     assert all(source.name == name for name, source in REGISTRY.items())
     assert find_model("qwen3-vl-4b", random_weights=False) is REGISTRY["qwen3-vl-4b"]
 
 
-def test_the_embedded_model_ships_with_the_package():
-    folder = Path(REGISTRY[DEFAULT_MODEL].location)
+@pytest.mark.parametrize(
+    ("name", "model_type"), [(DEFAULT_MODEL, "qwen3_vl"), ("tiny-qwen2.5-vl", "qwen2_5_vl")]
+)
+def test_an_embedded_model_ships_with_the_package(name, model_type):
+    folder = Path(REGISTRY[name].location)
     shipped = {path.name for path in folder.iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= shipped
-    assert folder == EMBEDDED_TOKENIZER
-    assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen3_vl"
-    assert REGISTRY[DEFAULT_MODEL].public_id == DEFAULT_MODEL
+    assert {"config.json", "model.safetensors", "tokenizer.json", "training.json"} <= shipped
+    assert json.loads((folder / "config.json").read_text())["model_type"] == model_type
+    assert REGISTRY[name].public_id == name
+
+
+def test_the_default_models_tokenizer_stands_in_for_others():
+    assert Path(REGISTRY[DEFAULT_MODEL].location) == EMBEDDED_TOKENIZER
 
 
 def test_the_4b_model_comes_from_the_hub_and_its_architecture_from_here():
@@ -39,6 +49,35 @@ def test_the_4b_model_comes_from_the_hub_and_its_architecture_from_here():
     text = json.loads(source.architecture.read_text())["text_config"]
     assert (text["num_hidden_layers"], text["hidden_size"]) == (36, 2560)
     assert (text["intermediate_size"], text["num_key_value_heads"]) == (9728, 8)
+
+
+def test_the_3b_model_comes_from_the_hub_and_its_architecture_from_here():
+    source = REGISTRY["qwen2.5-vl-3b"]
+    assert source.location == source.public_id == "Qwen/Qwen2.5-VL-3B-Instruct"
+    linears = architecture_linears(source, trust_remote_code=False)
+    shapes = Counter(
+        (linear.name.rpartition(".")[2], linear.out_features, linear.in_features)
+        for linear in linears
+    )
+    assert shapes == {
+        ("q_proj", 2048, 2048): 36,
+        ("k_proj", 256, 2048): 36,
+        ("v_proj", 256, 2048): 36,
+        ("o_proj", 2048, 2048): 36,
+        ("gate_proj", 11008, 2048): 36,
+        ("up_proj", 11008, 2048): 36,
+        ("down_proj", 2048, 11008): 36,
+    }
+
+
+def test_the_3b_model_has_the_parameters_of_the_published_one():
+    config = AutoConfig.from_pretrained(REGISTRY["qwen2.5-vl-3b"].architecture)
+    with torch.device("meta"):
+        module = AutoModelForImageTextToText.from_config(config)
+    assert type(module).__name__ == "Qwen2_5_VLForConditionalGeneration"
+    assert module.num_parameters() == 3_754_622_976
+    assert config.text_config.rope_parameters["mrope_section"] == [16, 24, 24]
+    assert config.text_config.rope_parameters["rope_theta"] == 1e6
 
 
 def test_a_folder_is_named_after_itself_and_keeps_its_path_to_itself(checkpoint):
@@ -79,7 +118,7 @@ def test_a_folder_without_weights_is_refused_unless_they_are_random(checkpoint):
     assert find_model(str(checkpoint), random_weights=True).location == str(checkpoint)
 
 
-@pytest.mark.parametrize("name", ["tiny-qwen3-vl", "org/name", "."])
+@pytest.mark.parametrize("name", ["tiny-qwen3-vl", "tiny-qwen2.5-vl", "org/name", "."])
 def test_random_weights_are_never_taken_for_the_checkpoint(name, checkpoint, monkeypatch):
     monkeypatch.chdir(checkpoint)
     real, random = (find_model(name, random_weights=random) for random in (False, True))
@@ -107,7 +146,7 @@ def test_anything_else_is_unknown_and_said_what_would_do(name, tmp_path, monkeyp
         find_model(name, random_weights=False)
     message = str(caught.value)
     assert message.startswith(f"model {name!r} is unknown")
-    assert "tiny-qwen3-vl, qwen3-vl-4b" in message
+    assert "tiny-qwen3-vl, qwen3-vl-4b, tiny-qwen2.5-vl, qwen2.5-vl-3b" in message
     assert "org/name hub id" in message
 
 
