@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.selection import Candidate, select
+from harness import selection
+from harness.selection import Candidate, frontier, select
 
 UNQUANTIZED = Candidate(score=0.0, bits=16.0)
 FORMAT_BITS = (4.0, 4.125, 4.25, 4.5, 8.0, 16.0)
@@ -246,3 +247,137 @@ def test_modelopt_selects_worse_layers_than_ours_when_scores_are_small():
         assert scaled[0].score == pytest.approx(1024 * group[0].score)
         assert [c.bits for c in scaled] == [c.bits for c in group]
     assert theirs_when_larger == ours.chosen
+
+
+# Many budgets at once
+
+
+def same(groups, weights, budgets):
+    """The frontier, each point of it as good as the solver's own answer for its budget."""
+    found = frontier(groups, weights, budgets)
+    assert len(found) == len(budgets)
+    for point, budget in zip(found, budgets, strict=True):
+        alone = select(groups, weights, budget)
+        assert point.is_satisfied == alone.is_satisfied
+        assert point.minimum_effective_bits == alone.minimum_effective_bits
+        assert point.score == pytest.approx(alone.score, rel=1e-9, abs=0)
+        assert point.score == pytest.approx(total_score(groups, point.chosen), rel=1e-12)
+        bits = stored_bits(groups, weights, point.chosen) / sum(weights)
+        assert point.effective_bits == pytest.approx(float(bits), rel=1e-12)
+        if point.is_satisfied:
+            assert bits <= Fraction(budget) * (1 + Fraction(1, 10**12))
+        else:
+            assert point == alone
+    return found
+
+
+@settings(deadline=None, max_examples=80)
+@given(problem=problems(most_groups=5), more=st.lists(budgets, max_size=4))
+def test_every_point_of_a_frontier_is_the_best_choice_within_its_budget(problem, more):
+    groups, weights, budget = problem
+    for point, each in zip(same(groups, weights, [budget, *more]), [budget, *more], strict=True):
+        best = best_score(groups, weights, each)
+        assert point.is_satisfied == (best is not None)
+        if best is not None:
+            assert point.score == pytest.approx(best, rel=1e-9, abs=0)
+
+
+@settings(deadline=None, max_examples=25)
+@given(problem=problems(most_groups=30), more=st.lists(budgets, min_size=1, max_size=4))
+def test_a_frontier_of_many_groups_is_what_the_solver_finds(problem, more):
+    groups, weights, budget = problem
+    same(groups, weights, [budget, *more])
+
+
+def test_no_budget_has_no_frontier_and_one_has_one_point():
+    groups = quantize_or_keep([1.0, 2.0])
+    assert frontier(groups, [64, 128], []) == ()
+    (point,) = frontier(groups, [64, 128], [12.5])
+    assert (point.chosen, point.score) == ((0, 1), 1.0)
+    assert point.effective_bits == pytest.approx((64 * 4.125 + 128 * 16) / 192)
+
+
+def test_budgets_in_any_order_and_given_twice_keep_their_places():
+    groups = quantize_or_keep([4.0, 2.0, 1.0])
+    found = same(groups, [64, 64, 64], [16.0, 4.125, 9.0, 16.0, 12.5])
+    assert [point.score for point in found] == [0.0, 7.0, 3.0, 0.0, 1.0]
+
+
+def test_budgets_that_nothing_meets_say_the_smallest_choice_beside_those_that_something_does():
+    groups = quantize_or_keep([4.0, 2.0])
+    low, high, none = frontier(groups, [64, 64], [4.0, 16.0, 0.0])
+    assert [p.is_satisfied for p in (low, high, none)] == [False, True, False]
+    assert low == none
+    assert (low.chosen, low.effective_bits, low.score) == ((0, 0), 4.125, 6.0)
+    assert frontier(groups, [64, 64], [4.0])[0] == select(groups, [64, 64], 4.0)
+
+
+def test_candidates_that_store_the_same_leave_only_the_score_to_choose_by():
+    groups = [[Candidate(score=s, bits=16.0) for s in (3.0, 1.0, 1.0)], [UNQUANTIZED]]
+    (point,) = same(groups, [64, 64], [16.0])
+    assert (point.chosen, point.effective_bits) == ((1, 0), 16.0)
+
+
+def test_ties_between_groups_are_worth_the_same_whichever_is_taken():
+    groups = quantize_or_keep([1.0] * 6)
+    found = same(groups, [64] * 6, [16.0 - i for i in range(12)])
+    assert [point.score for point in found] == [0, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
+
+
+def test_ragged_groups_have_a_frontier():
+    groups = [
+        [Candidate(score=5.0, bits=4.125), Candidate(score=1.0, bits=8.0), UNQUANTIZED],
+        [UNQUANTIZED],
+        [Candidate(score=2.0, bits=4.25), UNQUANTIZED],
+        [Candidate(score=0.5, bits=8.0)],
+    ]
+    found = same(groups, [256, 64, 128, 64], [b / 4 for b in range(20, 65, 3)])
+    assert found[0].minimum_effective_bits == pytest.approx(
+        (256 * 4.125 + 64 * 16 + 128 * 4.25 + 64 * 8) / 512
+    )
+
+
+def test_groups_without_a_common_size_fall_back_to_the_solver(monkeypatch):
+    asked = []
+
+    def recorded(groups, weights, budget):
+        asked.append(budget)
+        return select(groups, weights, budget)
+
+    groups, weights = quantize_or_keep([3.0, 2.0, 1.0]), [10**12 + 39, 10**12 + 61, 10**12 + 63]
+    expected = [select(groups, weights, b) for b in (16.0, 10.0, 5.0)]
+    monkeypatch.setattr(selection, "select", recorded)
+    assert list(frontier(groups, weights, [16.0, 10.0, 5.0])) == expected
+    assert asked == [16.0, 10.0, 5.0]
+    assert [point.score for point in expected] == [0.0, 3.0, 6.0]
+
+
+def test_a_language_model_of_billions_of_weights_needs_no_solver(monkeypatch):
+    """Qwen3-VL-4B: 36 layers of q/k/v, o, gate/up and down, in FP8 or INT4."""
+    shapes = (4096 * 2560 + 2 * 1024 * 2560, 4096 * 2560, 2 * 9728 * 2560, 9728 * 2560)
+    weights = [weight for _ in range(36) for weight in shapes]
+    scores = [(37 * i % 101 + 1) / 7 for i in range(len(weights))]
+    groups = [
+        [Candidate(score=9 * s, bits=4.125), Candidate(score=s, bits=8.0), UNQUANTIZED]
+        for s in scores
+    ]
+    expected = [select(groups, weights, budget).score for budget in (5.5, 9.0)]
+    monkeypatch.setattr(selection, "select", None)
+    found = frontier(groups, weights, [5.5, 9.0])
+    assert [point.score for point in found] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("budget", [8.0, 9.0, 10.0])
+def test_a_group_may_have_more_candidates_than_a_byte_counts(budget):
+    row = [Candidate(score=1000.0 - i, bits=4 + i / 32) for i in range(200)]
+    same([[*row, UNQUANTIZED] for _ in range(3)], [128] * 3, [budget])
+
+
+def test_blocks_whose_bits_no_float_holds_are_selected_and_have_a_frontier():
+    """INT4 in blocks of 48 stores 4 + 1/3 bits per weight."""
+    formats = [Candidate(score=9.0, bits=4 + 16 / 48), Candidate(score=2.0, bits=8.0), UNQUANTIZED]
+    for found in (
+        select([formats, formats], [65536, 131072], 8.0),
+        frontier([formats, formats], [65536, 131072], [8.0])[0],
+    ):
+        assert (found.chosen, found.score) == ((1, 1), 4.0)
