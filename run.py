@@ -28,7 +28,7 @@ COMMANDS = {
         ("ruff", "check", "."),
         ("ruff", "format", "--check", "."),
         ("mypy",),
-        ("pytest", "-q", "-m", "not slow"),
+        ("pytest", "-q", "-m", "not slow", "-n", "2", "--dist", "loadfile"),
     ),
 }
 

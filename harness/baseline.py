@@ -10,7 +10,8 @@ from pathlib import Path
 from harness.comparison import Comparison, GroupDrift, compare
 from harness.errors import ManifestError, VocabularyError
 from harness.files import check_writable, write_atomic
-from harness.manifest import GROUP_SUFFIX, Manifest, dump_manifest, find_manifests, read_manifest
+from harness.manifest import Manifest, dump_manifest, find_manifests, read_manifest
+from harness.sensitivity import sensitivity_of
 from harness.settings import Settings
 
 _SHOWN_GROUPS = 5
@@ -109,7 +110,7 @@ class Baselines:
         if found is None:
             return self._first(path, manifest)
         blessed_at, blessed = found
-        comparison = compare(blessed, manifest)
+        comparison = compare(sensitivity_of(blessed), sensitivity_of(manifest))
         refused = [d for d in comparison.differing if d.field not in self._allowed]
         if refused:
             names = ",".join(difference.field for difference in refused)
@@ -166,7 +167,7 @@ def find_drifts(comparison: Comparison, tolerances: Tolerances) -> tuple[str, ..
     problems = []
     for kind, names in (("new", comparison.new), ("vanished", comparison.vanished)):
         if names:
-            problems.append(f"{len(names)} groups {kind}, such as {_short(names[0])}")
+            problems.append(f"{len(names)} groups {kind}, such as {names[0]}")
     if comparison.spearman < tolerances.spearman:
         problems.append(
             f"rank correlation of the groups {comparison.spearman:.4f}, at least "
@@ -220,7 +221,7 @@ def _worst_groups(groups: Sequence[GroupDrift]) -> list[str]:
     lines = ["worst groups, score per token:"]
     for group in (group for group in groups if group.drift):
         lines.append(
-            f"  {_short(group.name)}: {_score(group.before)} -> {_score(group.after)} "
+            f"  {group.name}: {_score(group.before)} -> {_score(group.after)} "
             f"({group.drift:+.2%}), rank {group.rank_before} -> {group.rank_after}"
         )
     return lines
@@ -231,10 +232,6 @@ def _failed(text: str, hint: str, blessed_at: Path, measured_at: Path) -> Verdic
     lines += [f"baseline: {blessed_at}", f"measured: {measured_at}"]
     lines.append("if the change is right, accept it with --aq-update-baseline")
     return Verdict(outcome="failed", text="\n".join(lines))
-
-
-def _short(group: str) -> str:
-    return group.removesuffix(GROUP_SUFFIX)
 
 
 def _score(value: float | None) -> str:

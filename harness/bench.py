@@ -8,7 +8,7 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -50,7 +50,7 @@ class Bench:
         """Build nothing yet; ``workers`` is how many processes measure on this host."""
         _share_cores(workers)
         self._settings = settings
-        self._source = source
+        self.source = source
         self._progress = progress
         self._warn = warn
         self._model_error: HarnessError | None = None
@@ -79,11 +79,11 @@ class Bench:
         """The model, loaded on first use; a failure is remembered rather than tried per case."""
         if self._model_error is not None:
             raise self._model_error
-        self._progress(f"load {self._source.name}", 0, 1)
+        self._progress(f"load {self.source.name}", 0, 1)
         try:
             with quiet():
                 return load_model(
-                    self._source,
+                    self.source,
                     device=self.device,
                     dtype=resolve_dtype(self._settings.dtype, self.device),
                     random_seed=self._settings.random_seed,
@@ -167,7 +167,7 @@ class Bench:
         engine, _ = self.engine(config, case.size)
         return fingerprint(
             self.model.record,
-            self._environment,
+            self.environment,
             captions=data.sha256,
             config=config.digest,
             method=case.method,
@@ -192,8 +192,8 @@ class Bench:
         config, data = self.config(case.combination), self.data(case.size)
         layers = self._layers(config)
         if (case.size, config.digest) not in self._outcomes:
-            self._score(case, config, data, peers)
-        measurement = self._outcome(case, config)
+            self._score(case.size, config, (peer.combination for peer in peers))
+        measurement = self._outcome(case.size, config, case.id)
         findings = Findings(
             case=case,
             config=config,
@@ -203,10 +203,8 @@ class Bench:
             alias_of=alias_of,
             notes=(*data_notes(data), *layer_notes(layers), *measurement.notes),
             model=self.model.record,
-            environment=self._environment,
-            memory=MemoryRecord(
-                peak_rss_bytes=_peak_rss_bytes(), peak_cuda_bytes=measurement.peak_cuda_bytes
-            ),
+            environment=self.environment,
+            memory=memory(measurement.peak_cuda_bytes),
             run_config=self._run_config(config, measurement, data),
         )
         manifest = build_manifest(findings)
@@ -214,14 +212,27 @@ class Bench:
             manifest.timing["total"] = time.perf_counter() - started
         return manifest, measurement.state
 
-    def _score(
-        self, case: Case, config: EffectiveConfig, data: CalibrationData, peers: Iterable[Case]
-    ) -> None:
-        engine, _ = self.engine(config, case.size)
+    def scores(self, size: str, combinations: Sequence[Combination]) -> tuple[Measurement, ...]:
+        """Return what each combination measures on a size; what is missing is scored together.
+
+        Raises:
+            MeasurementError: one of them cannot be measured.
+        """
+        found = []
+        for combination in combinations:
+            config = self.config(combination)
+            if (size, config.digest) not in self._outcomes:
+                self._score(size, config, combinations)
+            found.append(self._outcome(size, config, f"{combination.id}-{size}"))
+        return tuple(found)
+
+    def _score(self, size: str, config: EffectiveConfig, peers: Iterable[Combination]) -> None:
+        engine, _ = self.engine(config, size)
+        data = self.data(size)
         configs = {config.digest: config}
         if engine.sweeps:
             for peer in peers:
-                other = self.config(peer.combination)
+                other = self.config(peer)
                 if self._joins(other, engine):
                     configs.setdefault(other.digest, other)
         try:
@@ -229,20 +240,20 @@ class Bench:
         except NotReplayableError as error:
             if self._settings.engine == "replay":
                 raise
-            self._unreplayable[case.size] = str(error)
-            self._score(case, config, data, ())  # stock AutoQuant takes one case at a time
+            self._unreplayable[size] = str(error)
+            self._score(size, config, ())  # stock AutoQuant takes one case at a time
             return
         for digest, outcome in outcomes.items():
-            self._outcomes[case.size, digest] = outcome
+            self._outcomes[size, digest] = outcome
 
     def _joins(self, config: EffectiveConfig, engine: Engine) -> bool:
         return self.prober.support(config).is_supported and engine.refuses(config) is None
 
-    def _outcome(self, case: Case, config: EffectiveConfig) -> Measurement:
-        outcome = self._outcomes[case.size, config.digest]
+    def _outcome(self, size: str, config: EffectiveConfig, what: str) -> Measurement:
+        outcome = self._outcomes[size, config.digest]
         if isinstance(outcome, Measurement):
             return outcome
-        raise MeasurementError(f"{case.id} could not be measured: {outcome.reason}", outcome.trace)
+        raise MeasurementError(f"{what} could not be measured: {outcome.reason}", outcome.trace)
 
     def _layers(self, config: EffectiveConfig) -> dict[str, Layer]:
         return {
@@ -258,7 +269,8 @@ class Bench:
         }
 
     @cached_property
-    def _environment(self) -> EnvironmentRecord:
+    def environment(self) -> EnvironmentRecord:
+        """Versions and device of this process."""
         import modelopt
         import transformers
 
@@ -324,6 +336,11 @@ def _share_cores(workers: int) -> None:
     """Give each worker its part of the cores: threads that compete for one spin."""
     if workers > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+
+def memory(peak_cuda_bytes: int | None) -> MemoryRecord:
+    """Return the process's peak memory so far beside what a GPU took."""
+    return MemoryRecord(peak_rss_bytes=_peak_rss_bytes(), peak_cuda_bytes=peak_cuda_bytes)
 
 
 def _peak_rss_bytes() -> int:

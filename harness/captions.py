@@ -17,6 +17,7 @@ from harness.case import SIZES
 from harness.errors import CaptionError
 
 BUILTIN_NAME = "autoquant-captions"
+HELD_OUT, HELD_OUT_NAME = "held-out", "autoquant-held-out"
 MIN_TOKENS = 2
 
 
@@ -126,13 +127,23 @@ def load_captions(path: Path | None, size: str) -> CaptionSet:
         CaptionError: a missing, unreadable, non-UTF-8 or empty file. Fewer captions than the size
             asks for are no error; see ``CalibrationData.shortfall``.
     """
-    text = _builtin_text() if path is None else _file_text(path)
-    lines = tuple(line.strip() for line in text.split("\n") if line.strip())
-    if not lines:
-        raise CaptionError(f"captions file {path}: is empty; give one caption per line")
+    lines = _lines(path, "captions.txt")
     name = BUILTIN_NAME if path is None else path.name
     requested = SIZES[size]
     return CaptionSet(name=name, size=size, requested=requested, lines=lines[:requested])
+
+
+def load_held_out(path: Path | None) -> CaptionSet:
+    """Read the captions that measure damage: all of a file, or the built-in set.
+
+    The built-in ones share nothing with those that calibrate.
+
+    Raises:
+        CaptionError: see ``load_captions``.
+    """
+    name = HELD_OUT_NAME if path is None else path.name
+    lines = _lines(path, "heldout.txt")
+    return CaptionSet(name=name, size=HELD_OUT, requested=len(lines), lines=lines)
 
 
 def calibration_data(
@@ -165,7 +176,7 @@ def calibration_data(
         scored=bucket(rows[:score_size], batch_size),
         unscored=bucket(rows[score_size:], batch_size),
         batch_size=batch_size,
-        sha256=_digest(kept[:score_size], kept[score_size:]),
+        sha256=captions_digest(kept[:score_size], kept[score_size:]),
         dropped=tuple(line for i, line in enumerate(captions.lines) if i not in set(usable)),
     )
 
@@ -182,14 +193,22 @@ def bucket(rows: Sequence[tuple[int, ...]], batch_size: int) -> tuple[Batch, ...
     )
 
 
-def _digest(scored: Sequence[str], unscored: Sequence[str]) -> str:
+def captions_digest(scored: Sequence[str], unscored: Sequence[str]) -> str:
     """Hash two sets of captions: scores do not depend on the order within either."""
     text = "\n".join([*sorted(scored), "", *sorted(unscored)])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _builtin_text() -> str:
-    return (files("harness") / "data" / "captions.txt").read_text(encoding="utf-8")
+def _lines(path: Path | None, builtin: str) -> tuple[str, ...]:
+    text = _builtin_text(builtin) if path is None else _file_text(path)
+    lines = tuple(line.strip() for line in text.split("\n") if line.strip())
+    if not lines:
+        raise CaptionError(f"captions file {path}: is empty; give one caption per line")
+    return lines
+
+
+def _builtin_text(name: str) -> str:
+    return (files("harness") / "data" / name).read_text(encoding="utf-8")
 
 
 def _file_text(path: Path) -> str:

@@ -12,11 +12,14 @@ from harness.conf import Vocabulary
 from harness.granularity import Granularity
 from harness.names import unknown
 from harness.pair import QuantPair
+from harness.scheme import Scheme
 
 _T = TypeVar("_T")
 
 SIZES: Mapping[str, int] = MappingProxyType({"small": 16, "medium": 128, "large": 512})
 """Calibration captions per size."""
+
+ALL_SCHEMES = "all"
 
 METHODS = ("gradient", "kl_div")
 
@@ -55,6 +58,105 @@ class Case:
         return "/".join((self.model, *parts, self.size, self.method))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchemeCase:
+    """A scheme applied to a model.
+
+    Attributes:
+        candidates: what the scheme's candidate names stand for, in their order.
+        size: the calibration set that scores and calibrates.
+    """
+
+    model: str
+    scheme: Scheme
+    candidates: tuple[Combination, ...]
+    size: str
+
+    @property
+    def id(self) -> str:
+        """Test id: the scheme's name."""
+        return self.scheme.name
+
+    @property
+    def case_id(self) -> str:
+        """Stable id over models: ``model/schemes/scheme/size``."""
+        return f"{self.model}/schemes/{self.scheme.name}/{self.size}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseName:
+    """What a ``case_id`` names, also of cases that no vocabulary here knows."""
+
+    case_id: str
+    model: str
+    pair: str
+    granularity: str
+    size: str
+    method: str
+
+    @classmethod
+    def parse(cls, case_id: str) -> CaseName | None:
+        """Take a ``case_id`` apart; None if it is none."""
+        parts = case_id.rsplit("/", 4)
+        if len(parts) != 5:
+            return None
+        model, pair, granularity, size, method = parts
+        return cls(
+            case_id=case_id,
+            model=model,
+            pair=pair,
+            granularity=granularity,
+            size=size,
+            method=method,
+        )
+
+
+def size_order(size: str) -> tuple[int, str]:
+    """Order sizes from the smallest; those unknown here follow by name."""
+    known = list(SIZES)
+    return (known.index(size) if size in SIZES else len(known)), size
+
+
+def scheme_cases(
+    vocabulary: Vocabulary, selected: Sequence[str], *, model: str, size: str
+) -> tuple[SchemeCase, ...]:
+    """Return a case per selected scheme, every one if none is selected or ``all`` is.
+
+    Raises:
+        VocabularyError: an unknown scheme, or a candidate that is no pair and granularity.
+    """
+    for name in selected:
+        if name not in (*vocabulary.schemes, ALL_SCHEMES):
+            hint = "add it as YAML under scheme/ and pass --aq-conf"
+            raise unknown("scheme", name, vocabulary.schemes, hint)
+    every = not selected or ALL_SCHEMES in selected
+    names = vocabulary.schemes if every else dict.fromkeys(selected)
+    return tuple(
+        SchemeCase(
+            model=model,
+            scheme=vocabulary.schemes[name],
+            candidates=tuple(
+                _candidate(vocabulary, name, text) for text in vocabulary.schemes[name].candidates
+            ),
+            size=size,
+        )
+        for name in names
+    )
+
+
+def _candidate(vocabulary: Vocabulary, scheme: str, text: str) -> Combination:
+    """Resolve ``pair`` or ``pair-granularity``."""
+    pair, _, granularity = text.partition("-")
+    if pair not in vocabulary.pairs:
+        hint = "give a quant pair"
+        raise unknown(f"scheme {scheme!r}: candidate", pair, vocabulary.pairs, hint)
+    name = granularity or "default"
+    if name not in vocabulary.granularities:
+        hint = "give an overlay"
+        raise unknown(f"scheme {scheme!r}: overlay", name, vocabulary.granularities, hint)
+    return Combination(pair=vocabulary.pairs[pair], granularity=vocabulary.granularities[name])
+
+
 def select_vocabulary(
     vocabulary: Vocabulary, pairs: Sequence[str], granularities: Sequence[str]
 ) -> Vocabulary:
@@ -69,6 +171,7 @@ def select_vocabulary(
         granularities=_pick(
             "overlay", granularities, vocabulary.granularities, f"{hint} (quant_granularity/)"
         ),
+        schemes=vocabulary.schemes,
     )
 
 

@@ -73,16 +73,22 @@ def render(arguments: argparse.Namespace) -> int:
     folder: Path = arguments.folder
     if not folder.is_dir():
         raise ManifestError(f"{folder}: no such folder; give one that holds manifests")
-    results, left_out = rebuild(folder)
-    print(rebuilt_report(folder, results, left_out))
-    return FAILED if left_out else OK
+    results = rebuild(folder)
+    print(rebuilt_report(folder, results))
+    return FAILED if results.left_out else OK
 
 
 def compare(arguments: argparse.Namespace) -> int:
     """Print how the cases of one run differ from those of another."""
     from harness.report.compare import compare_markdown, compare_runs
 
-    print(compare_markdown(compare_runs(arguments.before, arguments.after)), end="")
+    comparison = compare_runs(arguments.before, arguments.after)
+    print(compare_markdown(comparison), end="")
+    if arguments.html is not None:
+        from harness.report.writer import write_comparison
+
+        write_comparison(arguments.html, comparison)
+        print(f"\nwrote {arguments.html}")
     return OK
 
 
@@ -94,6 +100,16 @@ def merge(arguments: argparse.Namespace) -> int:
     results = join(arguments.folders, arguments.into, partial=arguments.partial)
     print(f"{arguments.into}: {counts_sentence(results)}")
     return FAILED if results.failures or results.gated or results.lost else OK
+
+
+def check_export(arguments: argparse.Namespace) -> int:
+    """Print which rules of vLLM's ModelOpt loader an exported checkpoint breaks."""
+    from harness.loadability import export_report, find_violations, read_export
+
+    export = read_export(arguments.folder)
+    violations = find_violations(export)
+    print(export_report(arguments.folder, export, violations))
+    return FAILED if violations else OK
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -125,11 +141,15 @@ def _parser() -> argparse.ArgumentParser:
     command = _command(commands, "compare", "say how two runs of the same cases differ", compare)
     command.add_argument("before", type=Path, metavar="A", help="report folder or manifest")
     command.add_argument("after", type=Path, metavar="B", help="report folder or manifest")
+    command.add_argument("--html", type=Path, metavar="FILE", help="write both as one page")
 
     command = _command(commands, "merge", "join report folders of independent runs", merge)
     command.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="report folders")
     command.add_argument("--into", type=Path, required=True, metavar="DIR", help="joined report")
     command.add_argument("--partial", action="store_true", help="do without what is missing")
+
+    command = _command(commands, "check-export", "apply vLLM's static rules", check_export)
+    command.add_argument("folder", type=Path, metavar="DIR", help="exported checkpoint")
 
     _command(commands, "doctor", "say what is here of what AutoQuant needs", doctor)
     return parser

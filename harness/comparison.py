@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from harness.fingerprint import Difference, differences, fingerprint_of
-from harness.manifest import Manifest
+from harness.fingerprint import Difference, differences
+from harness.sensitivity import Sensitivity
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 TOP = 10
 _FLOOR = 0.01
@@ -36,14 +42,18 @@ class Comparison:
     """What changed from one manifest to another.
 
     Attributes:
-        groups: in both, in module order; ``new`` and ``vanished`` are in one only.
+        cases: the two case ids.
+        groups: in both, most sensitive after first; ``new`` and ``vanished`` are in one only.
         spearman: rank correlation of the scores of ``groups``; 1 for the same order.
         top_ten: share of the ten most sensitive groups before that still are among the ten.
         total_drift: of the total score, relative.
         selection_changes: groups that the bit budget treats otherwise.
         differing: fields of the fingerprint.
+        is_comparable: false where a manifest from before the harness takes part: whether both were
+            measured on the same thing is then unknown.
     """
 
+    cases: tuple[str, str]
     groups: tuple[GroupDrift, ...]
     new: tuple[str, ...]
     vanished: tuple[str, ...]
@@ -52,41 +62,79 @@ class Comparison:
     total_drift: float
     selection_changes: tuple[str, ...]
     differing: tuple[Difference, ...]
+    is_comparable: bool = True
+
+    @property
+    def largest_drift(self) -> float:
+        """The drift of the group that drifted most, either way."""
+        return max((abs(group.drift) for group in self.groups), default=0.0)
 
     def worst(self, count: int) -> tuple[GroupDrift, ...]:
         """Return the groups that drifted most, most first."""
         return tuple(sorted(self.groups, key=lambda group: -abs(group.drift))[:count])
 
 
-def compare(before: Manifest, after: Manifest) -> Comparison:
-    """Compare two measurements of the same case."""
-    first, second = before.layer_sensitivity, after.layer_sensitivity
+def compare(before: Sensitivity, after: Sensitivity) -> Comparison:
+    """Compare two measurements of the same case, or of two cases with groups in common."""
+    first = {group.name: group for group in before.groups}
+    second = {group.name: group for group in after.groups}
     common = [name for name in second if name in first]
-    floor = _FLOOR * _mean([group.importance for group in first.values()])
+    floor = _FLOOR * _mean([group.score for group in first.values()])
     groups = tuple(
         GroupDrift(
             name=name,
-            before=first[name].importance,
-            after=second[name].importance,
+            before=first[name].score,
+            after=second[name].score,
             rank_before=first[name].rank,
             rank_after=second[name].rank,
-            drift=_drift(first[name].importance, second[name].importance, floor),
+            drift=_drift(first[name].score, second[name].score, floor),
         )
         for name in common
     )
-    totals = before.autoquant_state.total_score, after.autoquant_state.total_score
     return Comparison(
+        cases=(before.case_id, after.case_id),
         groups=groups,
         new=tuple(name for name in second if name not in first),
         vanished=tuple(name for name in first if name not in second),
-        spearman=_spearman(groups),
+        spearman=spearman([(group.before, group.after) for group in groups]),
         top_ten=_top_ten(before, after),
-        total_drift=_drift(*totals, 0.0),
+        total_drift=_drift(before.total_score, after.total_score, 0.0),
         selection_changes=tuple(
-            name for name in common if _is_selected(before, name) != _is_selected(after, name)
+            name
+            for name in common
+            if {first[name].selected, second[name].selected} == {True, False}
         ),
-        differing=differences(fingerprint_of(before), fingerprint_of(after)),
+        differing=_differing(before, after),
+        is_comparable=not (before.is_old or after.is_old),
     )
+
+
+def spearman(scores: Sequence[tuple[float | None, float | None]]) -> float:
+    """Correlate pairs of scores by rank, a score that is not finite above all others.
+
+    Orders that cannot be correlated count as equal only if they are.
+    """
+    import numpy as np
+
+    if not scores:
+        return 1.0
+    first, second = (
+        _ranks([_order(score) for score in side]) for side in zip(*scores, strict=True)
+    )
+    if np.array_equal(first, second):
+        return 1.0
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return 0.0
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
+    """Rank from the lowest, ties sharing their mean; scipy.stats takes a second to import."""
+    import numpy as np
+
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    mean: NDArray[np.float64] = count.cumsum() - (count - 1) / 2
+    return mean[place]
 
 
 def _drift(before: float | None, after: float | None, floor: float) -> float:
@@ -103,32 +151,16 @@ def _mean(scores: list[float | None]) -> float:
     return sum(finite) / len(finite) if finite else 0.0
 
 
-def _spearman(groups: tuple[GroupDrift, ...]) -> float:
-    """Correlate by rank; orders that cannot be correlated count as equal only if they are."""
-    from scipy.stats import rankdata, spearmanr
-
-    before = rankdata([_order(group.before) for group in groups]).tolist()
-    after = rankdata([_order(group.after) for group in groups]).tolist()
-    if before == after:
-        return 1.0
-    if len(set(before)) == 1 or len(set(after)) == 1:
-        return 0.0
-    return float(spearmanr(before, after).statistic)
-
-
 def _order(score: float | None) -> float:
     return math.inf if score is None else score
 
 
-def _top_ten(before: Manifest, after: Manifest) -> float:
-    first, second = (
-        {ranked.name for ranked in manifest.sensitivity_ranking[:TOP]}
-        for manifest in (before, after)
-    )
+def _top_ten(before: Sensitivity, after: Sensitivity) -> float:
+    first, second = ({group.name for group in side.groups[:TOP]} for side in (before, after))
     return len(first & second) / len(first) if first else 1.0
 
 
-def _is_selected(manifest: Manifest, group: str) -> bool:
-    return all(
-        manifest.layers[name].selected for name in manifest.layer_sensitivity[group].module_names
-    )
+def _differing(before: Sensitivity, after: Sensitivity) -> tuple[Difference, ...]:
+    if before.fingerprint is None or after.fingerprint is None:
+        return ()
+    return differences(before.fingerprint, after.fingerprint)

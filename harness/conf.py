@@ -1,4 +1,4 @@
-"""The user's own pairs and overlays: YAML under ``quant_pair/`` and ``quant_granularity/``."""
+"""The user's own pairs, overlays and schemes: YAML under ``quant_pair/`` and its siblings."""
 
 from __future__ import annotations
 
@@ -22,19 +22,23 @@ from harness.pair import (
     builtin_pairs,
     composed_format_name,
 )
+from harness.scheme import MEASURES, Scheme, builtin_schemes
 
 PAIR_FOLDER = "quant_pair"
 GRANULARITY_FOLDER = "quant_granularity"
+SCHEME_FOLDER = "scheme"
 _PAIR_KEYS = ("name", "weight", "activation", "format_name", "experimental")
 _GRANULARITY_KEYS = ("name", "quant_cfg_overrides")
+_SCHEME_KEYS = ("name", "candidates")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
-    """Every pair and overlay a run knows, built-in ones first."""
+    """Every pair, overlay and scheme a run knows, built-in ones first."""
 
     pairs: Mapping[str, QuantPair]
     granularities: Mapping[str, Granularity]
+    schemes: Mapping[str, Scheme]
 
 
 def load_vocabulary(folder: Path | None = None) -> Vocabulary:
@@ -47,11 +51,17 @@ def load_vocabulary(folder: Path | None = None) -> Vocabulary:
             name, a name that redefines a built-in. The message names the file and the key.
     """
     pairs, granularities = builtin_pairs(), builtin_granularities()
+    schemes = builtin_schemes()
     if folder is not None:
         _check_folder(folder)
         _add(pairs, {path: read_pair(path) for path in _files(folder / PAIR_FOLDER)})
         _add(granularities, {p: read_granularity(p) for p in _files(folder / GRANULARITY_FOLDER)})
-    return Vocabulary(pairs=MappingProxyType(pairs), granularities=MappingProxyType(granularities))
+        _add(schemes, {path: read_scheme(path) for path in _files(folder / SCHEME_FOLDER)})
+    return Vocabulary(
+        pairs=MappingProxyType(pairs),
+        granularities=MappingProxyType(granularities),
+        schemes=MappingProxyType(schemes),
+    )
 
 
 def read_pair(path: Path) -> QuantPair:
@@ -89,6 +99,30 @@ def read_granularity(path: Path) -> Granularity:
     )
 
 
+def read_scheme(path: Path) -> Scheme:
+    """Read one scheme: ``name``, ``candidates`` and exactly one of the three measures."""
+    raw = _read(path, (*_SCHEME_KEYS, *MEASURES), required=_SCHEME_KEYS)
+    given = [measure for measure in MEASURES if measure in raw]
+    if len(given) != 1:
+        raise VocabularyError(
+            f"{path}: give exactly one of {', '.join(MEASURES)}, not {len(given)} of them"
+        )
+    candidates, amount = raw["candidates"], raw[given[0]]
+    if not isinstance(candidates, list) or not all(isinstance(c, str) for c in candidates):
+        raise VocabularyError(f"{path}: candidates must be a list of quant pairs")
+    if isinstance(amount, bool) or not isinstance(amount, (int, float)):
+        raise VocabularyError(f"{path}: {given[0]} must be a number, not {amount!r}")
+    name = check_name(raw["name"], where=f"{path}: name")
+    try:
+        return Scheme(
+            name=name, candidates=tuple(candidates), measure=given[0], amount=float(amount)
+        )
+    except OverflowError:
+        raise VocabularyError(f"{path}: {given[0]} is larger than any number of its kind") from None
+    except VocabularyError as error:
+        raise VocabularyError(f"{path}: {error}") from None
+
+
 def _add(known: dict[str, Any], read: Mapping[Path, Any]) -> None:
     builtin = frozenset(known)
     sources: dict[str, Path] = {}
@@ -106,10 +140,9 @@ def _add(known: dict[str, Any], read: Mapping[Path, Any]) -> None:
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise VocabularyError(f"--aq-conf {folder}: no such folder")
-    if not any((folder / name).is_dir() for name in (PAIR_FOLDER, GRANULARITY_FOLDER)):
-        raise VocabularyError(
-            f"--aq-conf {folder}: has neither {PAIR_FOLDER}/ nor {GRANULARITY_FOLDER}/"
-        )
+    folders = (PAIR_FOLDER, GRANULARITY_FOLDER, SCHEME_FOLDER)
+    if not any((folder / name).is_dir() for name in folders):
+        raise VocabularyError(f"--aq-conf {folder}: has none of {', '.join(folders)}")
 
 
 def _files(folder: Path) -> list[Path]:

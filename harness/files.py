@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from harness.errors import ManifestError
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+"""An escape that may stand for half a character, which cannot be written again."""
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -47,10 +51,20 @@ def load_json(text: str | bytes) -> Any:
     """
     try:
         document = json.loads(text, parse_constant=_refuse_constant)
-        json.dumps(document, ensure_ascii=False).encode()
+        if _may_hold_half_characters(text):
+            json.dumps(document, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError("it nests too deep") from error
     return document
+
+
+def _may_hold_half_characters(text: str | bytes) -> bool:
+    try:
+        plain = text if isinstance(text, str) else text.decode()
+        plain.encode()
+    except UnicodeError:
+        return True
+    return _HALF.search(plain) is not None
 
 
 def _refuse_constant(name: str) -> None:

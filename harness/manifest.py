@@ -6,6 +6,7 @@ JSON schema in ``docs/manifest.schema.json``. Non-finite numbers are written as 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -29,7 +30,8 @@ STATE_SUFFIX = "_autoquant_lm_autoquant_state.pt"
 _STRICT = {"extra": "forbid", "allow_inf_nan": False}
 _LARGEST_LAYER = 2**63
 _UNPUBLISHED = ("tmp", "baseline")
-_OURS = (*_UNPUBLISHED, "summary.md", "summary.json")
+_OURS = re.compile(r"tmp|baseline|summary\.(md|json)|schemes\.md|index\.html|grid-.*\.svg")
+"""What lies at the report root beside the models' folders."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,7 +305,7 @@ def manifest_path(
         dtypes = f"{dtypes}-{pair}"
     last = size if method == "gradient" else f"{size}-{method}"
     folder = Path(*(slug(name) for name in (model, dtypes, granularity, last)))
-    if folder.parts[0] in _OURS:
+    if _OURS.fullmatch(folder.parts[0]):
         folder = f"{folder.parts[0]}-model" / folder.relative_to(folder.parts[0])
     return folder / f"{slug(pair)}{MANIFEST_SUFFIX}"
 
@@ -324,6 +326,19 @@ def load_manifest(text: str | bytes, *, source: str) -> Manifest:
         raw = load_json(text)
     except ValueError as error:
         raise ManifestError(f"{source}: is not JSON: {one_line(error, 500)}") from None
+    check_version(raw, source)
+    try:
+        manifest = _adapter().validate_python(raw)
+        _adapter().dump_json(manifest)
+    except (ValueError, OverflowError) as error:
+        raise ManifestError(f"{source}: is not a valid manifest: {first_problem(error)}") from None
+    for problem in _problems(manifest):
+        raise ManifestError(f"{source}: is not a valid manifest: {one_line(problem, 500)}")
+    return manifest
+
+
+def check_version(raw: object, source: str) -> None:
+    """Raise ManifestError unless a document has a schema version that can be read here."""
     version = raw.get("schema_version") if isinstance(raw, Mapping) else None
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise ManifestError(f"{source}: is not a manifest: it has no schema_version")
@@ -332,14 +347,6 @@ def load_manifest(text: str | bytes, *, source: str) -> Manifest:
             f"{source}: written by a newer version: schema {version}, this one reads up to "
             f"{SCHEMA_VERSION}; upgrade pytest-autoquant"
         )
-    try:
-        manifest = _adapter().validate_python(raw)
-        _adapter().dump_json(manifest)
-    except (ValueError, OverflowError) as error:
-        raise ManifestError(f"{source}: is not a valid manifest: {_first_problem(error)}") from None
-    for problem in _problems(manifest):
-        raise ManifestError(f"{source}: is not a valid manifest: {one_line(problem, 500)}")
-    return manifest
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -386,7 +393,8 @@ def _adapter() -> TypeAdapter[Manifest]:
     return TypeAdapter(Manifest)
 
 
-def _first_problem(error: Exception) -> str:
+def first_problem(error: Exception) -> str:
+    """Say which field was the first that pydantic refused, and how many there are."""
     from pydantic import ValidationError
 
     if not isinstance(error, ValidationError):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import ManifestError
-from harness.files import check_writable
+from harness.files import check_writable, write_atomic
 from harness.fingerprint import fingerprint_of
 from harness.manifest import (
     MANIFEST_SUFFIX,
@@ -18,7 +18,14 @@ from harness.manifest import (
 )
 from harness.report.overview import SUMMARY_JSON, Summary, read_summary
 from harness.report.writer import write_case, write_summary
-from harness.results import Results, case_line
+from harness.results import Results
+from harness.scheme_manifest import (
+    SchemeManifest,
+    dump_scheme,
+    find_schemes,
+    read_scheme_manifest,
+)
+from harness.sensitivity import sensitivity_of
 
 _COMMON = (
     *("model", "dtype", "device", "score_size", "budget"),
@@ -29,11 +36,12 @@ _COMMON = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One report folder: its summary, and its manifests by path."""
+    """One report folder: its summary, its manifests by path, its schemes."""
 
     root: Path
     summary: Summary
     manifests: Mapping[Path, Manifest]
+    schemes: tuple[SchemeManifest, ...]
 
 
 def merge(folders: Sequence[Path], target: Path, *, partial: bool = False) -> Results:
@@ -58,7 +66,10 @@ def merge(folders: Sequence[Path], target: Path, *, partial: bool = False) -> Re
     for source in sources:
         for path, manifest in source.manifests.items():
             write_case(target, manifest, _search_state(path))
-            results.add(case_line(manifest, manifest.path))
+            results.add(sensitivity_of(manifest))
+        for scheme in source.schemes:  # checkpoints stay where they are
+            write_atomic(target / scheme.path, dump_scheme(scheme))
+            results.schemes[scheme.case_id] = scheme
         _take_lines(results, source)
     results.lost = tuple(sorted(set(results.lost) - results.case_ids))
     write_summary(target, results)
@@ -72,6 +83,7 @@ def _read(folder: Path) -> Source:
         root=folder,
         summary=summary,
         manifests={path: read_manifest(path) for path in find_manifests(folder)},
+        schemes=tuple(read_scheme_manifest(path, folder) for path in find_schemes(folder)),
     )
 
 
@@ -107,6 +119,7 @@ def _unwritten(sources: Iterable[Source]) -> Iterator[str]:
 
 def _case_ids(source: Source) -> Iterator[str]:
     yield from (manifest.case.case_id for manifest in source.manifests.values())
+    yield from (scheme.case_id for scheme in source.schemes)
     yield from (skip.case_id for skip in source.summary.skips)
     yield from (error.case_id for error in source.summary.errors)
 

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from harness.case import Case
+from harness.case import Case, SchemeCase
 from harness.errors import ManifestError
 from harness.manifest import Manifest, dump_manifest
 from harness.results import ErrorLine, KeptLine, SkipLine, StructureLine
+from harness.scheme_manifest import SchemeManifest, dump_scheme
 from harness.support import Support
 
 Body = str | dict[str, Any]
@@ -24,7 +25,7 @@ class Message:
     """One case's outcome.
 
     Attributes:
-        kind: ``manifest``, ``kept``, ``skip``, ``error`` or ``structure``.
+        kind: ``manifest``, ``scheme``, ``kept``, ``skip``, ``error`` or ``structure``.
         body: a manifest's JSON, or the fields of the kind's line in ``results``.
         rerun: why a resumed run measured the case again.
         tolerances: of the case's ``aq_tolerance`` marker.
@@ -60,18 +61,30 @@ def manifest_message(manifest: Manifest) -> Message:
     return Message(kind="manifest", body=dump_manifest(manifest))
 
 
+def scheme_message(manifest: SchemeManifest) -> Message:
+    """Carry a derived scheme."""
+    return Message(kind="scheme", body=dump_scheme(manifest))
+
+
 def kept_message(case: Case) -> Message:
     """Carry a case whose manifest of an earlier run still holds."""
     return Message(kind="kept", body=asdict(KeptLine(case_id=case.case_id)))
 
 
-def skip_message(case: Case, support: Support) -> Message:
-    """Carry a case that cannot run here."""
-    line = SkipLine(case_id=case.case_id, status=support.status.value, reason=support.reason)
+def skip_message(
+    case: Case | SchemeCase, support: Support, effective_bits: float | None = None
+) -> Message:
+    """Carry a case that cannot run here; the bits are what it would have stored per weight."""
+    line = SkipLine(
+        case_id=case.case_id,
+        status=support.status.value,
+        reason=support.reason,
+        effective_bits=effective_bits,
+    )
     return Message(kind="skip", body=asdict(line))
 
 
-def error_message(case: Case, problem: str) -> Message:
+def error_message(case: Case | SchemeCase, problem: str) -> Message:
     """Carry a case that raised."""
     return Message(kind="error", body=asdict(ErrorLine(case_id=case.case_id, problem=problem)))
 

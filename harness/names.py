@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from pathlib import PurePath
 
 from harness.errors import VocabularyError
 
 _SAFE_NAME = re.compile(r"[a-z0-9_]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_FOLDERS = re.compile(
+    r"(?<![\w.~/-])(?<!http:)(?<!https:)(?:~[\w.-]*)?/+(?:[^\s/'\"`:;,=]+/+)*(?=[^\s/'\"`:;,=])"
+)
+"""The folders before the last part of an absolute path, or of one below a home."""
+
 _UNSAFE_IN_SLUG = re.compile(r"[^a-z0-9._-]+")
 
 
@@ -31,6 +38,46 @@ def one_line(value: object, most: int | None = None) -> str:
     """Return ``value`` on one line, without control characters, cut to ``most`` characters."""
     flat = _CONTROL.sub(" ", str(value))
     return flat if most is None or len(flat) <= most else f"{flat[:most]}..."
+
+
+def well_formed(text: str) -> str:
+    """Return ``text`` with halves of characters, as odd file names have them, made visible."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def command_line(arguments: Iterable[str], *, with_paths: bool) -> str:
+    """Return pytest's command line; unless ``with_paths`` it names neither folders nor hosts."""
+    given = list(arguments)
+    return shlex.join(["pytest", *(given if with_paths else _public(given))])
+
+
+def _public(arguments: Sequence[str]) -> Iterator[str]:
+    """Cut absolute paths to their last part, and xdist's worker specifications to their kind."""
+    before = ""
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if before == "--tx":
+            yield _kind(argument)
+        elif option == "--tx":
+            yield f"--tx={_kind(value)}" if equals else option
+        elif PurePath(argument).is_absolute():
+            yield PurePath(argument).name
+        elif option.startswith("-") and PurePath(value).is_absolute():
+            yield f"{option}={PurePath(value).name}"
+        else:
+            letter = argument[:2] if re.match(r"-\w[~/]", argument) else ""
+            yield letter + without_paths(argument[len(letter) :])
+        before = argument
+
+
+def _kind(specification: str) -> str:
+    """Return what kind of xdist worker, and how many, such as ``2*popen``."""
+    return specification.partition("//")[0].partition("=")[0]
+
+
+def without_paths(text: str) -> str:
+    """Return ``text`` with every absolute path in it cut to its last part."""
+    return _FOLDERS.sub("", text)
 
 
 def slug(text: str) -> str:

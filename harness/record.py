@@ -71,7 +71,7 @@ class Findings:
 def build_manifest(findings: Findings) -> Manifest:
     """Rank the groups, select under the bit budget and put the record together."""
     groups = findings.measurement.groups
-    scores = [_per_token(group, findings.data) for group in groups]
+    scores = [per_token(group, findings.data) for group in groups]
     weights = [_num_weights(group, findings.layers) for group in groups]
     selection = _selection(scores, weights, findings)
     problems = find_problems(groups, findings.layers)
@@ -80,7 +80,7 @@ def build_manifest(findings: Findings) -> Manifest:
         case=_case_record(findings, problems),
         scheme=_scheme(findings),
         model=findings.model,
-        dataset=_dataset(findings.data),
+        dataset=dataset_record(findings.data),
         quantization=_quantization(findings),
         num_quantized_layers=sum(len(group.modules) for group in groups if group.quantized),
         layers=_layers(groups, selection, findings.layers),
@@ -150,7 +150,8 @@ def _scheme(findings: Findings) -> Scheme:
     )
 
 
-def _dataset(data: CalibrationData) -> DatasetRecord:
+def dataset_record(data: CalibrationData) -> DatasetRecord:
+    """Return what a manifest says of the captions."""
     return DatasetRecord(
         name=data.captions.name,
         size=data.captions.size,
@@ -268,7 +269,8 @@ def _ranks(ranking: Sequence[int]) -> list[int]:
     return ranks
 
 
-def _per_token(group: GroupScore, data: CalibrationData) -> float:
+def per_token(group: GroupScore, data: CalibrationData) -> float:
+    """Return a score per scored token."""
     return group.score / data.scored_tokens
 
 

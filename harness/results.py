@@ -3,44 +3,25 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from harness.manifest import Manifest
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CaseLine:
-    """One finished case. ``shares`` is each group's part of the total score, by group."""
-
-    case_id: str
-    pair: str
-    granularity: str
-    size: str
-    status: str
-    alias_of: str | None
-    experimental: bool
-    effective_bits: float
-    total_score: float | None
-    selected_groups: int
-    num_groups: int
-    selection_bits: float
-    is_satisfied: bool
-    top_group: str
-    problems: tuple[str, ...]
-    manifest: str
-    shares: dict[str, float] = field(default_factory=dict)
+from harness.names import without_paths
+from harness.scheme_manifest import SchemeManifest
+from harness.sensitivity import Sensitivity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SkipLine:
-    """A case that did not run."""
+    """A case that did not run; ``effective_bits`` of what it would have been, if that is known."""
 
     case_id: str
     status: str
     reason: str
+    effective_bits: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,26 +61,31 @@ class Results:
         reruns: why a resumed run measured a case again; ``kept`` are those it did not.
         lost: cases that were to run and sent no outcome.
         written: cases whose manifest this session put on disk.
+        left_out: files that could not be read, and why.
+        command: what started the session.
         shard: ``I/N`` where the session ran a part of the cases only.
     """
 
-    cases: dict[str, CaseLine] = field(default_factory=dict)
+    cases: dict[str, Sensitivity] = field(default_factory=dict)
     skips: dict[str, SkipLine] = field(default_factory=dict)
     errors: dict[str, ErrorLine] = field(default_factory=dict)
     structures: dict[tuple[str, str], StructureLine] = field(default_factory=dict)
+    schemes: dict[str, SchemeManifest] = field(default_factory=dict)
     gated: dict[str, str] = field(default_factory=dict)
     reruns: dict[str, str] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     lost: tuple[str, ...] = ()
     written: set[str] = field(default_factory=set)
+    left_out: list[str] = field(default_factory=list)
+    command: str | None = None
     shard: str | None = None
     write_errors: list[str] = field(default_factory=list)
 
-    def add(self, line: CaseLine | SkipLine | ErrorLine) -> None:
+    def add(self, line: Sensitivity | SkipLine | ErrorLine) -> None:
         """Take a case in, in place of whatever was known of it."""
         for known in (self.cases, self.skips, self.errors):
             known.pop(line.case_id, None)
-        if isinstance(line, CaseLine):
+        if isinstance(line, Sensitivity):
             self.cases[line.case_id] = line
         elif isinstance(line, SkipLine):
             self.skips[line.case_id] = line
@@ -112,20 +98,37 @@ class Results:
         self.skips = dict(sorted(self.skips.items()))
         self.errors = dict(sorted(self.errors.items()))
         self.structures = dict(sorted(self.structures.items()))
+        self.schemes = dict(sorted(self.schemes.items()))
         self.gated = dict(sorted(self.gated.items()))
+        self.reruns = dict(sorted(self.reruns.items()))
+
+    def public(self, root: Path) -> Results:
+        """Return what reports may show: texts that name files below ``root``, and no folder."""
+
+        def told(text: str) -> str:
+            return without_paths(text.replace(f"{root}{os.sep}", ""))
+
+        return replace(
+            self,
+            errors={i: replace(e, problem=told(e.problem)) for i, e in self.errors.items()},
+            skips={i: replace(s, reason=told(s.reason)) for i, s in self.skips.items()},
+            gated={i: told(why) for i, why in self.gated.items()},
+            left_out=[told(reason) for reason in self.left_out],
+            write_errors=[told(error) for error in self.write_errors],
+        )
 
     @property
     def is_empty(self) -> bool:
         """Whether no case of ours ran, was skipped or was checked."""
-        found = (self.cases, self.skips, self.errors, self.structures, self.lost, self.write_errors)
-        return not any(found)
+        found = (self.cases, self.schemes, self.skips, self.errors, self.structures)
+        return not any((*found, self.lost, self.write_errors))
 
     @property
     def case_ids(self) -> set[str]:
         """Every case that sent an outcome."""
-        return {*self.cases, *self.skips, *self.errors}
+        return {*self.cases, *self.schemes, *self.skips, *self.errors}
 
-    def by_status(self, status: str) -> list[CaseLine]:
+    def by_status(self, status: str) -> list[Sensitivity]:
         """Return the cases that ended as ``measured``, ``alias`` or ``failed``."""
         return [line for line in self.cases.values() if line.status == status]
 
@@ -145,35 +148,7 @@ class Results:
         return [(status, reason, count) for (status, reason), count in ordered]
 
 
-def case_line(manifest: Manifest, path: Path) -> CaseLine:
-    """Reduce a manifest to what summaries show; ``path`` is its file below the report root."""
-    state, groups = manifest.autoquant_state, manifest.layer_sensitivity
-    total = state.total_score
-    selected = {layer.group for layer in manifest.layers.values() if layer.selected}
-    return CaseLine(
-        case_id=manifest.case.case_id,
-        pair=manifest.case.pair,
-        granularity=manifest.case.granularity,
-        size=manifest.case.size,
-        status=manifest.case.status,
-        alias_of=manifest.case.alias_of,
-        experimental=manifest.case.experimental,
-        effective_bits=manifest.quantization.effective_bits,
-        total_score=total,
-        selected_groups=len(selected),
-        num_groups=len(groups),
-        selection_bits=state.effective_bits,
-        is_satisfied=state.is_satisfied,
-        top_group=manifest.sensitivity_ranking[0].name if manifest.sensitivity_ranking else "",
-        problems=manifest.case.problems,
-        manifest=path.as_posix(),
-        shares={name: (group.importance or 0.0) / total for name, group in groups.items()}
-        if total
-        else {},
-    )
-
-
-def most_sensitive_groups(cases: Iterable[CaseLine], most: int = 10) -> list[tuple[str, float]]:
+def most_sensitive_groups(cases: Iterable[Sensitivity], most: int = 10) -> list[tuple[str, float]]:
     """Return the groups with the largest mean share of a measured case's total score.
 
     Totals differ by orders of magnitude between formats; shares let every case count once.
@@ -186,3 +161,12 @@ def most_sensitive_groups(cases: Iterable[CaseLine], most: int = 10) -> list[tup
     means = {group: sum(values) / len(values) for group, values in shares.items()}
     finite = [(group, mean) for group, mean in means.items() if math.isfinite(mean)]
     return sorted(finite, key=lambda item: -item[1])[:most]
+
+
+def origin(results: Results) -> list[tuple[str, tuple[str, ...]]]:
+    """Return where the numbers come from: each label with its distinct values over all cases."""
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    for case in results.cases.values():
+        for label, value in case.origin.items():
+            found[label][value] = None
+    return [(label, tuple(values)) for label, values in found.items()]

@@ -8,23 +8,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.baseline import PASSED, Baselines, Tolerances, Verdict
-from harness.captions import load_captions
-from harness.case import Case, Combination, cases, combinations, select_sizes, select_vocabulary
+from harness.captions import load_captions, load_held_out
+from harness.case import (
+    Case,
+    Combination,
+    SchemeCase,
+    cases,
+    combinations,
+    scheme_cases,
+    select_sizes,
+    select_vocabulary,
+)
 from harness.conf import Vocabulary, load_vocabulary
-from harness.errors import HarnessError, ManifestError
-from harness.files import check_writable
+from harness.errors import HarnessError, ManifestError, VocabularyError
+from harness.files import check_writable, write_atomic
 from harness.fingerprint import Difference, differences
 from harness.manifest import load_manifest
 from harness.message import Message, load_message
+from harness.names import command_line
 from harness.partition import partition
 from harness.registry import ModelSource, find_model
 from harness.report.writer import write_case, write_expected, write_summary
-from harness.results import ErrorLine, Results, SkipLine, StructureLine, case_line
+from harness.results import ErrorLine, Results, SkipLine, StructureLine
 from harness.resume import Earlier, earlier_manifest, read_earlier
+from harness.scheme_manifest import (
+    SchemeManifest,
+    dump_scheme,
+    load_scheme,
+    read_scheme_manifest,
+)
+from harness.sensitivity import sensitivity_of
 from harness.settings import Settings
 
 if TYPE_CHECKING:
     from harness.bench import Bench, Warn
+    from harness.derive import Deriver
     from harness.manifest import Manifest
     from harness.progress import Progress
 
@@ -40,8 +58,9 @@ class AutoquantSession:
         self.settings = settings
         self.root = settings.report_root(rootdir)
         self.results = Results()
+        known = load_vocabulary(settings.conf)
         self.vocabulary: Vocabulary = select_vocabulary(
-            load_vocabulary(settings.conf), settings.pairs, settings.granularities
+            known, settings.pairs, settings.granularities
         )
         self.sizes = select_sizes(settings.sizes)
         self.source: ModelSource = find_model(
@@ -49,6 +68,14 @@ class AutoquantSession:
         )
         if settings.captions is not None:
             load_captions(settings.captions, self.sizes[0])
+        self.schemes: tuple[SchemeCase, ...] = scheme_cases(
+            known,
+            settings.schemes,
+            model=self.source.name,
+            size=self.sizes[-1],
+        )
+        self._held_out = load_held_out(settings.held_out) if settings.schemes else None
+        self._deriver: Deriver | None = None
         self._tolerances = Tolerances.of(settings)
         self._selected: tuple[Case, ...] = ()
         self._parts: dict[str, int] = {}
@@ -121,12 +148,45 @@ class AutoquantSession:
             return True
         return self.combinations.index(combination) % shard.count == shard.index - 1
 
-    def settle(self, case: Case, *, is_skipped: bool) -> Verdict:
+    def settle(self, case: Case | SchemeCase, *, is_skipped: bool) -> Verdict:
         """Say that a case ended without an outcome to take in; return what the gate says of it."""
         self._expected.discard(case.case_id)
         return self._gate_skip(case.case_id, "by a marker") if is_skipped else PASSED
 
-    def expect(self, cases: Iterable[Case]) -> None:
+    def takes_scheme(self, case: SchemeCase) -> bool:
+        """Whether a scheme was asked for and belongs to this session's shard."""
+        shard = self.settings.shard
+        if not self.settings.schemes:
+            return False
+        return shard is None or self.schemes.index(case) % shard.count == shard.index - 1
+
+    @cached_property
+    def schemes_by_id(self) -> Mapping[str, SchemeCase]:
+        """The schemes by test id."""
+        return {case.id: case for case in self.schemes}
+
+    def deriver(self, bench: Bench) -> Deriver:
+        """Return what turns scores into checkpoints, built on first use.
+
+        Raises:
+            VocabularyError: no scheme was asked for.
+        """
+        if self._held_out is None:
+            raise VocabularyError("no scheme was asked for; give --aq-schemes")
+        if self._deriver is None:
+            from harness.derive import Deriver
+
+            settings = self.settings
+            self._deriver = Deriver(
+                bench,
+                held_out=self._held_out,
+                target=None if settings.target == "none" else settings.target,
+                root=self.root if settings.export else None,
+                may_replace=settings.replace_export,
+            )
+        return self._deriver
+
+    def expect(self, cases: Iterable[Case | SchemeCase]) -> None:
         """Say which cases must send an outcome; the others are lost when the session ends.
 
         Until then the summary on disk names them all: the session may be killed before it ends.
@@ -247,6 +307,9 @@ class AutoquantSession:
             if manifest.case.case_id not in self.results.written:
                 return Verdict(outcome="failed", text=self.results.write_errors[-1])
             return self._gate(manifest, message) if is_gated else PASSED
+        if message.kind == "scheme":
+            self._receive_scheme(load_scheme(str(message.body), source="a worker's report"))
+            return PASSED
         body: dict[str, Any] = message.body  # type: ignore[assignment]
         if message.kind == "kept":
             return self._receive_kept(body["case_id"], message)
@@ -261,14 +324,21 @@ class AutoquantSession:
             self.results.structures[line.pair, line.granularity] = line
         return PASSED
 
-    def finish(self) -> tuple[Path, ...]:
-        """Write the summary; return the files, none when nothing of ours ran."""
+    def finish(self, arguments: Sequence[str] = ()) -> tuple[Path, ...]:
+        """Write the summary; return the files, none when nothing of ours ran.
+
+        Args:
+            arguments: pytest's, for the report to say what was run.
+        """
+        self.results.command = command_line(arguments, with_paths=self.settings.record_host)
         unfinished = self._unfinished()
         self.results.lost, self.results.shard = unfinished.lost, unfinished.shard
         if self.results.is_empty and self.settings.shard is None:
             return ()
         try:
-            return write_summary(self.root, self.results)
+            self.results.sort()
+            shown = self.results if self.settings.record_host else self.results.public(self.root)
+            return write_summary(self.root, shown)
         except ManifestError as error:
             self.results.write_errors.append(str(error))
             return ()
@@ -281,10 +351,26 @@ class AutoquantSession:
             self.results.written.add(manifest.case.case_id)
         except HarnessError as error:
             self.results.write_errors.append(str(error))
-        self.results.add(case_line(manifest, manifest.path))
+        self.results.add(sensitivity_of(manifest))
         if message.rerun is not None:
             self.results.reruns[manifest.case.case_id] = message.rerun
         return manifest
+
+    def _receive_scheme(self, manifest: SchemeManifest) -> None:
+        """Write a scheme's manifest where its worker could not: on another host, or unexported."""
+        path = self.root / manifest.path
+        self.results.schemes[manifest.case_id] = manifest
+        text = dump_scheme(manifest)
+        if manifest.export is None and self._is_exported(path):
+            return  # the record of a checkpoint stays with it
+        if not path.is_file() or path.read_bytes() != text.encode():
+            write_atomic(path, text)
+
+    def _is_exported(self, path: Path) -> bool:
+        try:
+            return read_scheme_manifest(path, self.root).export is not None
+        except ManifestError:
+            return False
 
     def _receive_kept(self, case_id: str, message: Message) -> Verdict:
         (case,) = (case for case in self.cases if case.case_id == case_id)
@@ -293,7 +379,7 @@ class AutoquantSession:
             text = f"{case_id}: its manifest vanished while the run was resumed; run it again"
             self.results.add(ErrorLine(case_id=case_id, problem=text))
             return Verdict(outcome="failed", text=text)
-        self.results.add(case_line(manifest, manifest.path))
+        self.results.add(sensitivity_of(manifest))
         self.results.kept.add(case_id)
         return self._gate(manifest, message)
 

@@ -82,6 +82,11 @@ class Settings:
     pairs: tuple[str, ...]
     granularities: tuple[str, ...]
     conf: Path | None
+    schemes: tuple[str, ...]
+    target: str
+    held_out: Path | None
+    export: bool
+    replace_export: bool
     method: str
     engine: str
     tape_device: str
@@ -149,7 +154,35 @@ OPTIONS: tuple[Option, ...] = (
     Option(name="sizes", kind="names", default=(), help=f"only these sizes: {', '.join(SIZES)}"),
     Option(name="pairs", kind="names", default=(), help="only these quant pairs"),
     Option(name="granularities", kind="names", default=(), help="only these overlays"),
-    Option(name="conf", kind="path", help="folder with quant_pair/ and quant_granularity/ YAML"),
+    Option(
+        name="conf",
+        kind="path",
+        help="folder with quant_pair/, quant_granularity/ and scheme/ YAML",
+    ),
+    Option(
+        name="schemes",
+        kind="names",
+        default=(),
+        help="derive these mixed-precision schemes; all for every one; none runs without this",
+    ),
+    Option(
+        name="target",
+        kind="choice",
+        default="none",
+        choices=("none", "vllm"),
+        help="leave candidates out of schemes that this runtime cannot load",
+    ),
+    Option(
+        name="held_out",
+        kind="path",
+        help="captions that measure what a scheme does to the model, one per line, UTF-8",
+    ),
+    Option(name="export", kind="flag", help="write each scheme as a Hugging Face checkpoint"),
+    Option(
+        name="replace_export",
+        kind="flag",
+        help="replace a checkpoint that is there, once the new one is complete",
+    ),
     Option(
         name="method",
         kind="choice",
@@ -275,6 +308,14 @@ def read_settings(lookup: Callable[[Option], tuple[Any, str]]) -> Settings:
     if values["publish"] and values["report_dir"] is not None:
         raise VocabularyError(
             "--aq-publish and --aq-report-dir (or their ini options) exclude each other; give one"
+        )
+    if values["export"] and not values["schemes"]:
+        raise VocabularyError(
+            "--aq-export (or its ini option) exports schemes; say which with --aq-schemes"
+        )
+    if values["replace_export"] and not values["export"]:
+        raise VocabularyError(
+            "--aq-replace-export (or its ini option) replaces exports; give --aq-export with it"
         )
     if values["baseline"] is None:
         for option in OPTIONS:

@@ -110,6 +110,20 @@ class HalfQuantizer:
         quantizer.amax = reduce_amax(amax, axis=axes)
 
 
+def fake_quantized(
+    cfg: Mapping[str, Any], weight: torch.Tensor, amax: torch.Tensor | None
+) -> torch.Tensor:
+    """Return ModelOpt's fake-quantized weight, ``(out_features, in_features)``.
+
+    Args:
+        amax: the range of a quantizer with one scale per tensor; None for the weight's own.
+    """
+    half = HalfQuantizer(cfg)
+    if amax is not None:
+        half._quantizer(tuple(weight.shape)).amax = amax
+    return half.weight(weight)
+
+
 def _weight_refusal(cfg: Mapping[str, Any]) -> str | None:
     block_sizes = cfg.get("block_sizes") or {}
     if block_sizes.get("scale_bits") and block_sizes.get("type") != "dynamic":

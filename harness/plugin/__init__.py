@@ -7,13 +7,14 @@ so an unrelated pytest run pays nothing for the plugin being installed. ``worker
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from harness.plugin.access import (
     CASE_FIXTURE,
     COMBINATION_FIXTURE,
+    SCHEME_FIXTURE,
     check_early,
     is_asked_for,
     is_configured,
@@ -23,11 +24,15 @@ from harness.plugin.access import (
 )
 from harness.settings import OPTIONS
 
+if TYPE_CHECKING:
+    from harness.session import AutoquantSession
+
 pytest_plugins = ("harness.plugin.worker",)
 
 MARKERS = (
     "gpu: runs AutoQuant, on whatever device is asked for; meant for GPU runners in CI",
     "structure: needs no model",
+    "scheme: derives a mixed-precision scheme; runs only with --aq-schemes",
     "experimental: the pair is a hybrid that no ModelOpt preset names",
     "aq_tolerance(spearman, top_ten, total, group, selected): this case's own tolerances of the "
     "regression gate",
@@ -68,14 +73,13 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    for name in (CASE_FIXTURE, COMBINATION_FIXTURE):
+    for name in (CASE_FIXTURE, COMBINATION_FIXTURE, SCHEME_FIXTURE):
         if name in metafunc.fixturenames:
             try:
                 session = session_of(metafunc.config)
             except pytest.UsageError as error:
                 raise pytest.Collector.CollectError(str(error)) from None
-            grid: tuple[Any, ...] = session.cases if name == CASE_FIXTURE else session.combinations
-            metafunc.parametrize(name, [_param(item) for item in grid])
+            metafunc.parametrize(name, [_param(item) for item in _grid(session, name)])
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
@@ -101,7 +105,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             items[:] = [item for item in items if item.get_closest_marker(marker)]
 
 
+def _grid(session: AutoquantSession, name: str) -> tuple[Any, ...]:
+    if name == SCHEME_FIXTURE:
+        return session.schemes
+    return session.cases if name == CASE_FIXTURE else session.combinations
+
+
 def _param(item: Any) -> Any:
-    pair = getattr(item, "combination", item).pair
-    marks = [pytest.mark.experimental] if pair.experimental else []
+    combinations = getattr(item, "candidates", [getattr(item, "combination", item)])
+    is_experimental = any(combination.pair.experimental for combination in combinations)
+    marks = [pytest.mark.experimental] if is_experimental else []
     return pytest.param(item, id=item.id, marks=marks)

@@ -14,7 +14,7 @@ from harness.settings import OPTIONS, TRUE, Option, read_settings
 if TYPE_CHECKING:
     from harness.session import AutoquantSession
 
-CASE_FIXTURE, COMBINATION_FIXTURE = "aq_case", "aq_combination"
+CASE_FIXTURE, COMBINATION_FIXTURE, SCHEME_FIXTURE = "aq_case", "aq_combination", "aq_scheme"
 DEALT_INPUT, EARLIER_INPUT = "aq_dealt", "aq_earlier"
 GPU_INPUT, NEIGHBOURS_INPUT = "aq_gpu", "aq_neighbours"
 """What the controller tells each worker: whether cases come by part, what was measured before,

@@ -22,6 +22,6 @@ def report_only(config: pytest.Config) -> int:
 
     root = session_of(config).root
     with as_usage_error():
-        results, left_out = rebuild(root)
-    print(rebuilt_report(root, results, left_out))
-    return pytest.ExitCode.TESTS_FAILED if left_out else pytest.ExitCode.OK
+        results = rebuild(root)
+    print(rebuilt_report(root, results))
+    return pytest.ExitCode.TESTS_FAILED if results.left_out else pytest.ExitCode.OK

@@ -21,6 +21,7 @@ from harness.plugin.access import (
     EARLIER_INPUT,
     GPU_INPUT,
     NEIGHBOURS_INPUT,
+    SCHEME_FIXTURE,
     as_usage_error,
     check_early,
     has_session,
@@ -33,7 +34,7 @@ from harness.plugin.access import (
 
 if TYPE_CHECKING:
     from harness.baseline import Verdict
-    from harness.case import Case
+    from harness.case import Case, SchemeCase
 
 
 class Controller:
@@ -46,14 +47,15 @@ class Controller:
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Find an unwritable report folder before the first case, not after the last."""
-        ours = (CASE_FIXTURE, COMBINATION_FIXTURE)
+        ours = (CASE_FIXTURE, COMBINATION_FIXTURE, SCHEME_FIXTURE)
         if _only_looks(self._config):
             return
         if any(param(item, name) is not None for item in session.items for name in ours):
             check_early(self._config)
             with as_usage_error():
                 session_of(self._config).check_folders()
-            cases = (param(item, CASE_FIXTURE) for item in session.items)
+            names = (CASE_FIXTURE, SCHEME_FIXTURE)
+            cases = (param(item, name) for item in session.items for name in names)
             session_of(self._config).expect(case for case in cases if case is not None)
 
     @pytest.hookimpl(optionalhook=True)
@@ -66,6 +68,7 @@ class Controller:
         except HarnessError as error:
             pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
         session_of(self._config).expect(self._cases(ids).values())
+        session_of(self._config).expect(self._schemes(ids).values())
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, None, None]:
@@ -136,7 +139,7 @@ class Controller:
         if not has_session(self._config):
             return
         autoquant = session_of(self._config)
-        self._summary = autoquant.finish()
+        self._summary = autoquant.finish(self._config.invocation_params.args)
         is_empty = session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED
         if is_empty and autoquant.settings.shard is not None:
             session.exitstatus = pytest.ExitCode.OK  # a shard may have nothing to do
@@ -167,13 +170,15 @@ class Controller:
 
     def _is_ours(self, ids: Sequence[str]) -> bool:
         known = {combination.id for combination in session_of(self._config).combinations}
-        return bool(self._cases(ids)) or any(_parameters(i) in known for i in ids)
+        is_checked = any(_parameters(i) in known for i in ids)
+        return is_checked or bool(self._cases(ids)) or bool(self._schemes(ids))
 
     def _settle(self, report: pytest.TestReport) -> None:
         """A case that ended without measuring, skipped by the user or failed early, is not lost."""
         if has_session(self._config):
             session = session_of(self._config)
-            case = session.cases_by_id.get(_parameters(report.nodeid))
+            named = _parameters(report.nodeid)
+            case = session.cases_by_id.get(named) or session.schemes_by_id.get(named)
             if case is not None:
                 _apply(session.settle(case, is_skipped=report.skipped), report)
 
@@ -182,13 +187,19 @@ class Controller:
         known = session_of(self._config).cases_by_id
         return {i: known[_parameters(i)] for i in ids if _parameters(i) in known}
 
+    def _schemes(self, ids: Sequence[str]) -> dict[str, SchemeCase]:
+        """Return the schemes among node ids."""
+        known = session_of(self._config).schemes_by_id
+        return {i: known[_parameters(i)] for i in ids if _parameters(i) in known}
+
     def _parts(self, ids: Sequence[str], workers: int) -> dict[str, int]:
         try:
             cases = self._cases(ids)
         except pytest.UsageError:
             return {}  # workers that collected cases have said so
         parts = session_of(self._config).parts(list(cases.values()), workers)
-        return {node_id: parts[case.case_id] for node_id, case in cases.items()}
+        dealt = {node_id: parts[case.case_id] for node_id, case in cases.items()}
+        return dealt | dict.fromkeys(self._schemes(ids), workers)  # one worker takes them all
 
 
 def _only_looks(config: pytest.Config) -> bool:

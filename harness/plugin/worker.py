@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from harness.plugin.access import (
     EARLIER_INPUT,
     GPU_INPUT,
     NEIGHBOURS_INPUT,
+    SCHEME_FIXTURE,
     as_failure,
     failure,
     is_flag_set,
@@ -28,10 +30,11 @@ from harness.progress import ProgressLine
 
 if TYPE_CHECKING:
     from harness.bench import Bench
-    from harness.case import Case, Combination
+    from harness.case import Case, Combination, SchemeCase
     from harness.manifest import Manifest
     from harness.message import Message
     from harness.results import StructureLine
+    from harness.scheme_manifest import SchemeManifest
     from harness.session import AutoquantSession
 
 _MESSAGE: pytest.StashKey[Message] = pytest.StashKey()
@@ -51,24 +54,36 @@ def aq_measure(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], Mani
     progress = _progress(item.config)
 
     def measure(case: Case) -> Manifest:
-        from harness.message import error_message, manifest_message
+        from harness.message import manifest_message
 
         progress.start(case.id)
-        try:
+        with _told(item, case):
             manifest, state = session_of(item.config).measure(case, _bench(item.config))
-        except HarnessError as error:
-            item.stash[_MESSAGE] = error_message(case, str(error))
-            _show_cause(item, error)
-            raise failure(error) from None
-        except Exception as error:
-            item.stash[_MESSAGE] = error_message(case, f"{type(error).__name__}: {error}")
-            raise
         rerun = item.stash.get(_RERUN, None)
         item.stash[_MESSAGE] = replace(manifest_message(manifest), rerun=rerun)
         item.stash[_STATE] = state
         return manifest
 
     yield measure
+    progress.stop()
+
+
+@pytest.fixture
+def aq_derive(request: pytest.FixtureRequest) -> Iterator[Callable[[SchemeCase], SchemeManifest]]:
+    """Derive a scheme and return its manifest; its checkpoint is written with ``--aq-export``."""
+    item = request.node
+    progress = _progress(item.config)
+
+    def derive(case: SchemeCase) -> SchemeManifest:
+        from harness.message import scheme_message
+
+        progress.start(case.id)
+        with _told(item, case):
+            manifest = session_of(item.config).deriver(_bench(item.config)).derive(case)
+        item.stash[_MESSAGE] = scheme_message(manifest)
+        return manifest
+
+    yield derive
     progress.stop()
 
 
@@ -88,6 +103,22 @@ def aq_check(request: pytest.FixtureRequest) -> Callable[[Combination], Structur
     return check
 
 
+@contextmanager
+def _told(item: pytest.Item, case: Case | SchemeCase) -> Iterator[None]:
+    """Attach what a case raised; a user's mistake fails it with the message alone."""
+    from harness.message import error_message
+
+    try:
+        yield
+    except HarnessError as error:
+        item.stash[_MESSAGE] = error_message(case, str(error))
+        _show_cause(item, error)
+        raise failure(error) from None
+    except Exception as error:
+        item.stash[_MESSAGE] = error_message(case, f"{type(error).__name__}: {error}")
+        raise
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tell the session which cases are selected, and keep those of its shard."""
@@ -104,11 +135,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_ours(item: pytest.Item) -> bool:
-    return any(param(item, name) is not None for name in (CASE_FIXTURE, COMBINATION_FIXTURE))
+    ours = (CASE_FIXTURE, COMBINATION_FIXTURE, SCHEME_FIXTURE)
+    return any(param(item, name) is not None for name in ours)
 
 
 def _is_in_shard(item: pytest.Item, session: AutoquantSession, own: set[str]) -> bool:
     case, combination = param(item, CASE_FIXTURE), param(item, COMBINATION_FIXTURE)
+    scheme = param(item, SCHEME_FIXTURE)
+    if scheme is not None:
+        return session.takes_scheme(scheme)
     if case is not None:
         return case.case_id in own
     return combination is None or session.takes(combination)
@@ -123,11 +158,33 @@ def _grouped_workers(config: pytest.Config) -> int:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a case that cannot run here, with the true reason, through a skip marker."""
+    if item.get_closest_marker("skip") is not None:
+        return
+    scheme = param(item, SCHEME_FIXTURE)
+    if scheme is not None:
+        _skip_scheme(item, scheme)
     case = param(item, CASE_FIXTURE)
-    if case is None or item.get_closest_marker("skip") is not None:
+    if case is None:
         return
     try:
-        support = _bench(item.config).support(case.combination)
+        bench = _bench(item.config)
+        support = bench.support(case.combination)
+    except HarnessError:
+        return  # the case itself fails with the message
+    if not support.is_supported:
+        from harness.message import skip_message
+
+        item.stash[_MESSAGE] = skip_message(
+            case, support, bench.config(case.combination).effective_bits
+        )
+        item.add_marker(pytest.mark.skip(reason=support.skip_reason))
+    elif is_flag_set(item.config, "resume"):
+        _resume(item, case)
+
+
+def _skip_scheme(item: pytest.Item, case: SchemeCase) -> None:
+    try:
+        support = session_of(item.config).deriver(_bench(item.config)).support(case)
     except HarnessError:
         return  # the case itself fails with the message
     if not support.is_supported:
@@ -135,8 +192,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         item.stash[_MESSAGE] = skip_message(case, support)
         item.add_marker(pytest.mark.skip(reason=support.skip_reason))
-    elif is_flag_set(item.config, "resume"):
-        _resume(item, case)
 
 
 def _resume(item: pytest.Item, case: Case) -> None:

@@ -1,17 +1,22 @@
-"""Two runs side by side, as Markdown: how each case's groups drifted."""
+"""Two runs side by side: how each case's groups drifted."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.comparison import Comparison, compare
 from harness.errors import ManifestError
-from harness.manifest import GROUP_SUFFIX, Manifest, find_manifests, read_manifest
+from harness.legacy import read_sensitivity
+from harness.manifest import find_manifests
 from harness.report.markdown import code, number, table, text
+from harness.results import Results
+from harness.sensitivity import Sensitivity
 
 _WORST = 10
+_MOST_NAMED = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,36 +24,77 @@ class RunComparison:
     """Every case of two runs.
 
     Attributes:
+        before: every case of the first run, ``after`` of the second; manifests are named below
+            ``roots``.
         cases: by ``case_id``, those in both.
         only_before: case ids, ``only_after`` likewise.
     """
 
+    before: Mapping[str, Sensitivity]
+    after: Mapping[str, Sensitivity]
+    roots: tuple[Path, Path]
     cases: Mapping[str, Comparison]
     only_before: tuple[str, ...]
     only_after: tuple[str, ...]
 
 
 def compare_runs(before: Path, after: Path) -> RunComparison:
-    """Compare two report folders, or two manifest files of the same case.
+    """Compare two report folders case by case, or any two manifests.
 
     Raises:
-        ManifestError: nothing there, an unreadable manifest, two of one case, or two files of
-            different cases.
+        ManifestError: nothing there, an unreadable manifest, two of one case, or nothing in common.
     """
     first, second = _read(before), _read(after)
-    common = [case_id for case_id in first if case_id in second]
-    if not common:
+    if before.is_file() and after.is_file():
+        (one,), (other,) = first.values(), second.values()
+        name = one.case_id if one.case_id == other.case_id else f"{one.case_id} -> {other.case_id}"
+        cases = {name: _compare(one, other, f"{before} and {after}")}
+    else:
+        cases = {
+            name: compare(case, second[name]) for name, case in first.items() if name in second
+        }
+    if not cases:
         raise ManifestError(f"{before} and {after} have no case in common; give two runs of one")
+    compared = {name for found in cases.values() for name in found.cases}
     return RunComparison(
-        cases={case_id: compare(first[case_id], second[case_id]) for case_id in common},
-        only_before=tuple(case_id for case_id in first if case_id not in second),
-        only_after=tuple(case_id for case_id in second if case_id not in first),
+        before=first,
+        after=second,
+        roots=(_root(before), _root(after)),
+        cases=cases,
+        only_before=tuple(name for name in first if name not in compared),
+        only_after=tuple(name for name in second if name not in compared),
     )
+
+
+def two_runs(comparison: RunComparison, folder: Path) -> Results:
+    """Return both runs as one session, A and B, whose files are named from ``folder``."""
+    results = Results()
+    sides = (comparison.before, comparison.after)
+    for run, cases, root in zip("AB", sides, comparison.roots, strict=True):
+        for case in cases.values():
+            path = os.path.relpath(root / case.manifest, folder)
+            labelled = replace(
+                case,
+                case_id=f"{run}: {case.case_id}",
+                model=f"{run}: {case.model}",
+                alias_of=None if case.alias_of is None else f"{run}: {case.alias_of}",
+                manifest=Path(path).as_posix(),
+                origin={f"{run}, {label}": value for label, value in case.origin.items()},
+            )
+            results.cases[labelled.case_id] = labelled
+    return results
+
+
+def _compare(before: Sensitivity, after: Sensitivity, where: str) -> Comparison:
+    found = compare(before, after)
+    if not found.groups:
+        raise ManifestError(f"{where} have no layer group in common; give two of one architecture")
+    return found
 
 
 def compare_markdown(comparison: RunComparison) -> str:
     """Return the comparison as Markdown, most drifted case first."""
-    ordered = sorted(comparison.cases.items(), key=lambda item: -_largest(item[1]))
+    ordered = sorted(comparison.cases.items(), key=lambda item: -item[1].largest_drift)
     parts = [
         f"{len(ordered)} cases in both runs, {len(comparison.only_before)} only in the first, "
         f"{len(comparison.only_after)} only in the second.",
@@ -67,7 +113,7 @@ def compare_markdown(comparison: RunComparison) -> str:
                     f"{found.total_drift:+.3%}",
                     f"{found.spearman:.4f}",
                     f"{found.top_ten:.0%}",
-                    f"{_largest(found):.3%}",
+                    f"{found.largest_drift:.3%}",
                     f"{len(found.selection_changes)} changed",
                 )
                 for case_id, found in ordered
@@ -77,6 +123,11 @@ def compare_markdown(comparison: RunComparison) -> str:
     ]
     if len(ordered) == 1:
         parts.append(_groups(ordered[0][1]))
+    if any(not found.is_comparable for _, found in ordered):
+        parts.append(
+            "A manifest from before the harness takes part: compare its ranks, not its scores; "
+            "what it was measured on is unknown."
+        )
     fields = sorted({str(d) for _, found in ordered for d in found.differing})
     if fields:
         parts.append("Measured on something else: " + "; ".join(text(field) for field in fields))
@@ -85,14 +136,16 @@ def compare_markdown(comparison: RunComparison) -> str:
         ("Only in the second", comparison.only_after),
     ):
         if names:
-            parts.append(f"{title}: " + ", ".join(code(name) for name in names))
+            more = f", and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+            named = ", ".join(code(name) for name in names[:_MOST_NAMED])
+            parts.append(f"{title}: {named}{more}")
     return "\n\n".join(parts) + "\n"
 
 
 def _groups(found: Comparison) -> str:
     rows = [
         (
-            code(group.name.removesuffix(GROUP_SUFFIX)),
+            code(group.name),
             number(group.before),
             number(group.after),
             f"{group.drift:+.3%}",
@@ -103,20 +156,23 @@ def _groups(found: Comparison) -> str:
     return table(("group", "score before", "score after", "drift", "rank"), rows, right=" rrrr")
 
 
-def _largest(found: Comparison) -> float:
-    return max((abs(group.drift) for group in found.groups), default=0.0)
-
-
-def _read(place: Path) -> dict[str, Manifest]:
+def _read(place: Path) -> dict[str, Sensitivity]:
     if not place.exists():
         raise ManifestError(f"{place}: is not there; give a report folder or a manifest")
     paths = [place] if place.is_file() else find_manifests(place)
-    found: dict[str, Manifest] = {}
+    found: dict[str, Sensitivity] = {}
     for path in paths:
-        manifest = read_manifest(path)
-        if manifest.case.case_id in found:
-            raise ManifestError(f"{place}: holds two manifests of {manifest.case.case_id}")
-        found[manifest.case.case_id] = manifest
+        try:
+            case = read_sensitivity(path, _root(place))
+        except ManifestError as error:
+            raise ManifestError(f"{_root(place)}/{error}") from None
+        if case.case_id in found:
+            raise ManifestError(f"{place}: holds two manifests of {case.case_id}")
+        found[case.case_id] = case
     if not found:
         raise ManifestError(f"{place}: holds no manifest; run some cases first")
     return found
+
+
+def _root(place: Path) -> Path:
+    return place.parent if place.is_file() else place

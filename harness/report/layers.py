@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import asdict, dataclass
+import os
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from urllib.parse import quote
 
-from harness.manifest import GROUP_SUFFIX, Manifest
+from harness.manifest import Manifest
 from harness.report.markdown import (
     GROUPS_MEAN,
     KL_SCORE_MEANS,
@@ -17,9 +18,26 @@ from harness.report.markdown import (
     table,
     text,
 )
+from harness.sensitivity import Sensitivity, finite
 
 LAYERS_MARKDOWN = "layer-sensitivity-report.md"
 LAYERS_JSON = "layer-sensitivity-report.json"
+LAYERS_PICTURE = "layer-map.svg"
+
+
+def link(path: PurePosixPath) -> str:
+    """Return the address of a file below the report root, whatever its name is made of."""
+    return quote(os.fsencode(path))
+
+
+def report_links(case: Sensitivity) -> dict[str, str]:
+    """Return the addresses of a case's files, by what they are; the first is the one to read.
+
+    A manifest from before the harness has no report of ours beside it.
+    """
+    path = PurePosixPath(case.manifest)
+    reports = {} if case.is_old else {"layer report": link(path.with_name(LAYERS_MARKDOWN))}
+    return {**reports, "manifest": link(path)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +45,7 @@ class LayerRow:
     """One group in the report.
 
     ``share`` is of the case's total score; ``weights`` counts stored weights; ``selected`` says
-    that the bit budget keeps the group quantized.
+    that the bit budget keeps the group quantized. None where an old manifest does not say.
     """
 
     rank: int
@@ -36,87 +54,125 @@ class LayerRow:
     score: float | None
     share: float | None
     cumulative_share: float | None
-    weights: int
-    selected: bool
+    weights: int | None
+    selected: bool | None
 
 
-def layer_rows(manifest: Manifest) -> tuple[LayerRow, ...]:
-    """Return the groups of a manifest, most sensitive first."""
-    total = manifest.autoquant_state.total_score
+def layer_rows(case: Sensitivity) -> tuple[LayerRow, ...]:
+    """Return the groups of a case, most sensitive first."""
+    total = case.total_score
     rows: list[LayerRow] = []
     running = 0.0
-    for ranked in manifest.sensitivity_ranking:
-        group = manifest.layer_sensitivity[ranked.name]
-        members = [manifest.layers[name] for name in group.module_names]
-        share = ranked.importance / total if ranked.importance is not None and total else None
+    for group in case.groups:
+        share = group.score / total if group.score is not None and total else None
         running += share or 0.0
         rows.append(
             LayerRow(
                 rank=group.rank,
-                group=ranked.name.removesuffix(GROUP_SUFFIX),
-                modules=group.module_names,
-                score=ranked.importance,
-                share=_finite(share),
-                cumulative_share=_finite(running) if total else None,
-                weights=sum(layer.out_features * layer.in_features for layer in members),
-                selected=all(layer.selected for layer in members),
+                group=group.name,
+                modules=group.modules,
+                score=group.score,
+                share=finite(share),
+                cumulative_share=finite(running) if total else None,
+                weights=group.weights,
+                selected=group.selected,
             )
         )
     return tuple(rows)
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCell:
+    """A layer group in a layer map."""
+
+    row: int
+    column: int
+    layer: str
+    projection: str
+    score: float | None
 
 
-def layer_report_json(manifest: Manifest) -> str:
+def layer_cells(case: Sensitivity) -> tuple[LayerCell, ...]:
+    """Return the layer map: decoder layers across, projections down, in module order.
+
+    A score of zero has no place on a log scale, and none in the map.
+    """
+    named = [(group, group.projection) for group in case.in_module_order]
+    rows = {name: row for row, name in enumerate(dict.fromkeys(name for _, name in named))}
+    return tuple(
+        LayerCell(
+            row=rows[name],
+            column=-1 if layer is None else layer,
+            layer="-" if layer is None else str(layer),
+            projection=name,
+            score=group.score or None,
+        )
+        for group, name in named
+        for layer in [group.layer]
+    )
+
+
+def layer_report_json(manifest: Manifest, case: Sensitivity) -> bytes:
     """Return the report as JSON: the case, its selection and one object per group."""
+    from pydantic_core import to_json
+
     report = {
         "schema_version": manifest.schema_version,
-        "case": manifest.case.case_id,
-        "status": manifest.case.status,
-        "alias_of": manifest.case.alias_of,
-        "format": manifest.quantization.base_format_name,
-        "effective_bits": manifest.quantization.effective_bits,
+        "case": case.case_id,
+        "status": case.status,
+        "alias_of": case.alias_of,
+        "format": case.format_name,
+        "effective_bits": case.effective_bits,
         "num_scored_tokens": manifest.dataset.num_scored_tokens,
-        "autoquant_state": asdict(manifest.autoquant_state),
-        "groups": [asdict(row) for row in layer_rows(manifest)],
+        "autoquant_state": manifest.autoquant_state,
+        "groups": layer_rows(case),
     }
-    return json.dumps(report, indent=2) + "\n"
+    return to_json(report, indent=2) + b"\n"
 
 
-def layer_report_markdown(manifest: Manifest) -> str:
-    """Return the report as Markdown that reads well in a code review."""
-    case = manifest.case
+def layer_report_markdown(manifest: Manifest, case: Sensitivity) -> str:
+    """Return the report as Markdown that reads well in a code review.
+
+    ``case`` is the manifest's, with its picture beside the report.
+    """
     parts = [
         f"# Layer sensitivity: {code(case.pair)}, {code(case.granularity)}, {text(case.size)}",
         _facts(manifest),
         KL_SCORE_MEANS if case.method == "kl_div" else SCORE_MEANS,
         *_notes(manifest),
         "## Selection",
-        _selection(manifest),
+        text(selection_sentence(case)),
+        "## Layer map",
+        f"![Score of every layer group, by decoder layer and projection: {_spoken(case)}]"
+        f"({LAYERS_PICTURE})",
         "## Layer groups, most sensitive first",
         GROUPS_MEAN,
-        _groups(manifest),
+        _groups(case),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def selection_sentence(manifest: Manifest) -> str:
-    """Say in one sentence what the bit budget keeps quantized."""
-    state = manifest.autoquant_state
-    rows = layer_rows(manifest)
-    budget = state.constraints.effective_bits
-    if not state.is_satisfied:
+def _spoken(case: Sensitivity) -> str:
+    """Say the three most sensitive groups, for those who do not see the picture."""
+    shares = case.shares
+    named = [f"{text(group.name)} {percent(shares.get(group.name))}" for group in case.groups[:3]]
+    return "highest are " + ", ".join(named)
+
+
+def selection_sentence(case: Sensitivity) -> str:
+    """Say in one sentence what the bit budget keeps quantized; empty if that is unknown."""
+    chosen = case.selection
+    if chosen.budget is None or chosen.bits is None or chosen.minimum_bits is None:
+        return ""
+    if not chosen.is_satisfied:
         return (
-            f"The budget of {budget:g} bits per weight cannot be met: the smallest reachable is "
-            f"{state.minimum_effective_bits:.4g}, with every group quantized."
+            f"The budget of {chosen.budget:g} bits per weight cannot be met: the smallest "
+            f"reachable is {chosen.minimum_bits:.4g}, with every group quantized."
         )
-    chosen = sum(row.selected for row in rows)
     return (
-        f"Within {budget:g} bits per weight, {chosen} of {len(rows)} groups stay quantized: "
-        f"{state.effective_bits:.4g} bits, score {number(state.score)} of "
-        f"{number(state.total_score)} with all of them."
+        f"Within {chosen.budget:g} bits per weight, {case.selected_groups} of {len(case.groups)} "
+        f"groups stay quantized: {chosen.bits:.4g} bits, score {number(chosen.score)} of "
+        f"{number(case.total_score)} with all of them."
     )
 
 
@@ -153,11 +209,7 @@ def _notes(manifest: Manifest) -> list[str]:
     return ["\n".join(lines)] if lines else []
 
 
-def _selection(manifest: Manifest) -> str:
-    return text(selection_sentence(manifest))
-
-
-def _groups(manifest: Manifest) -> str:
+def _groups(case: Sensitivity) -> str:
     rows = [
         (
             row.rank,
@@ -169,7 +221,7 @@ def _groups(manifest: Manifest) -> str:
             f"{row.weights:,}",
             "quantized" if row.selected else "16-bit",
         )
-        for row in layer_rows(manifest)
+        for row in layer_rows(case)
     ]
     headers = ("rank", "group", "linears", "score", "share", "running", "weights", "selection")
     return table(headers, rows, right="r rrrrr ")

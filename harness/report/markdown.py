@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from tabulate import tabulate
-
 from harness.names import one_line
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~&])")
@@ -40,24 +38,33 @@ def code(value: object) -> str:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, right: str = "") -> str:
-    """Return a GitHub table of ready-made cells.
+    """Return a GitHub table of ready-made cells, its columns lined up.
 
     Args:
         right: one letter per column, ``r`` for right-aligned; the others are left-aligned.
     """
-    align = ["right" if c == "r" else "left" for c in right.ljust(len(headers))]
-    return tabulate(
-        rows,
-        headers=headers,
-        tablefmt="pipe",
-        colalign=align if rows else None,
-        disable_numparse=True,
-    )
+    lines = [[str(cell) for cell in row] for row in (headers, *rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    sides = [str.rjust if c == "r" else str.ljust for c in right.ljust(len(headers))]
+    rule = [
+        "-" * (width - 1) + ":" if side is str.rjust else ":" + "-" * (width - 1)
+        for side, width in zip(sides, widths, strict=True)
+    ]
+    padded = [
+        [side(cell, width) for side, cell, width in zip(sides, line, widths, strict=True)]
+        for line in lines
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (padded[0], rule, *padded[1:]))
 
 
 def number(value: float | None) -> str:
     """Return a score with four significant digits, ``n/a`` where there is none."""
     return "n/a" if value is None else f"{value:.4g}"
+
+
+def bits(value: float | None) -> str:
+    """Return bits per weight with four significant digits, ``unknown`` where nothing says them."""
+    return "unknown" if value is None else f"{value:.4g}"
 
 
 def percent(value: float | None) -> str:

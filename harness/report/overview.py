@@ -4,32 +4,51 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from statistics import median
+from types import NoneType
 from typing import Any, TypeVar
-from urllib.parse import quote
 
 from harness.case import SIZES
 from harness.errors import ManifestError
 from harness.files import load_json
-from harness.manifest import GROUP_SUFFIX, SCHEMA_VERSION
+from harness.manifest import SCHEMA_VERSION
 from harness.names import one_line
-from harness.report.layers import LAYERS_MARKDOWN
-from harness.report.markdown import GROUPS_MEAN, SCORE_MEANS, code, number, percent, table, text
+from harness.report.frontier import frontier
+from harness.report.grid import grid_cells, views
+from harness.report.layers import report_links
+from harness.report.markdown import (
+    GROUPS_MEAN,
+    SCORE_MEANS,
+    bits,
+    code,
+    number,
+    percent,
+    table,
+    text,
+)
+from harness.report.pictures import grid_file
+from harness.report.schemes import SCHEMES_MARKDOWN, agreement_sentence
+from harness.report.stability import stability
 from harness.results import (
-    CaseLine,
     ErrorLine,
     Results,
     SkipLine,
     StructureLine,
     most_sensitive_groups,
+    origin,
 )
+from harness.sensitivity import UNKNOWN, Sensitivity
 from harness.settings import Shard
 
 MOST_LOST = 5
+_CASE_FIELDS = (
+    *("case_id", "pair", "granularity", "size", "status", "alias_of", "experimental", "problems"),
+    *("effective_bits", "total_score", "top_group", "selected_groups", "manifest"),
+)
 SUMMARY_MARKDOWN, SUMMARY_JSON = "summary.md", "summary.json"
 
 
@@ -48,7 +67,8 @@ def summary_json(results: Results) -> str:
             "lost": len(results.lost),
         },
         "shard": results.shard,
-        "cases": [_without_shares(line) for line in results.cases.values()],
+        "command": results.command,
+        "cases": [_case(line) for line in results.cases.values()],
         "skipped": [asdict(skip) for skip in results.skips.values()],
         "errors": [asdict(line) for line in results.errors.values()],
         "gated": results.gated,
@@ -60,6 +80,7 @@ def summary_json(results: Results) -> str:
             {"group": group, "mean_share": share}
             for group, share in most_sensitive_groups(results.cases.values())
         ],
+        "left_out": results.left_out,
         "write_errors": results.write_errors,
     }
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
@@ -81,6 +102,7 @@ class Summary:
     gated: dict[str, str] = field(default_factory=dict)
     lost: tuple[str, ...] = ()
     shard: tuple[int, int] | None = None
+    command: str | None = None
 
 
 def read_summary(path: Path) -> Summary:
@@ -107,10 +129,11 @@ def read_summary(path: Path) -> Summary:
             gated={str(name): str(why) for name, why in document.get("gated", {}).items()},
             lost=tuple(map(str, list(document.get("lost", [])))),
             shard=_shard(document.get("shard")),
+            command=_text(document.get("command")),
         )
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
         raise ManifestError(f"{path}: is no summary of a run: {type(error).__name__}") from None
 
 
@@ -119,14 +142,20 @@ _Line = TypeVar("_Line", SkipLine, ErrorLine, StructureLine)
 
 def _lines(rows: list[dict[str, Any]], kind: type[_Line]) -> tuple[_Line, ...]:
     """Rebuild lines, all of whose fields are texts but for the bits."""
-    kinds = {"effective_bits": (int, float)}
+    kinds = {"effective_bits": (int, float, NoneType)}
     for row in rows:
         for name, value in row.items():
             if not isinstance(value, kinds.get(name, str)):
                 raise TypeError(name)
-            if isinstance(value, float) and not math.isfinite(value):
+            if isinstance(value, (int, float)) and not math.isfinite(value):
                 raise ValueError(name)
     return tuple(kind(**row) for row in rows)
+
+
+def _text(value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(value)
+    return value
 
 
 def _shard(text_of_shard: str | None) -> tuple[int, int] | None:
@@ -140,11 +169,16 @@ def summary_markdown(results: Results) -> str:
     """Return the overview as Markdown, fit for a CI job summary."""
     parts = ["# Quantization sensitivity", text(counts_sentence(results)), SCORE_MEANS]
     parts += _failed(results)
+    parts += _left_out(results)
     parts += _sensitive(results)
+    parts += _grids(results)
     parts += _measured(results)
+    parts += _stability(results)
+    parts += _schemes(results)
     parts += _aliases(results.by_status("alias"))
     parts += _skipped(results)
     parts += _matrix(results)
+    parts += _origin(results)
     return "\n\n".join(parts) + "\n"
 
 
@@ -162,6 +196,7 @@ def counts_sentence(results: Results) -> str:
         f"{len(results.structures)} structure cases",
     ]
     for count, what in (
+        (len(results.schemes), "schemes derived"),
         (len(results.kept), "kept from an earlier run"),
         (len(results.gated), "stopped by the gate"),
         (len(results.lost), "lost"),
@@ -190,13 +225,18 @@ def terminal_lines(results: Results) -> list[str]:
     if len(results.lost) > MOST_LOST:
         more = len(results.lost) - MOST_LOST
         lines.append(f"  lost   and {more} more, listed in {SUMMARY_MARKDOWN}")
+    lines += [
+        f"  scheme {found.scheme.name}: {found.allocation.effective_bits:.4g} bits per weight, KL "
+        f"{number(found.measured.kl)} nats per token"
+        for found in results.schemes.values()
+    ]
     lines += _rerun_lines(results)
     ranked = most_sensitive_groups(results.cases.values())
     if ranked:
         lines.append("most sensitive groups (q_proj is q, k and v; gate_proj is gate and up), by")
         lines.append("mean share of a case's total score:")
     for place, (group, share) in enumerate(ranked, start=1):
-        lines.append(f"  {place:2d}. {share:6.1%}  {group.removesuffix(GROUP_SUFFIX)}")
+        lines.append(f"  {place:2d}. {share:6.1%}  {group}")
     lines += [f"NOT WRITTEN: {error}" for error in results.write_errors]
     return [one_line(line) for line in lines]
 
@@ -206,10 +246,13 @@ def _rerun_lines(results: Results) -> list[str]:
     return [f"  re-run {count:4d}  changed: {reason}" for reason, count in reasons.most_common()]
 
 
-def _without_shares(line: CaseLine) -> dict[str, object]:
-    record = asdict(line)
-    del record["shares"]
-    return record
+def _case(case: Sensitivity) -> dict[str, object]:
+    return {
+        **{name: getattr(case, name) for name in _CASE_FIELDS},
+        "num_groups": len(case.groups),
+        "selection_bits": case.selection.bits,
+        "is_satisfied": case.selection.is_satisfied,
+    }
 
 
 def _failed(results: Results) -> list[str]:
@@ -222,13 +265,71 @@ def _failed(results: Results) -> list[str]:
     return ["## Failed", table(("case", "problem"), rows)]
 
 
+def _left_out(results: Results) -> list[str]:
+    if not results.left_out:
+        return []
+    return ["## Left out", "\n".join(f"- {text(reason)}" for reason in results.left_out)]
+
+
+def _grids(results: Results) -> list[str]:
+    """Show the pictures; every number in them stands in the tables below."""
+    pictures = [
+        f"![Total score of every quant pair under every granularity, {text(view.model)}, "
+        f"{text(view.size)}]({grid_file(view)})"
+        for view in views(results)
+        if any(cell.score is not None for cell in grid_cells(results, view))
+    ]
+    return ["## Grid", *pictures] if pictures else []
+
+
+def _stability(results: Results) -> list[str]:
+    """Say per pair of sizes how alike they rank the groups, over all cases."""
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for point in stability(results):
+        found.setdefault((point.model, point.method, point.sizes), []).append(point.spearman)
+    if not found:
+        return []
+    rows = [
+        (code(model), text(method), text(sizes), len(values), *map(_correlation, _spread(values)))
+        for (model, method, sizes), values in found.items()
+    ]
+    headers = ("model", "method", "sizes", "cases", "lowest", "median", "highest")
+    return [
+        "## Size stability",
+        "Spearman rank correlation of the layer groups between two calibration sizes; 1 is the "
+        "same order. The page has it per case.",
+        table(headers, rows, right="   rrrr"),
+    ]
+
+
+def _schemes(results: Results) -> list[str]:
+    if not results.schemes:
+        return []
+    sentence = text(agreement_sentence(results.schemes))
+    return ["## Schemes", f"[{len(results.schemes)} derived]({SCHEMES_MARKDOWN}). {sentence}"]
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float, float]:
+    return min(values), median(values), max(values)
+
+
+def _correlation(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _origin(results: Results) -> list[str]:
+    rows = [(text(label), ", ".join(map(text, values))) for label, values in origin(results)]
+    if results.command is not None:
+        rows.append(("command", code(results.command)))
+    return ["## Where it came from", table(("", ""), rows)] if rows else []
+
+
 def _sensitive(results: Results) -> list[str]:
     ranked = most_sensitive_groups(results.cases.values())
     if not ranked:
         return []
     rows = [
-        (place, code(group.removesuffix(GROUP_SUFFIX)), percent(share))
-        for place, (group, share) in enumerate(ranked, start=1)
+        (place, code(group), percent(share)) for place, (group, share) in enumerate(ranked, start=1)
     ]
     return [
         "## Most sensitive groups",
@@ -241,17 +342,17 @@ def _measured(results: Results) -> list[str]:
     measured = results.by_status("measured")
     if not measured:
         return []
+    best = {p.case for view in views(results) for p in frontier(results, view) if p.best}
     rows = [
         (
-            f"[{code(line.pair)}]({_link(line.manifest)})"
-            + (" (exp.)" if line.experimental else ""),
+            _linked(line) + (" (exp.)" if line.experimental else ""),
             code(line.granularity),
             text(line.size),
-            f"{line.effective_bits:.4g}",
-            number(line.total_score),
-            code(line.top_group.removesuffix(GROUP_SUFFIX)),
-            f"{line.selected_groups} of {line.num_groups}" if line.is_satisfied else "infeasible",
-            f"{line.selection_bits:.4g}",
+            bits(line.effective_bits),
+            number(line.total_score) + (" \\*" if line.case_id in best else ""),
+            code(line.top_group),
+            quantized(line),
+            bits(line.selection.bits),
         )
         for line in sorted(measured, key=_by_damage)
     ]
@@ -265,15 +366,34 @@ def _measured(results: Results) -> list[str]:
         "quantized under budget",
         "bits under budget",
     )
-    return ["## Cases, least damage first", table(headers, rows, right="   rr rr")]
+    return [
+        "## Cases, least damage first",
+        table(headers, rows, right="   rr rr"),
+        "\\* on the frontier: no other case of the size has less of score or bits, and not more of "
+        "the other.",
+    ]
 
 
-def _by_damage(line: CaseLine) -> tuple[int, float, str]:
+def _linked(case: Sensitivity) -> str:
+    address = next(iter(report_links(case).values()))
+    return f"[{code(case.pair)}]({address})"
+
+
+def quantized(case: Sensitivity) -> str:
+    """Say how many groups the bit budget keeps quantized."""
+    if case.is_old:
+        return UNKNOWN
+    if not case.selection.is_satisfied:
+        return "infeasible"
+    return f"{case.selected_groups} of {len(case.groups)}"
+
+
+def _by_damage(line: Sensitivity) -> tuple[int, float, str]:
     order = list(SIZES).index(line.size) if line.size in SIZES else len(SIZES)
     return order, line.total_score or 0.0, line.case_id
 
 
-def _aliases(aliases: Sequence[CaseLine]) -> list[str]:
+def _aliases(aliases: Sequence[Sensitivity]) -> list[str]:
     if not aliases:
         return []
     rows = [(code(line.case_id), code(line.alias_of)) for line in aliases]
@@ -307,8 +427,3 @@ def _matrix(results: Results) -> list[str]:
         for pair in pairs
     ]
     return ["## What can run", table(["pair", *map(code, granularities)], rows)]
-
-
-def _link(path: str) -> str:
-    """Link to the layer report beside a manifest."""
-    return quote(os.fsencode(PurePosixPath(path).with_name(LAYERS_MARKDOWN)))

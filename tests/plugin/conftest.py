@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import vl_convert  # noqa: F401 - once per process, and pytester forgets what its runs import
 
 CASES = Path(__file__).resolve().parents[2] / "cases"
 
@@ -28,12 +29,13 @@ class Run:
         return self.folder / "reports" / "tmp"
 
 
-def run_pytest(folder, *arguments):
+def run_pytest(folder, *arguments, addopts=()):
+    """Run pytest; what ``addopts`` adds is not part of the command line that reports name."""
     # One thread each: two workers with two threads each crawl on two cores.
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTEST_ADDOPTS": " ".join(addopts)},
         capture_output=True,
         text=True,
         timeout=300,
@@ -48,9 +50,9 @@ class Project:
 
     folder: Path
 
-    def run(self, *arguments):
+    def run(self, *arguments, addopts=()):
         """Run pytest to its end."""
-        return run_pytest(self.folder, *arguments)
+        return run_pytest(self.folder, *arguments, addopts=addopts)
 
     def start(self, *arguments):
         """Start pytest in a session of its own; its output goes to ``output.txt``."""
@@ -93,7 +95,7 @@ def _heed_ctrl_c():
 
 
 def make_project(folder):
-    """Give ``folder`` the two case files and an ini file that makes it a rootdir."""
+    """Give ``folder`` the case files and an ini file that makes it a rootdir."""
     shutil.copytree(CASES, folder / "cases", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers\n")
     return folder
@@ -147,7 +149,7 @@ def grid_arguments():
 @pytest.fixture(scope="session")
 def grid(new_project, grid_arguments):
     """A real run over the grid in one process: what other ways to run it must equal."""
-    return new_project("grid").run("-n0", *grid_arguments)
+    return new_project("grid").run(*grid_arguments, addopts=("-n0",))
 
 
 @pytest.fixture(scope="session")

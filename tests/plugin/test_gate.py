@@ -405,3 +405,15 @@ def test_a_baseline_folder_that_cannot_be_read_is_a_usage_error(project, shop, f
     assert [word for word in words if word not in message] == []
     assert not (project.path / "canary").exists()
     assert [path for path in (project.path / "reports").rglob("*") if path.is_file()] == []
+
+
+def test_the_gates_words_in_the_reports_name_no_folder_of_the_machine(shop, first):
+    reports = shop.folder / "moved"
+    gated = shop.run(
+        *("moved", f"--aq-baseline={shop.folder / 'blessed'}", f"--aq-report-dir={reports}"),
+        model="spoilt",
+        pairs=PAIRS[:1],
+    )
+    assert gated.summary["counts"]["gated"] == len(gated.summary["gated"]) == 2
+    for path in (path for path in reports.rglob("*") if path.is_file()):
+        assert str(shop.folder) not in path.read_text(), path

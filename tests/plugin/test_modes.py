@@ -6,8 +6,11 @@ from textwrap import dedent
 import pytest
 
 COUNTING = """
-    import os, pathlib
+    import os, pathlib, socket
     import pytest
+
+    os.environ["LOGNAME"] = "qzprivate"
+    socket.gethostname = lambda: "qzprivatehost"
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_call(item):
@@ -37,7 +40,7 @@ def spread(request, new_project, grid_arguments):
     """One run, and the (size, worker) of every tape it captured."""
     project = new_project("spread")
     (project.folder / "conftest.py").write_text(dedent(COUNTING))
-    run = project.run(*request.param, *grid_arguments)
+    run = project.run(*grid_arguments, addopts=request.param)
     captures = (project.folder / "captures.txt").read_text().splitlines()
     return run, sorted(tuple(line.split()) for line in captures)
 
@@ -46,10 +49,22 @@ def test_every_file_is_the_same_bit_for_bit(grid, spread, contents):
     run, _ = spread
     assert (run.status, grid.status) == (0, 0), run.output
     here, there = contents(grid.root), contents(run.root)
-    assert len(here) == 3 * 2 * 6 + 2  # a manifest and two reports per case, the summaries
+    # A manifest, two reports and a picture per case, two summaries, the page, a picture per size.
+    assert len(here) == 4 * 2 * 6 + 3 + 2
+    assert {"index.html", "grid-tiny-qwen3-vl-small.svg", "grid-tiny-qwen3-vl-medium.svg"} < set(
+        here
+    )
     assert there.keys() == here.keys()
     for name, content in here.items():
         assert there[name] == content, name
+
+
+def test_no_file_names_the_user_the_host_or_the_folder(spread):
+    run, _ = spread
+    for path in (path for path in run.root.rglob("*") if path.is_file()):
+        text = path.read_text()
+        assert "qzprivate" not in text, path
+        assert str(run.folder) not in text, path
 
 
 def test_each_tape_is_captured_once_and_by_workers_of_their_own(spread, request):

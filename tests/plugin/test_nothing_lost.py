@@ -116,6 +116,9 @@ def check_interrupted(run, done):
     summary, lost = summary_of(run), [name for name in CASES if name not in done]
     assert [line["case_id"] for line in summary["cases"]] == ids(done)
     assert summary["lost"] == ids(lost)
+    page = (run.root / "index.html").read_text()
+    assert sorted(re.findall(r'"id":"([^"]+)"', page)) == ids(done)
+    assert sorted(re.findall(r"<code>(\S+)</code>: lost, was", page)) == ids(lost)
     for name in lost:
         assert f"  lost   {case_id(name)}: was to run and sent no outcome" in run.output
     assert re.search(rf"^{len(done)} measured, .*, {len(lost)} lost$", run.output, re.MULTILINE)
@@ -151,6 +154,9 @@ def test_stopping_at_the_first_failure_names_the_cases_that_did_not_run(start):
 def test_a_disk_that_fills_up_fails_the_run_and_names_what_is_not_written(start):
     # No file may outgrow 16 KiB from here on: a manifest does, a summary of six cases does not.
     project, process = start("resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384))", "-n0")
+    page = project.folder / "reports" / "tmp" / "index.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("of an earlier run")
     run = project.finished(process)
     assert run.status == pytest.ExitCode.TESTS_FAILED
     written = finished(run.root)
@@ -160,4 +166,9 @@ def test_a_disk_that_fills_up_fails_the_run_and_names_what_is_not_written(start)
         assert f"NOT WRITTEN: {path}: cannot be written: File too large" in run.output
     assert [path for path in run.root.rglob(".*") if path.is_file()] == []
     assert len(summary_of(run)["write_errors"]) == 2
+    assert (run.root / "summary.md").read_text().count("| not written") == 2
+    assert f"NOT WRITTEN: {page}: cannot be written: File too large" in run.output
+    assert not page.exists()  # rather none than that of an earlier run
+    assert "Traceback" not in run.output
+    assert "INTERNALERROR" not in run.output
     assert "wrote 4 manifests and layer reports under reports/tmp" in run.output

@@ -53,6 +53,10 @@ def scores(root):
     }
 
 
+def pictures(root):
+    return {path.relative_to(root): path.read_text() for path in root.rglob("*.svg")}
+
+
 def stamps(root):
     return {path: path.stat().st_mtime_ns for path in root.rglob("*") if "summary" not in path.name}
 
@@ -72,7 +76,7 @@ class Resumed:
     def is_untouched(self, name):
         (path,) = (p for p in find_manifests(self.root) if self.of(p) == case_id(name))
         files = {file: stamp for file, stamp in self.before.items() if file.parent == path.parent}
-        return len(files) == 3 and files == {f: f.stat().st_mtime_ns for f in path.parent.iterdir()}
+        return len(files) == 4 and files == {f: f.stat().st_mtime_ns for f in path.parent.iterdir()}
 
     def of(self, path):
         return read_manifest(path).case.case_id
@@ -154,6 +158,8 @@ def test_changed_inputs_are_measured_again_and_the_summary_says_which_changed(de
     captions = [*desk.captions[:-1], "two cats sleep on a chair"]
     changed = desk.resume("changed", "--aq-effective-bits=6", captions=captions)
     assert changed.run.status == 0
+    ids = sorted(map(case_id, CASES))
+    assert [line["case_id"] for line in changed.summary["cases"]] == ids
     assert not any(changed.is_untouched(name) for name in CASES)
     hashes = [
         next(iter(manifests(root).values()))["dataset"]["sha256"][:16]
@@ -162,6 +168,7 @@ def test_changed_inputs_are_measured_again_and_the_summary_says_which_changed(de
     reason = f"captions {hashes[0]} -> {hashes[1]}, budget 8.0 -> 6.0"
     assert f"\n  re-run    4  changed: {reason}\n" in changed.run.output
     assert changed.summary["reruns"] == {case_id(name): reason for name in CASES}
+    assert list(changed.summary["reruns"]) == ids  # whatever the order of arrival
     assert (changed.summary["kept"], changed.summary["counts"]["kept"]) == ([], 0)
     for document in manifests(changed.root).values():
         assert document["autoquant_state"]["constraints"]["effective_bits"] == 6
@@ -196,3 +203,7 @@ def test_a_run_whose_controller_was_killed_is_completed_with_the_same_scores(des
     assert [name for name in CASES if again.is_untouched(name)] == CASES[:3]
     assert again.summary["kept"] == sorted(map(case_id, CASES[:3]))
     assert manifests(root) == undisturbed
+    assert pictures(root) == pictures(desk.root)
+    assert len(pictures(root)) == 4 + 1
+    page = (root / "index.html").read_text()
+    assert sorted(re.findall(r'"id":"([^"]+)"', page)) == sorted(map(case_id, CASES))

@@ -66,7 +66,20 @@ def test_shards_are_about_equal_and_together_every_case_once(grid, folders):
     assert all(summary["cases"] for summary in summaries)
 
 
-def test_merged_shards_are_the_unsharded_run_file_for_file(grid, shards, folders, contents):
+def without_command(root, copy, shards):
+    """Copy a report as it would be if no one command had written it: several wrote the merged."""
+    shutil.copytree(root, copy)
+    summary = summary_of(copy)
+    assert summary.pop("command").startswith("pytest ")
+    (copy / "summary.json").write_text(json.dumps(summary))
+    assert shards.harness("render", str(copy)).status == 0
+    assert "command" in summary_of(copy)
+    return copy
+
+
+def test_merged_shards_are_the_unsharded_run_file_for_file(
+    grid, shards, folders, contents, tmp_path
+):
     names = [folder.name for folder in folders[::-1]]
     merged = shards.harness("merge", *names, "--into", "merged")
     assert merged.status == 0, merged.output
@@ -74,8 +87,9 @@ def test_merged_shards_are_the_unsharded_run_file_for_file(grid, shards, folders
     counted = f"8 measured, 4 aliases, 0 failed, {skipped}, 9 structure cases"
     assert merged.output.strip() == f"merged: {counted}"
     assert f"\n{counted}\n" in grid.output
-    here, there = contents(grid.root), contents(shards.folder / "merged")
-    assert len(here) == 3 * 12 + 2
+    here = contents(without_command(grid.root, tmp_path / "whole", shards))
+    there = contents(shards.folder / "merged")
+    assert len(here) == 4 * 12 + 3 + 2
     assert there.keys() == here.keys()
     for name, content in here.items():
         assert there[name] == content, name

@@ -257,8 +257,13 @@ def test_two_hosts_measure_what_one_process_does(controller, hosts, spawn):
     assert others == expected_others
     assert floats == pytest.approx(expected_floats, rel=1e-6)
 
+    assert files(run.root) == files(controller / "reports" / "alone")
     written = {path.name for path in files(run.root)}
-    assert {"summary.json", "layer-sensitivity-report.md"} < written
+    assert {"summary.json", "index.html", "layer-map.svg", "layer-sensitivity-report.md"} < written
+    for path in files(run.root):
+        text = (run.root / path).read_text()
+        told = (str(controller), *(host.name for host in hosts), str(hosts[0].ssh_config))
+        assert [word for word in told if word in text] == [], path
     for host in hosts:
         sent = host.folder / controller.name
         assert {path for path in files(sent) if path.suffix != ".pyc"} == own

@@ -3,15 +3,19 @@
 import json
 import math
 import re
+import shlex
 import shutil
 import socket
+from html import unescape
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from harness.manifest import read_manifest
 
 MODEL = "tiny-qwen3-vl"
+GRID = f"grid-{MODEL}-small.svg"
 EMBEDDED = Path(__file__).resolve().parents[2] / "harness" / "data" / MODEL
 ONE = (
     *("-p", "no:cacheprovider", "cases/test_sensitivity.py", "--aq-device=cpu"),
@@ -43,7 +47,7 @@ def case_id(pair, granularity):
 
 def test_the_sweep_passes_and_writes_exactly_the_designs_files(sweep):
     assert sweep.status == 0
-    expected = {"summary.md", "summary.json"}
+    expected = {"index.html", "summary.md", "summary.json", GRID}
     for pair, granularity in MEASURED | ALIASES.keys():
         weight, activation = re.fullmatch("w(.+)_a(.+)", pair).groups()
         folder = f"{MODEL}/weight-{weight}-act-{activation}/{granularity}/small"
@@ -51,8 +55,9 @@ def test_the_sweep_passes_and_writes_exactly_the_designs_files(sweep):
             f"{folder}/{pair}_autoquant_lm_quant_manifest.json",
             f"{folder}/layer-sensitivity-report.md",
             f"{folder}/layer-sensitivity-report.json",
+            f"{folder}/layer-map.svg",
         }
-    written = {path.relative_to(sweep.root).as_posix() for path in sweep.root.rglob("*.*")}
+    written = {p.relative_to(sweep.root).as_posix() for p in sweep.root.rglob("*") if p.is_file()}
     assert written == expected
 
 
@@ -142,6 +147,7 @@ def test_layer_reports_show_the_manifests_numbers(manifests, sweep):
         assert report["groups"][-1]["cumulative_share"] == pytest.approx(1)
         top = manifest.sensitivity_ranking[0]
         table = (folder / "layer-sensitivity-report.md").read_text()
+        assert re.findall(r"!\[[^]]+\]\((.+)\)", table) == ["layer-map.svg"]
         (row,) = re.findall(r"^\| +1 \| `(\S+)` +\| +\d+ \| +(\S+) \|", table, re.MULTILINE)
         assert row == (top.name.removesuffix(".quant_recipe"), f"{top.importance:.4g}")
 
@@ -155,11 +161,43 @@ def test_summaries_name_every_case_and_their_links_resolve(manifests, sweep):
     assert (summary["counts"]["failed"], summary["counts"]["structure"]) == (0, 12)
     assert all((sweep.root / line["manifest"]).is_file() for line in summary["cases"])
     text = (sweep.root / "summary.md").read_text()
-    links = re.findall(r"\]\(([^)]+)\)", text)
+    links = re.findall(r"(?<!!)\[[^]]*\]\(([^)]+)\)", text)
     assert len(set(links)) == len(MEASURED)
     assert all((sweep.root / link).is_file() for link in links)
+    assert re.findall(r"!\[[^]]+\]\(([^)]+)\)", text) == [GRID]
     for alias, original in ALIASES.items():
         assert re.search(rf"`{case_id(*alias)}` +\| `{case_id(*original)}`", text)
+
+
+def test_the_page_holds_every_case_with_its_numbers_and_its_links_resolve(manifests, sweep):
+    page = (sweep.root / "index.html").read_text()
+    (data,) = re.findall(r'<script type="application/json" id="data">(.+?)</script>', page)
+    shown = {case["id"]: case for case in json.loads(data)["cases"]}
+    assert shown.keys() == {m.case.case_id for m in manifests.values()}
+    for manifest in manifests.values():
+        case = shown[manifest.case.case_id]
+        assert (case["status"], case["alias_of"]) == (manifest.case.status, manifest.case.alias_of)
+        assert case["total"] == manifest.autoquant_state.total_score
+        assert {Path(link).name for link in case["links"].values()} == {
+            *("layer-sensitivity-report.md", manifest.path.name)
+        }
+        assert all((sweep.root / link).is_file() for link in case["links"].values())
+    assert not re.search(r"""<(?:link|img|iframe)\b|<script[^>]+\bsrc=""", page.split("<script")[0])
+
+
+def test_every_picture_is_one(sweep):
+    pictures = list(sweep.root.rglob("*.svg"))
+    assert len(pictures) == 7 + 1
+    for path in pictures:
+        drawn = ElementTree.parse(path).getroot()  # noqa: S314
+        assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_every_report_says_what_command_wrote_it(sweep, sweep_arguments):
+    command = shlex.join(["pytest", "-p", "no:cacheprovider", "-n0", *sweep_arguments])
+    assert json.loads((sweep.root / "summary.json").read_text())["command"] == command
+    assert f"| `{command}`" in (sweep.root / "summary.md").read_text()
+    assert f"<code>{command}</code>" in unescape((sweep.root / "index.html").read_text())
 
 
 def test_the_terminal_ends_with_counts_aliases_the_worst_groups_and_the_files(sweep, manifests):
@@ -173,6 +211,7 @@ def test_the_terminal_ends_with_counts_aliases_the_worst_groups_and_the_files(sw
     assert [float(share) for _, share, _ in ranked] == [round(100 * s, 1) for s in shares]
     assert shares == sorted(shares, reverse=True)
     assert re.findall(r"^wrote (\S+)$", shown, re.M) == [
+        "reports/tmp/index.html",
         "reports/tmp/summary.md",
         "reports/tmp/summary.json",
     ]
@@ -187,28 +226,67 @@ def mean_share(manifests, group):
     return sum(shares) / len(shares)
 
 
-def test_nothing_written_names_the_user_the_host_or_a_path_of_the_machine(
-    project, modelopt, monkeypatch
-):
-    monkeypatch.setenv("LOGNAME", "private")
-    private = project.path / "private"
-    shutil.copytree(EMBEDDED, private / "my-model")
-    (private / "captions.txt").write_text("a dog runs over the grass\n" * 16)
-    result = project.runpytest_inprocess(
-        *ONE, f"--aq-model={private / 'my-model'}", f"--aq-captions={private / 'captions.txt'}"
-    )
-    result.assert_outcomes(passed=1)
-    files = [path for path in (project.path / "reports").rglob("*") if path.is_file()]
-    assert len(files) == 5
+CAPTIONS = {
+    "one word": "--aq-captions={folder}/captions.txt",
+    "two words": "--aq-captions {folder}/captions.txt",
+    "ini": "-o aq_captions={folder}/captions.txt",
+    "ini in one word": "--override-ini=aq_captions={folder}/captions.txt",
+    "a short option": "-c{folder}/pytest.ini",
+}
+
+
+@pytest.fixture
+def private(project, monkeypatch):
+    """A folder whose name, like the user's and the host's, is in no report."""
+    monkeypatch.setenv("LOGNAME", "qzprivate")
+    monkeypatch.setattr(socket, "gethostname", lambda: "qzprivatehost")
+    folder = project.path / "qzprivate"
+    shutil.copytree(EMBEDDED, folder / "my-model")
+    (folder / "captions.txt").write_text("a dog runs over the grass\n" * 16)
+    (folder / "pytest.ini").write_text("[pytest]\naq_captions = captions.txt\n")
+    return folder
+
+
+def check_nothing_is_told(root, project):
+    files = [path for path in root.rglob("*") if path.is_file()]
     for path in files:
         text = path.read_text()
-        assert "private" not in text
-        assert str(project.path) not in text
-        assert not re.search(rf"\b{re.escape(socket.gethostname())}\b", text)
-    (manifest,) = map(read_manifest, (project.path / "reports").rglob("*_quant_manifest.json"))
+        assert "qzprivate" not in text, path
+        assert str(project.path) not in text, path
+        assert f"{Path.home()}/" not in text, path
+    return {path.name for path in files}
+
+
+@pytest.mark.parametrize("given", CAPTIONS.values(), ids=CAPTIONS)
+def test_nothing_written_names_the_user_the_host_or_a_path_of_the_machine(
+    project, modelopt, private, given
+):
+    (*options, cases) = (*ONE[:2], *ONE[3:], str(project.path / ONE[2]))
+    result = project.runpytest_inprocess(
+        *options, cases, f"--aq-model={private / 'my-model'}", *given.format(folder=private).split()
+    )
+    result.assert_outcomes(passed=1)
+    (root,) = {path.parent for path in project.path.rglob("summary.json")}
+    assert check_nothing_is_told(root, project) == {
+        *("index.html", "summary.md", "summary.json", "grid-my-model-small.svg"),
+        *("layer-sensitivity-report.md", "layer-sensitivity-report.json", "layer-map.svg"),
+        "wint8_afp16_autoquant_lm_quant_manifest.json",
+    }
+    (manifest,) = map(read_manifest, root.rglob("*_quant_manifest.json"))
     assert (manifest.environment.host, manifest.environment.user) == (None, None)
     assert (manifest.model.id, manifest.model.name) == ("my-model", "my-model")
     assert manifest.dataset.name == "captions.txt"
+
+
+def test_a_report_that_cannot_be_written_is_named_without_a_path_of_the_machine(
+    project, modelopt, private
+):
+    root = project.path / "reports" / "tmp"
+    root.mkdir(parents=True)
+    (root / MODEL).write_text("a file in its place")
+    project.runpytest_inprocess(*ONE).assert_outcomes(failed=1)
+    assert len(json.loads((root / "summary.json").read_text())["write_errors"]) == 1
+    check_nothing_is_told(root, project)
 
 
 def test_host_and_user_are_recorded_when_asked_for(project, modelopt, monkeypatch):
@@ -224,8 +302,10 @@ def test_published_reports_lie_under_reports_of_the_rootdir(project, modelopt, m
     project.runpytest_inprocess(*arguments, "--aq-publish").assert_outcomes(passed=1)
     assert {path.name for path in (project.path / "reports").iterdir()} == {
         MODEL,
+        "index.html",
         "summary.md",
         "summary.json",
+        GRID,
     }
     assert not (project.path / "cases" / "reports").exists()
 

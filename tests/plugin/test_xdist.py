@@ -36,3 +36,8 @@ def test_a_killed_worker_takes_only_its_own_case_with_it(spawn, tmp_path):
     }
     summary = json.loads((run.root / "summary.json").read_text())
     assert {line["case_id"] for line in summary["cases"]} == {case.case_id for case in finished}
+    page = (run.root / "index.html").read_text()
+    lost = f"tiny-qwen3-vl/{KILLED[17:-7].replace('-', '/')}/small/gradient"
+    assert f"<code>{lost}</code>: lost, was to run and sent no outcome" in page
+    assert all(f'"id":"{case.case_id}"' in page for case in finished)
+    assert (run.root / "grid-tiny-qwen3-vl-small.svg").is_file()

@@ -9,7 +9,7 @@ Ten tokens are scored. Within 8 bits per weight the most sensitive group, mlp, i
 kept at 16 bits; the best choice keeps attention and quantizes the other two.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from html.parser import HTMLParser
 
 import pytest
@@ -20,8 +20,10 @@ from harness.case import Case, Combination
 from harness.conf import load_vocabulary
 from harness.config import effective_config
 from harness.engine.protocol import GroupScore, Measurement
+from harness.fingerprint import Fingerprint
 from harness.manifest import EnvironmentRecord, MemoryRecord, ModelRecord, RunConfig
 from harness.record import Findings, Layer, build_manifest
+from harness.sensitivity import Group, Selection, Sensitivity
 
 LAYER = "model.language_model.layers.0"
 SHAPES = {
@@ -159,6 +161,47 @@ def scored(findings):
 
 
 @pytest.fixture(scope="session")
+def case_of():
+    """Build a case as reports see it; ``scores`` are by group, in module order."""
+    known = Fingerprint(**{field.name: "x" for field in fields(Fingerprint)})
+
+    def build(scores=None, **given):
+        scores = {f"{LAYER}.mlp.up_proj": 1.0} if scores is None else scores
+        names = {"model": "toy", "pair": "wint4_aint8", "granularity": "default"}
+        names |= {"size": "small", "method": "gradient"}
+        names |= {name: given.pop(name) for name in tuple(given) if name in names}
+        ordered = sorted(
+            scores, key=lambda name: -float("inf" if scores[name] is None else scores[name])
+        )
+        groups = tuple(
+            Group(
+                name=name, score=scores[name], rank=rank, modules=(name,), weights=8, selected=True
+            )
+            for rank, name in enumerate(ordered, start=1)
+        )
+        finite = [score for score in scores.values() if score is not None]
+        values = {
+            "case_id": "/".join(names.values()),
+            "status": "measured",
+            "alias_of": None,
+            "experimental": False,
+            "problems": (),
+            "notes": (),
+            "format_name": "F",
+            "effective_bits": 4.25,
+            "groups": groups,
+            "module_order": tuple(scores),
+            "total_score": sum(finite) if len(finite) == len(scores) else None,
+            "selection": Selection(),
+            "manifest": "/".join((*names.values(), "x.json")),
+            "fingerprint": known,
+        }
+        return Sensitivity(**names, **(values | given))
+
+    return build
+
+
+@pytest.fixture(scope="session")
 def render():
     """What a reader of a Markdown document sees: the tables' cells, the links and the text."""
 
@@ -177,6 +220,7 @@ class Page(HTMLParser):
 
     tables: list[list[list[str]]] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
     tags: set[str] = field(default_factory=set)
     text: str = ""
 
@@ -188,6 +232,8 @@ class Page(HTMLParser):
         self.tags.add(tag)
         if tag == "a":
             self.links.append(dict(attributes)["href"])
+        elif tag == "img":
+            self.images.append(dict(attributes)["src"])
         elif tag == "table":
             self.tables.append([])
         elif tag == "tr":

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from harness.baseline import PASSED, Baselines, Tolerances, Verdict, find_drifts
-from harness.comparison import compare
+from harness.comparison import compare as compare_sensitivities
 from harness.errors import ManifestError, VocabularyError
 from harness.files import write_atomic
 from harness.manifest import dump_manifest, read_manifest
+from harness.sensitivity import sensitivity_of
 from harness.settings import read_settings
 
 CASE = "toy/wint4_aint8/a_per_token_dynamic/small/gradient"
@@ -23,6 +24,11 @@ ACCEPT = "if the change is right, accept it with --aq-update-baseline"
 
 def settings_of(**given):
     return read_settings(lambda option: (given.get(option.name), option.flag))
+
+
+def compare(before, after):
+    """Compare two manifests."""
+    return compare_sensitivities(sensitivity_of(before), sensitivity_of(after))
 
 
 def changed(manifest, part, **values):

@@ -13,6 +13,7 @@ from harness.captions import (
     bucket,
     calibration_data,
     load_captions,
+    load_held_out,
 )
 from harness.errors import CaptionError
 
@@ -225,8 +226,55 @@ def test_the_built_in_captions_are_512_distinct_lines():
     assert "" not in folded(path)
 
 
-@pytest.mark.parametrize("name", ["captions.txt", "heldout.txt"])
+@pytest.mark.parametrize("name", ["training/captions.txt", "harness/data/heldout.txt"])
 def test_no_built_in_caption_is_one_the_embedded_model_was_trained_or_tested_on(name):
-    theirs = folded(REPOSITORY / "training" / name)
+    theirs = folded(REPOSITORY / name)
     assert len(theirs) >= 128
     assert folded(REPOSITORY / "harness" / "data" / "captions.txt") & theirs == set()
+
+
+# Held-out captions
+
+
+def test_the_built_in_held_out_captions_neither_calibrate_nor_trained():
+    path = REPOSITORY / "harness" / "data" / "heldout.txt"
+    own = folded(path)
+    assert len(own) == len(path.read_text("utf-8").splitlines()) >= 32
+    assert "" not in own
+    calibrating = load_captions(None, "large").lines
+    assert set(load_held_out(None).lines).isdisjoint(calibrating)
+    for other in ("harness/data/captions.txt", "training/captions.txt"):
+        assert own & folded(REPOSITORY / other) == set()
+
+
+def test_the_built_in_held_out_captions_are_all_of_the_file():
+    found = load_held_out(None)
+    lines = (REPOSITORY / "harness" / "data" / "heldout.txt").read_text("utf-8").splitlines()
+    assert found == CaptionSet(
+        name="autoquant-held-out", size="held-out", requested=len(lines), lines=tuple(lines)
+    )
+
+
+def test_all_of_a_file_is_held_out_however_long_it_is(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("\n".join(f" caption {i} \n" for i in range(700)), encoding="utf-8")
+    found = load_held_out(path)
+    assert (found.name, found.requested, len(found.lines)) == ("mine.txt", 700, 700)
+    assert found.lines[0] == "caption 0"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\n \n", "is empty; give one caption per line"),
+        (b"A dog.\nEin K\xe4fer.\n", "is not UTF-8 (byte 12)"),
+        (None, "does not exist"),
+    ],
+)
+def test_held_out_captions_that_cannot_be_read_are_named(tmp_path, content, said):
+    path = tmp_path / "mine.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CaptionError) as caught:
+        load_held_out(path)
+    assert str(caught.value).startswith(f"captions file {path}: {said}")

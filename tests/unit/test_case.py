@@ -1,5 +1,7 @@
 """Cases: the grid, its ids and its order, and the selection by name."""
 
+from dataclasses import replace
+
 import pytest
 
 from harness.case import (
@@ -8,11 +10,13 @@ from harness.case import (
     Combination,
     cases,
     combinations,
+    scheme_cases,
     select_sizes,
     select_vocabulary,
 )
 from harness.conf import load_vocabulary
 from harness.errors import VocabularyError
+from harness.scheme import Scheme
 
 VOCABULARY = load_vocabulary()
 
@@ -99,3 +103,80 @@ def test_an_unknown_name_is_refused_with_the_known_ones_and_the_way_to_add_it(
 def test_an_unknown_size_is_refused_with_a_guess():
     with pytest.raises(VocabularyError, match=r"size 'smal' .*'small'.*small, medium, large"):
         select_sizes(["smal"])
+
+
+# Schemes
+
+
+def with_scheme(*candidates):
+    scheme = Scheme(name="mine", candidates=candidates, measure="effective_bits", amount=8.0)
+    return replace(VOCABULARY, schemes={**VOCABULARY.schemes, "mine": scheme})
+
+
+def schemes(*selected, vocabulary=VOCABULARY):
+    return scheme_cases(vocabulary, selected, model="toy", size="medium")
+
+
+def test_every_scheme_is_a_case_if_none_is_selected():
+    assert [case.scheme for case in schemes()] == list(VOCABULARY.schemes.values())
+    assert {(case.model, case.size) for case in schemes()} == {("toy", "medium")}
+
+
+def test_selected_schemes_come_in_the_order_they_are_given():
+    assert [case.id for case in schemes("fp8_autoquant_full", "fp8_autoquant_top25")] == [
+        "fp8_autoquant_full",
+        "fp8_autoquant_top25",
+    ]
+
+
+def test_a_scheme_case_is_named_by_model_scheme_and_size():
+    (case,) = schemes("int4_fp8_autoquant_bits6")
+    assert case.id == "int4_fp8_autoquant_bits6"
+    assert case.case_id == "toy/schemes/int4_fp8_autoquant_bits6/medium"
+    assert [c.id for c in case.candidates] == ["wint4_afp16-default", "wfp8_afp8-default"]
+
+
+def test_a_candidate_is_a_pair_with_the_default_overlay_or_with_the_one_named():
+    vocabulary = with_scheme("wint8_afp16", "wint4_afp16-w_group64", "wfp8_afp8-default")
+    (case,) = schemes("mine", vocabulary=vocabulary)
+    assert [c.id for c in case.candidates] == [
+        "wint8_afp16-default",
+        "wint4_afp16-w_group64",
+        "wfp8_afp8-default",
+    ]
+    assert case.candidates[1].pair is VOCABULARY.pairs["wint4_afp16"]
+
+
+def test_an_unknown_scheme_is_refused_with_the_known_ones_and_the_way_to_add_it():
+    with pytest.raises(VocabularyError) as caught:
+        schemes("fp8_autoquant_top5")
+    message = str(caught.value)
+    assert message.startswith("scheme 'fp8_autoquant_top5' is unknown (did you mean 'fp8_auto")
+    assert all(name in message for name in VOCABULARY.schemes)
+    assert message.endswith("add it as YAML under scheme/ and pass --aq-conf")
+
+
+@pytest.mark.parametrize(
+    ("candidate", "said"),
+    [
+        ("wfp9_afp8", "candidate 'wfp9_afp8' is unknown"),
+        ("", "candidate '' is unknown"),
+        ("-default", "candidate '' is unknown"),
+        ("wfp8_afp8-w_group63", "overlay 'w_group63' is unknown"),
+        ("wfp8_afp8-default-small", "overlay 'default-small' is unknown"),
+    ],
+)
+def test_a_candidate_that_is_no_pair_and_overlay_is_refused(candidate, said):
+    with pytest.raises(VocabularyError) as caught:
+        schemes("mine", vocabulary=with_scheme(candidate))
+    assert str(caught.value).startswith(f"scheme 'mine': {said}")
+
+
+def test_an_unknown_candidate_is_refused_with_its_schemes_name():
+    with pytest.raises(VocabularyError, match=r"^scheme 'mine': candidate 'wfp9_afp8' is unknown"):
+        schemes("mine", vocabulary=with_scheme("wfp9_afp8"))
+
+
+def test_a_scheme_selected_twice_is_one_case():
+    found = schemes("fp8_autoquant_full", "fp8_autoquant_top25", "fp8_autoquant_full")
+    assert len(found) == len({case.case_id for case in found}) == 2

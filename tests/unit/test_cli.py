@@ -87,8 +87,8 @@ def test_the_help_names_every_command(capsys):
         cli.main(["--help"])
     shown = capsys.readouterr().out
     assert stop.value.code == 0
-    named = re.findall(r"^    (\w+) ", shown, re.MULTILINE)
-    assert named == ["list", "render", "compare", "merge", "doctor"]
+    named = re.findall(r"^    ([\w-]+)(?: |$)", shown, re.MULTILINE)
+    assert named == ["list", "render", "compare", "merge", "check-export", "doctor"]
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,7 @@ def test_the_help_names_every_command(capsys):
         (),
         ("rendr", "x"),
         ("render",),
+        ("check-export",),
         ("doctor", "x"),
         ("list", "--sizes=small"),
         ("list", "--pair"),
@@ -113,6 +114,7 @@ def test_render_rebuilds_the_layer_reports_and_the_summary(reports, capsys):
     assert cli.main(["render", str(reports)]) == 0
     assert capsys.readouterr().out == (
         f"{reports}: 2 measured, 0 aliases, 0 failed, 0 skipped, 0 structure cases\n"
+        f"wrote {reports / 'index.html'}\n"
     )
     assert len(list(reports.rglob("layer-sensitivity-report.md"))) == 2
     assert json.loads((reports / "summary.json").read_text())["counts"]["measured"] == 2
@@ -122,9 +124,10 @@ def test_render_names_what_it_left_out_and_rebuilds_the_rest(reports, capsys):
     broken, _ = sorted(reports.rglob("*_quant_manifest.json"))
     broken.write_text("{")
     assert cli.main(["render", str(reports)]) == 1
-    left_out, counts = capsys.readouterr().out.splitlines()
-    assert left_out.startswith(f"left out: {broken}: is not JSON")
+    left_out, counts, wrote = capsys.readouterr().out.splitlines()
+    assert left_out.startswith(f"left out: {broken.relative_to(reports).as_posix()}: is not JSON")
     assert counts.startswith(f"{reports}: 1 measured, ")
+    assert wrote == f"wrote {reports / 'index.html'}"
     assert len(list(reports.rglob("layer-sensitivity-report.md"))) == 1
 
 
@@ -137,13 +140,17 @@ def test_a_folder_that_is_not_there_is_one_line_and_no_traceback(tmp_path, capsy
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_without_manifests_is_one_line_and_stays_empty(tmp_path, capsys):
-    assert cli.main(["render", str(tmp_path)]) == 2
+def test_a_folder_without_manifests_gives_a_page_that_says_so(tmp_path, capsys):
+    assert cli.main(["render", str(tmp_path)]) == 1
     shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err.startswith(f"aq-harness: {tmp_path}: holds no *")
-    assert shown.err.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert shown.err == ""
+    left_out, counts, wrote = shown.out.splitlines()
+    assert left_out == (
+        "left out: no *_autoquant_lm_quant_manifest.json is here; run some cases first"
+    )
+    assert counts == (f"{tmp_path}: 0 measured, 0 aliases, 0 failed, 0 skipped, 0 structure cases")
+    assert wrote == f"wrote {tmp_path / 'index.html'}"
+    assert "is here; run some cases first" in (tmp_path / "index.html").read_text()
 
 
 def test_a_folder_whose_name_is_no_text_is_printed_escaped(reports):
@@ -212,6 +219,52 @@ def test_bad_input_to_the_list_is_one_line_and_no_traceback(arguments, message, 
     assert shown.out == ""
     assert shown.err.startswith(f"aq-harness: {message}")
     assert shown.err.count("\n") == 1
+
+
+def export_without_quantization(folder, *names):
+    """Write tensors of one BF16 element as an export of Qwen3-VL."""
+    header = {
+        name: {"dtype": "BF16", "shape": [1, 1], "data_offsets": [2 * place, 2 * place + 2]}
+        for place, name in enumerate(names)
+    }
+    start = json.dumps(header).encode()
+    config = {"architectures": ["Qwen3VLForConditionalGeneration"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(
+        len(start).to_bytes(8, "little") + start + bytes(2 * len(names))
+    )
+    return folder
+
+
+def test_an_export_that_breaks_no_rule_is_said_to_break_none(tmp_path, capsys):
+    folder = export_without_quantization(tmp_path, "lm_head.weight")
+    assert cli.main(["check-export", str(folder)]) == 0
+    assert capsys.readouterr() == (
+        f"{folder}: no quantization, 0 of 1 linears quantized\n"
+        "no violation of the 9 static rules found; not tried in vLLM\n",
+        "",
+    )
+
+
+def test_an_export_that_breaks_a_rule_fails_where_torch_cannot_be_imported(tmp_path):
+    folder = export_without_quantization(tmp_path, "lm_head.weight", "lm_head.weight_scale")
+    done = run(BLOCKED + RUN, "check-export", folder)
+    assert (done.returncode, done.stderr) == (1, "imported []\n")
+    assert done.stdout == (
+        "exclusion: lm_head.weight is quantized (BF16, weight_scale), and neither config says that "
+        "anything is\n"
+        f"{folder}: no quantization, 1 of 1 linears quantized\n"
+        "violations: 1, of the rules exclusion; not tried in vLLM\n"
+    )
+
+
+def test_a_folder_that_is_no_export_is_one_line_and_no_traceback(tmp_path, capsys):
+    assert cli.main(["check-export", str(tmp_path)]) == 2
+    assert capsys.readouterr() == (
+        "",
+        f"aq-harness: {tmp_path / 'config.json'}: no such file; give a folder that "
+        "export_hf_checkpoint has written whole\n",
+    )
 
 
 @pytest.mark.parametrize(("state", "status"), [("ok", 0), ("warning", 0), ("missing", 1)])

@@ -7,11 +7,13 @@ from string import ascii_lowercase
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy.stats import rankdata, spearmanr
 
-from harness.comparison import GroupDrift, compare
+from harness.comparison import GroupDrift, spearman
+from harness.comparison import compare as compare_sensitivities
 from harness.fingerprint import Difference
+from harness.sensitivity import sensitivity_of
 
-SUFFIX = ".quant_recipe"
 MLP = "model.language_model.layers.0.mlp.gate_proj"
 QKV = "model.language_model.layers.0.self_attn.q_proj"
 BROKEN = math.inf
@@ -19,12 +21,13 @@ BROKEN = math.inf
 scores = st.floats(0, 1e6, allow_subnormal=False)
 
 
-def names(groups):
-    return [name.removesuffix(SUFFIX) for name in groups]
+def compare(before, after):
+    """Compare two manifests."""
+    return compare_sensitivities(sensitivity_of(before), sensitivity_of(after))
 
 
 def drifts(comparison):
-    return {group.name.removesuffix(SUFFIX): group.drift for group in comparison.groups}
+    return {group.name: group.drift for group in comparison.groups}
 
 
 def with_selection(manifest, **selected):
@@ -38,7 +41,7 @@ def with_selection(manifest, **selected):
 
 def test_a_measurement_does_not_differ_from_itself(manifest):
     found = compare(manifest, manifest)
-    assert [(group.rank_before, group.drift) for group in found.groups] == [(2, 0), (3, 0), (1, 0)]
+    assert [(group.rank_before, group.drift) for group in found.groups] == [(1, 0), (2, 0), (3, 0)]
     assert (found.spearman, found.top_ten, found.total_drift) == (1.0, 1.0, 0.0)
     assert found.new == found.vanished == found.selection_changes == found.differing == ()
 
@@ -46,8 +49,8 @@ def test_a_measurement_does_not_differ_from_itself(manifest):
 def test_a_group_is_shown_with_its_scores_ranks_and_relative_drift(scored):
     found = compare(scored({"a": 4.0, "b": 2.0}), scored({"a": 5.0, "b": 8.0}))
     assert found.groups == (
-        GroupDrift(name="a" + SUFFIX, before=4, after=5, rank_before=1, rank_after=2, drift=0.25),
-        GroupDrift(name="b" + SUFFIX, before=2, after=8, rank_before=2, rank_after=1, drift=3.0),
+        GroupDrift(name="b", before=2, after=8, rank_before=2, rank_after=1, drift=3.0),
+        GroupDrift(name="a", before=4, after=5, rank_before=1, rank_after=2, drift=0.25),
     )
 
 
@@ -87,7 +90,7 @@ def test_a_score_that_is_not_finite_is_an_infinite_drift(scored, broken, before,
     found = compare(scored({"a": first, "b": 2.0}), scored({"a": second, "b": 2.0}))
     assert drifts(found) == {"a": math.inf, "b": 0.0}
     assert found.total_drift == math.inf
-    shown = (found.groups[0].before, found.groups[0].after)
+    (shown,) = [(group.before, group.after) for group in found.groups if group.name == "a"]
     assert shown == tuple(None if score == "broken" else score for score in (before, after))
 
 
@@ -166,27 +169,27 @@ def test_with_fewer_than_ten_groups_the_share_is_of_those_there_were(scored):
 
 def test_groups_in_one_measurement_only_are_new_or_vanished_and_not_compared(scored):
     found = compare(scored({"a": 1.0, "b": 2.0}), scored({"b": 2.0, "c": 3.0, "d": 4.0}))
-    assert names(group.name for group in found.groups) == ["b"]
-    assert (names(found.new), names(found.vanished)) == (["c", "d"], ["a"])
+    assert [group.name for group in found.groups] == ["b"]
+    assert (found.new, found.vanished) == (("d", "c"), ("a",))
 
 
 def test_two_measurements_with_no_group_in_common_can_be_compared(scored):
     found = compare(scored({"a": 1.0}), scored({"b": 1.0}))
     assert (found.groups, found.top_ten) == ((), 0.0)
-    assert (names(found.new), names(found.vanished)) == (["b"], ["a"])
+    assert (found.new, found.vanished) == (("b",), ("a",))
 
 
 def test_a_group_that_the_budget_treats_otherwise_is_a_selection_change(manifest):
     # Attention is kept at 16 bits; output and mlp are quantized.
     after = with_selection(manifest, o_proj=False, q_proj=True, k_proj=True, v_proj=True)
     found = compare(manifest, after).selection_changes
-    assert sorted(names(found)) == sorted((QKV, MLP.replace("mlp.gate", "self_attn.o")))
+    assert sorted(found) == sorted((QKV, MLP.replace("mlp.gate", "self_attn.o")))
 
 
 def test_a_group_is_selected_only_if_all_its_linears_are(manifest):
     assert compare(manifest, with_selection(manifest, q_proj=True)).selection_changes == ()
     changed = compare(manifest, with_selection(manifest, up_proj=False)).selection_changes
-    assert names(changed) == [MLP]
+    assert changed == (MLP,)
 
 
 def test_new_groups_are_no_selection_changes(scored):
@@ -203,7 +206,7 @@ def test_what_they_were_measured_with_is_compared(manifest):
 def test_the_worst_groups_are_those_that_drifted_most_either_way(scored):
     before = scored(dict.fromkeys("abcd", 1.0))
     found = compare(before, scored({"a": 1.5, "b": 0.1, "c": BROKEN, "d": 1.1}))
-    assert names(group.name for group in found.worst(3)) == ["c", "b", "a"]
+    assert [group.name for group in found.worst(3)] == ["c", "b", "a"]
     assert len(found.worst(10)) == 4
 
 
@@ -219,3 +222,33 @@ def test_shares_and_correlations_stay_in_their_ranges(scored, pairs):
     assert 0 <= found.top_ten <= 1
     assert all(not math.isnan(group.drift) for group in found.groups)
     assert all((group.drift == 0) == (group.before == group.after) for group in found.groups)
+
+
+def test_the_largest_drift_is_that_of_the_worst_group_either_way(scored):
+    before = scored(dict.fromkeys("abc", 1.0))
+    assert compare(before, scored({"a": 1.5, "b": 0.25, "c": 1.0})).largest_drift == 0.75
+    assert compare(before, scored({"a": 1.5, "b": BROKEN, "c": 1.0})).largest_drift == math.inf
+    assert compare(scored({}), scored({})).largest_drift == 0.0
+
+
+def test_two_measurements_of_the_harness_are_comparable(manifest):
+    assert compare(manifest, manifest).is_comparable
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    pairs=st.lists(
+        st.tuples(st.none() | scores | st.sampled_from([1.0, 2.0]), st.none() | scores),
+        min_size=2,
+        max_size=15,
+    )
+)
+def test_the_rank_correlation_is_that_of_scipy(pairs):
+    before, after = (
+        [math.inf if pair[side] is None else pair[side] for pair in pairs] for side in (0, 1)
+    )
+    if len(set(before)) > 1 and len(set(after)) > 1:
+        expected = spearmanr(rankdata(before), rankdata(after)).statistic
+        assert spearman(pairs) == pytest.approx(expected, abs=1e-12)
+    else:
+        assert spearman(pairs) == (len(set(before)) == len(set(after)))

@@ -239,4 +239,135 @@ def test_a_missing_folder_is_an_error_that_names_it_and_the_option(tmp_path):
 
 def test_a_folder_without_either_subfolder_is_an_error_that_names_what_belongs_there(conf):
     message = refusal(conf({"quant_pairs/x.yaml": PAIR.format(name="mine")}))
-    assert "has neither quant_pair/ nor quant_granularity/" in message
+    assert "has none of quant_pair, quant_granularity, scheme" in message
+
+
+# Schemes
+
+SCHEME = "name: mine\ncandidates: [wfp8_afp8]\n"
+A_SCHEME = SCHEME + "effective_bits: 10\n"
+
+
+def scheme_of(conf, text):
+    return load_vocabulary(conf({"scheme/mine.yaml": text})).schemes["mine"]
+
+
+@pytest.mark.parametrize(
+    ("measure", "raw", "amount"),
+    [
+        ("fraction_of_groups", "0.3", 0.3),
+        ("fraction_of_groups", "1", 1.0),
+        ("fraction_of_weights", "0", 0.0),
+        ("effective_bits", "16", 16.0),
+        ("effective_bits", "4.5", 4.5),
+    ],
+)
+def test_a_scheme_is_read_with_its_one_measure(conf, measure, raw, amount):
+    scheme = scheme_of(conf, f"{SCHEME}{measure}: {raw}\n")
+    assert (scheme.name, scheme.candidates) == ("mine", ("wfp8_afp8",))
+    assert (scheme.measure, scheme.amount) == (measure, amount)
+    assert type(scheme.amount) is float
+
+
+def test_schemes_come_after_the_built_in_ones_in_file_order(conf):
+    files = {
+        f"scheme/{file}": A_SCHEME.replace("mine", name)
+        for file, name in (("b.yaml", "later"), ("a.yml", "sooner"))
+    }
+    vocabulary = load_vocabulary(conf(files))
+    assert list(vocabulary.schemes) == [*BUILTIN.schemes, "sooner", "later"]
+    assert (vocabulary.pairs, vocabulary.granularities) == (BUILTIN.pairs, BUILTIN.granularities)
+
+
+def test_a_scheme_that_repeats_a_built_in_word_for_word_is_the_built_in(conf):
+    text = "name: fp8_autoquant_top50\ncandidates: [wfp8_afp8]\nfraction_of_groups: {}\n"
+    assert load_vocabulary(conf({"scheme/x.yaml": text.format(0.5)})) == BUILTIN
+    message = refusal(conf({"scheme/x.yaml": text.format(0.6)}))
+    assert "name 'fp8_autoquant_top50' redefines a built-in" in message
+
+
+def test_a_scheme_name_given_twice_is_refused_with_both_files(conf):
+    folder = conf({"scheme/one.yaml": A_SCHEME, "scheme/two.yaml": A_SCHEME})
+    one, two = (folder / "scheme" / f"{file}.yaml" for file in ("one", "two"))
+    assert refusal(folder) == f"{two}: name 'mine' is also in {one}"
+
+
+NOT_ONE = "give exactly one of fraction_of_groups, fraction_of_weights, effective_bits, not {}"
+
+
+@pytest.mark.parametrize(
+    ("text", "fragments"),
+    [
+        (SCHEME, (NOT_ONE.format(0),)),
+        (A_SCHEME + "fraction_of_groups: 0.5\n", (NOT_ONE.format(2),)),
+        (A_SCHEME + "fraction_of_groups: 1\nfraction_of_weights: 1\n", (NOT_ONE.format(3),)),
+        (A_SCHEME + "bits: 8\n", ("unknown key 'bits'", "name, candidates, fraction_of_groups")),
+        (A_SCHEME + "effective_bits: 9\n", ("'effective_bits' is written twice", "line 4")),
+        ("name: mine\neffective_bits: 8\n", ("key 'candidates' is missing",)),
+        ("candidates: [wfp8_afp8]\neffective_bits: 8\n", ("key 'name' is missing",)),
+        (A_SCHEME.replace("mine", "../evil"), ("name '../evil' is not safe",)),
+        (A_SCHEME.replace("mine", "8"), ("name 8 is not safe",)),
+        (A_SCHEME.replace("mine", "a-b"), ("name 'a-b' is not safe",)),
+        *[
+            (f"name: mine\ncandidates: {given}\neffective_bits: 8\n", ("candidates must be",))
+            for given in ("wfp8_afp8", "null", "8", "[8]", "[null]", "{wfp8_afp8: 1}", "[[a]]")
+        ],
+        ("name: mine\ncandidates: []\neffective_bits: 8\n", ("names no candidate",)),
+        (
+            "name: mine\ncandidates: [a, a]\neffective_bits: 8\n",
+            ("names a candidate twice: a, a",),
+        ),
+        (
+            "name: mine\ncandidates: [a, b]\nfraction_of_groups: 0.5\n",
+            ("fraction_of_groups", "2 candidates"),
+        ),
+        *[
+            (f"{SCHEME}{measure}: {raw}\n", (f"{measure} must be a number, not",))
+            for measure in ("fraction_of_groups", "fraction_of_weights", "effective_bits")
+            for raw in (
+                "true",
+                "no",
+                "null",
+                "[8]",
+                "{a: 1}",
+                "'8'",
+                "eight",
+                "2026-01-01",
+                "1e999",
+            )
+        ],
+        *[
+            (f"{SCHEME}fraction_of_weights: {raw}\n", ("fraction_of_weights", "is no fraction"))
+            for raw in ("1.5", "-1", "50", ".nan", ".inf", "-.inf")
+        ],
+        *[
+            (f"{SCHEME}effective_bits: {raw}\n", ("effective_bits", "up to 16"))
+            for raw in ("0", "-0.0", "-8", "16.5", ".nan", ".inf", "8:30", "9" * 300)
+        ],
+        (SCHEME + "effective_bits: " + "9" * 5000 + "\n", ("not readable as YAML", "digits")),
+        ("name: mine\ncandidates: &a [wfp8_afp8]\neffective_bits: *a\n", ("alias 'a'", "line 3")),
+        ("name: mine\ncandidates: &a [*a]\neffective_bits: 8\n", ("alias 'a'",)),
+        ("- mine\n", ("must be a mapping",)),
+        ("", ("must be a mapping",)),
+        ("name: !!python/object:os.system mine\n", ("not readable as YAML",)),
+    ],
+    ids=lambda given: ascii(given[:40]) if isinstance(given, str) else "",
+)
+def test_a_mistake_in_a_scheme_is_named_by_file_and_key(conf, text, fragments):
+    folder = conf({"scheme/mine.yaml": text})
+    message = refusal(folder)
+    assert message.startswith(f"{folder / 'scheme' / 'mine.yaml'}: ")
+    assert all(fragment in message for fragment in fragments), message
+
+
+@pytest.mark.parametrize("raw", ["1" + "0" * 400, "-1" + "0" * 400, "9" * 4200])
+@pytest.mark.parametrize("measure", ["fraction_of_groups", "effective_bits"])
+def test_an_integer_that_no_float_holds_is_a_mistake_like_any_other(conf, measure, raw):
+    folder = conf({"scheme/mine.yaml": f"{SCHEME}{measure}: {raw}\n"})
+    message = refusal(folder)
+    assert message.startswith(f"{folder / 'scheme' / 'mine.yaml'}: ")
+    assert measure in message
+
+
+def test_a_scheme_alone_is_enough_of_a_folder(conf):
+    assert scheme_of(conf, A_SCHEME).amount == 10.0

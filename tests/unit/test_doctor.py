@@ -403,13 +403,13 @@ def test_where_nothing_is_installed_the_doctor_says_how_to_get_all_of_it(bare):
     lines = [line.strip() for line in done.stdout.splitlines()]
     rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in lines if len(line.split()) > 2}
     assert rows["torch"] == ["missing", "not installed; wanted >=2.8"]
-    assert rows["transformers"] == ["missing", "not installed; wanted <5.15,>=4.57"]
+    assert rows["transformers"] == ["missing", "not installed; wanted <5.15,>=5.0"]
     assert rows["nvidia-modelopt"] == ["missing", "not installed; wanted ==0.47.*"]
     assert rows["pytest-autoquant"][0] == "ok"
     assert {rows[name][0] for name in COMMAND_LINE_NEEDS} == {"ok"}
     (command,) = (line for line in lines if line.startswith("python -m pip install"))
     wanted = command.removeprefix("python -m pip install ").split()
-    assert {"'torch>=2.8'", "'transformers<5.15,>=4.57'", "'nvidia-modelopt==0.47.*'"} <= {*wanted}
+    assert {"'torch>=2.8'", "'transformers<5.15,>=5.0'", "'nvidia-modelopt==0.47.*'"} <= {*wanted}
     assert not [each for each in wanted for name in COMMAND_LINE_NEEDS if name in each]
     assert "ModuleNotFoundError: No module named 'torch'" in done.stdout
     assert lines[-1] == "AutoQuant cannot run here: see what is missing"

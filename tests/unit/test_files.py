@@ -1,5 +1,6 @@
 """Files written whole or not at all, on a real file system."""
 
+import json
 import resource
 import threading
 from contextlib import contextmanager
@@ -7,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from harness.errors import ManifestError
-from harness.files import check_writable, write_atomic
+from harness.files import check_writable, load_json, write_atomic
 
 
 @contextmanager
@@ -93,3 +94,27 @@ def test_an_unwritable_report_folder_is_named_with_what_to_do(tmp_path, below):
     message = str(caught.value)
     assert message.startswith(f"report folder {tmp_path / below}: cannot be written (")
     assert message.endswith("give another one with --aq-report-dir")
+
+
+@pytest.mark.parametrize("text", ['"\\ud800"', '"a\\uDFFFb"', '{"\\udC00": 1}', '"\ud800"'])
+def test_half_a_character_is_no_text(text):
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        load_json(text)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-32"])
+def test_half_a_character_is_found_in_every_encoding(encoding):
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        load_json('"\\ud800"'.encode(encoding))
+
+
+@pytest.mark.parametrize("value", ["\U0001f600", "é\u2028", "\\ud800 as text", "\ud7ff\ue000"])
+def test_whole_characters_are_read_however_they_are_written(value):
+    for ensure_ascii in (True, False):
+        assert load_json(json.dumps(value, ensure_ascii=ensure_ascii)) == value
+
+
+@pytest.mark.parametrize("text", ["NaN", "[Infinity]", '{"a": -Infinity}'])
+def test_a_number_that_is_none_is_refused(text):
+    with pytest.raises(ValueError, match="is no JSON number"):
+        load_json(text)

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import tempfile
 import time
 import unicodedata
@@ -22,12 +23,14 @@ from harness.manifest import dump_manifest, load_manifest
 from harness.report.layers import LAYERS_JSON, layer_report_markdown
 from harness.report.overview import read_summary, summary_markdown, terminal_lines
 from harness.report.writer import rebuild, write_case
-from harness.results import ErrorLine, Results, SkipLine, StructureLine, case_line
+from harness.results import ErrorLine, Results, SkipLine, StructureLine
+from harness.sensitivity import sensitivity_of
 
 BUILTIN = load_vocabulary()
 LAYER = "model.language_model.layers.0"
 MLP = f"{LAYER}.mlp.gate_proj.quant_recipe"
 LONGEST_MESSAGE = 5_000
+OUR_PICTURES = r"(layer-map|grid-[a-z0-9._-]+)\.svg"
 
 HOSTILE_NAMES = (
     *("../../x", "..", ".", "...", "/escaped", "//escaped", "~/x", "./..", "..\\..\\x", "C:\\x"),
@@ -253,8 +256,8 @@ def guarded():
 def write_everything(root, manifest):
     """Write and rebuild; what was written is strict JSON, readable again and printable."""
     path = write_case(root, manifest, None)
-    results, left_out = rebuild(root)
-    assert left_out == []
+    results = rebuild(root)
+    assert results.left_out == []
     for document in (path for path in root.rglob("*.json") if path.is_file()):
         strict(document.read_text(encoding="utf-8"))
     terminal_lines(results)
@@ -458,7 +461,9 @@ def test_hostile_layer_and_group_names_name_no_file(manifest, name):
         assert expected.name in {path.name for path in root.rglob("*")}
 
 
-@pytest.mark.parametrize("model", ["tmp", "baseline", "summary.md", "summary.json", "TMP"])
+@pytest.mark.parametrize(
+    "model", ["tmp", "baseline", "summary.md", "summary.json", "index.html", "TMP"]
+)
 def test_a_model_named_like_a_file_or_folder_of_ours_is_reported(manifest, model):
     document = put(document_of(manifest), ("model", "name"), model)
     loaded = load_or_refuse(json.dumps(document))
@@ -474,8 +479,8 @@ def test_a_folder_whose_name_is_no_text_is_reported(render, manifest):
         folder = root / os.fsdecode(b"a\xffb")
         folder.mkdir()
         (folder / manifest.path.name).write_text(dump_manifest(manifest))
-        results, left_out = rebuild(root)
-        assert (len(results.cases), left_out) == (1, [])
+        results = rebuild(root)
+        assert (len(results.cases), results.left_out) == (1, [])
         assert (folder / LAYERS_JSON).is_file()
         links = render((root / "summary.md").read_text()).links
         assert links == ["a%FFb/layer-sensitivity-report.md"]
@@ -513,7 +518,7 @@ def test_a_damaged_summary_is_read_or_left_out(manifest, data):
     with guarded() as root:
         write_case(root, manifest, None)
         (root / "summary.json").write_text(content, encoding="utf-8", errors="surrogatepass")
-        results, _ = rebuild(root)
+        results = rebuild(root)
         assert len(results.cases) == 1
         strict((root / "summary.json").read_text())
 
@@ -566,7 +571,7 @@ def hostile_documents(manifest, text):
 
 def results_of(manifest, text):
     """A session with one of everything, all of it named ``text``."""
-    line = case_line(manifest, manifest.path)
+    line = sensitivity_of(manifest)
     cases = (
         line,
         *(
@@ -591,6 +596,9 @@ def results_of(manifest, text):
         gated={text: text},
         reruns={text: text},
         lost=(text,),
+        left_out=[text],
+        command=text,
+        shard=text,
         write_errors=[text],
     )
 
@@ -602,7 +610,7 @@ def shape(page):
 def check_pages(render, manifest, text):
     for plain, hostile in hostile_documents(manifest, text):
         pages = [
-            (layer_report_markdown(plain), layer_report_markdown(hostile)),
+            tuple(layer_report_markdown(m, sensitivity_of(m)) for m in (plain, hostile)),
             *(
                 (summary_markdown(mine), summary_markdown(theirs))
                 for mine, theirs in [(results_of(plain, "plain"), results_of(hostile, text))]
@@ -610,7 +618,8 @@ def check_pages(render, manifest, text):
         ]
         for expected, markdown in pages:
             wanted, page = render(expected), render(markdown)
-            assert page.tags <= wanted.tags | {"code"}
+            assert page.tags <= wanted.tags | {"code", "img"}
+            assert all(re.fullmatch(OUR_PICTURES, source) for source in page.images)
             assert len(page.links) == len(wanted.links)
             assert all(link.endswith(LAYERS_JSON.replace(".json", ".md")) for link in page.links)
             assert not any(":" in link or link.startswith(("/", "..")) for link in page.links)

@@ -8,7 +8,8 @@ import pytest
 from harness.errors import ManifestError
 from harness.merge import merge
 from harness.report.writer import write_case, write_summary
-from harness.results import ErrorLine, Results, SkipLine, StructureLine, case_line
+from harness.results import ErrorLine, Results, SkipLine, StructureLine
+from harness.sensitivity import sensitivity_of
 
 NAMES = ("default", "w_group64", "w_group128", "a_per_token_dynamic")
 
@@ -59,7 +60,7 @@ def ran(tmp_path):
         root, results = tmp_path / name, Results(**known)
         for manifest in manifests:
             write_case(root, manifest)
-            results.add(case_line(manifest, manifest.path))
+            results.add(sensitivity_of(manifest))
         write_summary(root, results)
         return root
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from harness.case import SchemeCase
 from harness.manifest import load_manifest
 from harness.message import (
     Message,
@@ -12,10 +13,21 @@ from harness.message import (
     kept_message,
     load_message,
     manifest_message,
+    scheme_message,
     skip_message,
     structure_message,
 )
 from harness.results import StructureLine
+from harness.scheme import Scheme
+from harness.scheme_manifest import (
+    AllocationRecord,
+    FrontierPoint,
+    GroupDecision,
+    MeasuredDamage,
+    SchemeManifest,
+    SchemeRecord,
+    load_scheme,
+)
 from harness.support import Status, Support
 
 CASE = "toy/wint4_aint8/a_per_token_dynamic/small/gradient"
@@ -37,7 +49,7 @@ def messages(findings, manifest):
     return {
         "manifest": manifest_message(manifest),
         "kept": kept_message(findings.case),
-        "skip": skip_message(findings.case, REFUSED),
+        "skip": skip_message(findings.case, REFUSED, 4.125),
         "error": error_message(findings.case, "out of memory"),
         "structure": structure_message(STRUCTURE),
     }
@@ -68,7 +80,12 @@ def test_a_manifest_arrives_whole(messages, manifest):
 def test_the_other_messages_carry_the_fields_of_their_line(messages):
     assert {name: messages[name].body for name in ("kept", "skip", "error", "structure")} == {
         "kept": {"case_id": CASE},
-        "skip": {"case_id": CASE, "status": "unsupported", "reason": REFUSED.reason},
+        "skip": {
+            "case_id": CASE,
+            "status": "unsupported",
+            "reason": REFUSED.reason,
+            "effective_bits": 4.125,
+        },
         "error": {"case_id": CASE, "problem": "out of memory"},
         "structure": asdict(STRUCTURE),
     }
@@ -92,3 +109,77 @@ def test_a_message_has_neither_unless_it_is_given_them(messages):
 def test_a_tolerance_that_is_no_json_arrives_as_something_that_the_gate_refuses():
     sent = Message(kind="error", body="", tolerances={"group": {0.1}})
     assert not isinstance(load_message(sent.dump()).tolerances["group"], (int, float))
+
+
+# Schemes
+
+
+@pytest.fixture
+def derived(manifest):
+    """A scheme of one group, measured and not exported."""
+    return SchemeManifest(
+        case_id="toy/schemes/mine/small",
+        scheme=SchemeRecord(
+            name="mine",
+            candidates=("wfp8_afp8",),
+            left_out={},
+            measure="fraction_of_groups",
+            amount=1.0,
+            target=None,
+        ),
+        model=manifest.model,
+        dataset=manifest.dataset,
+        groups=(
+            GroupDecision(
+                name="a", modules=("a",), weights=8, format="wfp8_afp8", scores={"wfp8_afp8": 0.5}
+            ),
+        ),
+        allocation=AllocationRecord(
+            score=0.5, effective_bits=8.0, fraction_of_groups=1.0, fraction_of_weights=1.0
+        ),
+        frontier=(FrontierPoint(budget=8.0, effective_bits=8.0, score=0.5),),
+        measured=MeasuredDamage(
+            kl=1e-3,
+            loss=2.0,
+            loss_before=1.5,
+            agreement=0.97,
+            num_tokens=100,
+            captions="größe.txt",
+            sha256="e" * 64,
+        ),
+        export=None,
+        environment=manifest.environment,
+        timing={"score": 1.0},
+        memory=manifest.memory,
+    )
+
+
+@pytest.fixture
+def scheme_case(findings):
+    scheme = Scheme(name="mine", candidates=("wint4_aint8",), measure="effective_bits", amount=8.0)
+    return SchemeCase(
+        model="toy", scheme=scheme, candidates=(findings.case.combination,), size="small"
+    )
+
+
+def test_a_derived_scheme_arrives_whole(derived):
+    message = scheme_message(derived)
+    assert message.kind == "scheme"
+    json.loads(message.dump(), parse_constant=pytest.fail)
+    assert message.dump().isascii()
+    found = load_message(message.dump())
+    assert found == message
+    assert load_scheme(found.body, source="the worker") == derived
+
+
+def test_a_scheme_that_cannot_run_or_failed_is_carried_by_its_own_id(scheme_case):
+    assert skip_message(scheme_case, REFUSED).body == {
+        "case_id": "toy/schemes/mine/small",
+        "status": "unsupported",
+        "reason": REFUSED.reason,
+        "effective_bits": None,
+    }
+    assert error_message(scheme_case, "out of memory").body == {
+        "case_id": "toy/schemes/mine/small",
+        "problem": "out of memory",
+    }

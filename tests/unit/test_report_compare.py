@@ -194,3 +194,26 @@ def test_hostile_names_break_neither_the_tables_nor_the_page(tmp_path, render, s
     assert [[len(row) for row in table] for table in page.tables] == [[6, 6], [5, 5]]
     shown = HOSTILE.replace("`", "'").replace("\n", " ")
     assert (page.tables[0][1][0], page.tables[1][1][0]) == (shown, shown)
+
+
+def test_two_manifests_of_other_cases_are_compared_by_the_groups_in_both(tmp_path, scored):
+    first, second = scored({"a": 4.0, "b": 2.0}), named(scored({"b": 3.0, "c": 1.0}), "other")
+    for name, manifest in (("one.json", first), ("two.json", second)):
+        write_atomic(tmp_path / name, dump_manifest(manifest))
+    found = compare_runs(tmp_path / "one.json", tmp_path / "two.json")
+    assert list(found.cases) == [f"{first.case.case_id} -> toy/other"]
+    (comparison,) = found.cases.values()
+    assert [(group.name, group.drift) for group in comparison.groups] == [("b", 0.5)]
+    assert (comparison.new, comparison.vanished) == (("c",), ("a",))
+    assert (found.only_before, found.only_after) == ((), ())
+
+
+def test_two_manifests_without_a_group_in_common_are_refused(tmp_path, scored):
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    write_atomic(one, dump_manifest(scored({"a": 1.0})))
+    write_atomic(two, dump_manifest(scored({"b": 1.0})))
+    with pytest.raises(ManifestError) as caught:
+        compare_runs(one, two)
+    assert str(caught.value) == (
+        f"{one} and {two} have no layer group in common; give two of one architecture"
+    )

@@ -6,16 +6,28 @@ from dataclasses import replace
 import pytest
 
 from harness.record import build_manifest
-from harness.report.layers import (
-    layer_report_json,
-    layer_report_markdown,
-    layer_rows,
-    selection_sentence,
-)
+from harness.report import layers
+from harness.sensitivity import sensitivity_of
 
 HOSTILE = "<script>alert('x')</script>|`a`\n# [b](c) \\"
 SHOWN = "<script>alert('x')</script>|`a` # [b](c) \\"
 PREFIX = "model.language_model.layers.0"
+
+
+def layer_rows(manifest):
+    return layers.layer_rows(sensitivity_of(manifest))
+
+
+def layer_report_markdown(manifest):
+    return layers.layer_report_markdown(manifest, sensitivity_of(manifest))
+
+
+def layer_report_json(manifest):
+    return layers.layer_report_json(manifest, sensitivity_of(manifest))
+
+
+def selection_sentence(manifest):
+    return layers.selection_sentence(sensitivity_of(manifest))
 
 
 def with_score(findings, index, score):
@@ -107,8 +119,9 @@ def test_the_json_report_carries_the_manifests_numbers_unrounded(manifest):
 def test_hostile_names_break_neither_tables_nor_the_page(render, hostile_findings):
     manifest = build_manifest(hostile_findings)
     page = render(layer_report_markdown(manifest))
-    blocks = {"h1", "h2", "p", "ul", "li", "code"}
+    blocks = {"h1", "h2", "p", "ul", "li", "code", "img"}
     assert page.tags == blocks | {"table", "thead", "tbody", "tr", "th", "td"}
+    assert page.images == ["layer-map.svg"]
     assert [len(table) for table in page.tables] == [1 + 8, 1 + 3]
     assert {len(row) for row in page.tables[1]} == {8}
     in_code = SHOWN.replace("`", "'")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.report.markdown import code, number, percent, table, text
+from harness.report.markdown import bits, code, number, percent, table, text
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -76,7 +76,7 @@ def test_a_code_span_of_nothing_is_nothing():
 def test_columns_are_aligned_as_asked_and_numbers_stay_as_they_are_written(render):
     rows = [("1", "1.50e-07", "a"), ("10", "2", "b")]
     markdown = table(("rank", "score", "name"), rows, right="rr")
-    assert re.sub("-+", "-", markdown.splitlines()[1]) == "|-:|-:|:-|"
+    assert re.sub("-+", "-", markdown.splitlines()[1]) == "| -: | -: | :- |"
     assert cells(render(markdown))[1:] == [list(row) for row in rows]
 
 
@@ -97,3 +97,20 @@ def test_a_score_has_four_significant_digits(value, shown):
 )
 def test_a_share_is_a_percentage(value, shown):
     assert percent(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(None, "unknown"), (4.0, "4"), (4.125, "4.125"), (4.56789, "4.568")]
+)
+def test_bits_have_four_significant_digits(value, shown):
+    assert bits(value) == shown
+
+
+def test_the_columns_of_a_table_line_up_in_its_source():
+    lines = table(("a", "long header"), [("longer cell", "1"), ("x", "")], right=" r").splitlines()
+    assert lines == [
+        "| a           | long header |",
+        "| :---------- | ----------: |",
+        "| longer cell |           1 |",
+        "| x           |             |",
+    ]

@@ -17,7 +17,8 @@ from harness.report.overview import (
     summary_markdown,
     terminal_lines,
 )
-from harness.results import ErrorLine, Results, SkipLine, StructureLine, case_line
+from harness.results import ErrorLine, Results, SkipLine, StructureLine
+from harness.sensitivity import sensitivity_of
 
 MLP = "model.language_model.layers.0.mlp.gate_proj"
 OUTPUT = "model.language_model.layers.0.self_attn.o_proj"
@@ -55,17 +56,23 @@ def by_id(lines):
     return {line.case_id: line for line in lines}
 
 
+def scored(line, total, group):
+    """Return the case with one group that makes up its total score."""
+    only = replace(line.groups[0], name=group, score=total, rank=1)
+    return replace(line, total_score=total, groups=(only,), module_order=(group,))
+
+
 @pytest.fixture
 def line(manifest):
-    return case_line(manifest, manifest.path)
+    return sensitivity_of(manifest)
 
 
 @pytest.fixture
 def results(line):
     """Two measured cases, an alias, a failed one, one that raised, skips and structure cases."""
     lighter = replace(line, case_id="lighter", pair="wint8_afp16", experimental=False)
-    lighter = replace(lighter, total_score=2.5e-7, top_group=f"{OUTPUT}.quant_recipe")
-    lighter = replace(lighter, shares={f"{OUTPUT}.quant_recipe": 1.0}, is_satisfied=False)
+    lighter = scored(lighter, 2.5e-7, OUTPUT)
+    lighter = replace(lighter, selection=replace(line.selection, is_satisfied=False))
     alias = replace(line, case_id="alias", status="alias", alias_of=line.case_id)
     failed = replace(line, case_id="failed", status="failed", total_score=None, problems=("NaN",))
     structures = [
@@ -100,14 +107,14 @@ def test_the_json_summary_is_strict_and_complete(results, line):
     cases = {case["case_id"]: case for case in document["cases"]}
     assert set(cases) == {line.case_id, "lighter", "alias", "failed"}
     assert cases[line.case_id]["total_score"] == 10.0
-    assert cases[line.case_id]["selection_bits"] == line.selection_bits
+    assert cases[line.case_id]["selection_bits"] == line.selection.bits
     assert cases["failed"]["total_score"] is None
     assert cases["alias"]["alias_of"] == line.case_id
     assert "shares" not in cases["alias"]
     assert document["errors"] == [{"case_id": "raised", "problem": "out of memory"}]
     assert document["most_sensitive_groups"][:2] == [
-        {"group": f"{MLP}.quant_recipe", "mean_share": 0.6},
-        {"group": f"{OUTPUT}.quant_recipe", "mean_share": pytest.approx((0.1 + 1.0) / 2)},
+        {"group": MLP, "mean_share": 0.6},
+        {"group": OUTPUT, "mean_share": pytest.approx((0.1 + 1.0) / 2)},
     ]
     assert len(document["structure"]) == 3
     assert document["write_errors"] == results.write_errors
@@ -115,7 +122,7 @@ def test_the_json_summary_is_strict_and_complete(results, line):
 
 def test_the_page_shows_every_part_with_the_summarys_numbers(render, results, line):
     page = render(summary_markdown(results))
-    failed, sensitive, measured, aliases, skipped, matrix = page.tables
+    failed, sensitive, measured, aliases, skipped, matrix, came_from = page.tables
     assert failed[1:] == [
         ["failed", "NaN"],
         ["raised", "out of memory"],
@@ -128,7 +135,7 @@ def test_the_page_shows_every_part_with_the_summarys_numbers(render, results, li
     ]
     assert measured[1:] == [
         [
-            *("wint8_afp16", "a_per_token_dynamic", "small", "4.125", "2.5e-07"),
+            *("wint8_afp16", "a_per_token_dynamic", "small", "4.125", "2.5e-07 *"),
             *(OUTPUT, "infeasible", "7.518"),
         ],
         [
@@ -139,6 +146,7 @@ def test_the_page_shows_every_part_with_the_summarys_numbers(render, results, li
     assert page.links[0].startswith("toy/weight-int4-act-int8/a_per_token_dynamic/small/")
     assert aliases[1:] == [["alias", line.case_id]]
     assert skipped[1:] == [["needs-cuda", "RuntimeError: no CUDA", "12"]]
+    assert ["torch", "2.11.0"] in came_from
     assert matrix == [
         ["pair", "default", "w_group64"],
         ["wint8_afp16", "supported", "supported"],
@@ -148,14 +156,14 @@ def test_the_page_shows_every_part_with_the_summarys_numbers(render, results, li
 
 def test_parts_with_nothing_in_them_are_left_out(render, line):
     page = render(summary_markdown(Results(cases=by_id([line]))))
-    assert [table[0][0] for table in page.tables] == ["rank", "pair"]
+    assert [table[0][0] for table in page.tables] == ["rank", "pair", ""]
     for absent in ("Failed", "Aliases", "Skipped", "What can run"):
         assert absent not in page.text
 
 
 def test_hostile_text_breaks_neither_tables_nor_the_page(render, line):
-    names = dict.fromkeys(("pair", "granularity", "size", "top_group", "case_id"), HOSTILE)
-    bad = replace(line, **names, shares={HOSTILE: 1.0})
+    names = dict.fromkeys(("model", "pair", "granularity", "size", "case_id"), HOSTILE)
+    bad = replace(scored(line, 1.0, HOSTILE), **names, origin={HOSTILE: HOSTILE})
     results = Results(
         cases={
             "measured": bad,
@@ -165,12 +173,15 @@ def test_hostile_text_breaks_neither_tables_nor_the_page(render, line):
         skips={"a": SkipLine(case_id=HOSTILE, status=HOSTILE, reason=HOSTILE)},
         errors={"a": ErrorLine(case_id=HOSTILE, problem=HOSTILE)},
         structures={(HOSTILE, HOSTILE): structure(HOSTILE, HOSTILE, HOSTILE)},
+        left_out=[HOSTILE],
+        command=HOSTILE,
         write_errors=[HOSTILE],
     )
     page = render(summary_markdown(results))
-    inline = {"h1", "h2", "p", "code", "a"}
+    inline = {"h1", "h2", "p", "code", "a", "ul", "li", "img"}
+    assert page.images == []
     assert page.tags <= inline | {"table", "thead", "tbody", "tr", "th", "td"}
-    failed, sensitive, measured, aliases, skipped, matrix = page.tables
+    failed, sensitive, measured, aliases, skipped, matrix, came_from = page.tables
     assert failed[1:] == [[IN_CODE, f"{SHOWN}; second"], [IN_CODE, SHOWN], ["not written", SHOWN]]
     assert sensitive[1:] == [["1", IN_CODE, "100.0%"]]
     assert measured[1][:3] == [f"{IN_CODE} (exp.)", IN_CODE, SHOWN]
@@ -178,6 +189,8 @@ def test_hostile_text_breaks_neither_tables_nor_the_page(render, line):
     assert aliases[1:] == [[IN_CODE, IN_CODE]]
     assert skipped[1:] == [[SHOWN, SHOWN, "1"]]
     assert matrix == [["pair", IN_CODE], [IN_CODE, SHOWN]]
+    assert came_from[1:] == [[SHOWN, SHOWN], ["command", IN_CODE]]
+    assert f"Left out {SHOWN}" in " ".join(page.text.split())
     json.loads(summary_json(results), parse_constant=pytest.fail)
 
 
@@ -220,6 +233,7 @@ def with_gate(results, line):
     return replace(
         results,
         shard="2/3",
+        command="pytest --aq-pairs all",
         gated={line.case_id: "drifted: total score +9%"},
         reruns={line.case_id: "torch 2.10 -> 2.11", "lighter": "torch 2.10 -> 2.11"},
         kept={"lighter", "alias"},
@@ -287,6 +301,7 @@ def test_what_has_no_manifest_is_read_back_from_a_summary(saved, results, line):
         gated={line.case_id: "drifted: total score +9%"},
         lost=("gone", "missing"),
         shard=(2, 3),
+        command="pytest --aq-pairs all",
     )
 
 
@@ -348,6 +363,8 @@ def test_a_summary_of_nothing_is_a_summary(saved):
         {"errors": [{"case_id": "a", "problem": 3}]},
         {"structure": [{"pair": "p", "effective_bits": "8"}]},
         {"gated": ["a"]},
+        {"command": 3},
+        {"skipped": [{"case_id": "a", "status": "s", "reason": "r", "effective_bits": "4"}]},
         {"gated": None},
         {"lost": 3},
         {"lost": None},
@@ -419,3 +436,39 @@ def test_whatever_is_read_as_a_summary_is_of_the_kinds_it_says(tmp_path_factory,
 @given(content=st.text())
 def test_any_other_text_is_refused(tmp_path_factory, content):
     assert summary_or_none(tmp_path_factory.getbasetemp() / "text.json", content) is None
+
+
+def test_the_bits_of_a_skip_come_back_from_a_summary_and_may_be_missing(saved):
+    known = SkipLine(case_id="a", status="needs-cuda", reason="no CUDA", effective_bits=4.25)
+    older = SkipLine(case_id="b", status="needs-cuda", reason="no CUDA")
+    written = json.loads(summary_json(Results(skips=by_id([known, older]))))
+    del written["skipped"][1]["effective_bits"]
+    assert read_summary(saved(json.dumps(written))).skips == (known, older)
+
+
+def test_what_was_left_out_is_listed_in_markdown_and_json(render):
+    reasons = ["a/x.json: is not JSON", "b/y.json: is the same case as c"]
+    results = Results(left_out=reasons)
+    text = " ".join(render(summary_markdown(results)).text.split())
+    assert "Left out a/x.json: is not JSON b/y.json: is the same case as c" in text
+    assert json.loads(summary_json(results))["left_out"] == reasons
+
+
+def test_cases_on_the_frontier_are_starred(render, line):
+    line = replace(line, experimental=False)
+    worse = replace(line, case_id="worse", pair="wint8_afp16", effective_bits=8.25)
+    better = replace(line, case_id="better", pair="wfp8_afp8", effective_bits=8.0, total_score=1.0)
+    tables = render(summary_markdown(Results(cases=by_id([line, worse, better])))).tables
+    (cases,) = [table for table in tables if table[0][0] == "pair"]
+    assert sorted((row[0], row[4]) for row in cases[1:]) == [
+        ("wfp8_afp8", "1 *"),
+        ("wint4_aint8", "10 *"),
+        ("wint8_afp16", "10"),
+    ]
+
+
+def test_every_measured_view_has_its_picture_in_the_summary(line):
+    large = replace(line, case_id="large", size="large")
+    markdown = summary_markdown(Results(cases=by_id([line, large])))
+    assert "](grid-toy-small.svg)" in markdown
+    assert "](grid-toy-large.svg)" in markdown

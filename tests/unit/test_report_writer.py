@@ -13,7 +13,8 @@ from harness.errors import ManifestError
 from harness.manifest import dump_manifest, read_manifest
 from harness.report.overview import summary_markdown
 from harness.report.writer import rebuild, write_case, write_layer_reports, write_summary
-from harness.results import Results, SkipLine, StructureLine, case_line
+from harness.results import Results, SkipLine, StructureLine
+from harness.sensitivity import sensitivity_of
 
 FOLDER = Path("toy/weight-int4-act-int8/a_per_token_dynamic/small")
 MANIFEST = FOLDER / "wint4_aint8_autoquant_lm_quant_manifest.json"
@@ -52,7 +53,7 @@ def session(tmp_path, manifests):
     results = Results()
     for manifest in manifests:
         write_case(tmp_path, manifest)
-        line = case_line(manifest, manifest.path)
+        line = sensitivity_of(manifest)
         results.cases[line.case_id] = line
     skip = SkipLine(case_id="toy/wfp4_afp8", status="needs-cuda", reason="RuntimeError: no CUDA")
     results.skips[skip.case_id] = skip
@@ -60,7 +61,7 @@ def session(tmp_path, manifests):
     return results
 
 
-def test_a_case_is_written_as_a_manifest_two_reports_and_its_state(tmp_path, manifest):
+def test_a_case_is_written_as_a_manifest_two_reports_a_picture_and_its_state(tmp_path, manifest):
     path = write_case(tmp_path, manifest, b"state")
     assert path == tmp_path / MANIFEST
     assert read_manifest(path) == manifest
@@ -69,6 +70,7 @@ def test_a_case_is_written_as_a_manifest_two_reports_and_its_state(tmp_path, man
         "wint4_aint8_autoquant_lm_autoquant_state.pt",
         "layer-sensitivity-report.md",
         "layer-sensitivity-report.json",
+        "layer-map.svg",
     }
     state = FOLDER / "wint4_aint8_autoquant_lm_autoquant_state.pt"
     assert (tmp_path / state).read_bytes() == b"state"
@@ -83,8 +85,10 @@ def test_the_summary_is_written_at_the_root_and_links_to_reports_that_exist(
     tmp_path, session, render
 ):
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
+        "index.html",
         "summary.md",
         "summary.json",
+        "grid-toy-small.svg",
     }
     links = render((tmp_path / "summary.md").read_text()).links
     assert len(links) == 3
@@ -95,9 +99,12 @@ def test_every_report_is_rebuilt_byte_for_byte(tmp_path, session):
     written = files(tmp_path)
     for path in tmp_path.rglob("*report.*"):
         path.unlink()
-    (tmp_path / "summary.md").unlink()
-    results, left_out = rebuild(tmp_path)
-    assert left_out == []
+    for name in ("index.html", "summary.md", "grid-toy-small.svg"):
+        (tmp_path / name).unlink()
+    for path in tmp_path.rglob("layer-map.svg"):
+        path.unlink()
+    results = rebuild(tmp_path)
+    assert results.left_out == []
     assert set(results.cases) == set(session.cases)
     assert files(tmp_path) == written
 
@@ -115,7 +122,7 @@ def test_reports_are_rebuilt_where_torch_is_not_installed(tmp_path, session):
         "sys.modules.update(dict.fromkeys(('torch', 'modelopt', 'transformers', 'scipy')))\n"
         "from pathlib import Path\n"
         "from harness.report.writer import rebuild\n"
-        "print(len(rebuild(Path(sys.argv[1]))[0].cases))\n"
+        "print(len(rebuild(Path(sys.argv[1])).cases))\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -165,9 +172,9 @@ def test_a_manifest_that_cannot_be_reported_is_left_out_and_named(
 ):
     broken = tmp_path / manifests[1].path
     damage(broken, change)
-    results, left_out = rebuild(tmp_path)
-    assert len(left_out) == 1
-    assert left_out[0].startswith(f"{broken}: ")
+    results = rebuild(tmp_path)
+    (left_out,) = results.left_out
+    assert left_out.startswith(f"{broken.relative_to(tmp_path).as_posix()}: ")
     assert set(results.cases) == {m.case.case_id for m in (manifests[0], manifests[2])}
     document = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
     assert document["counts"]["measured"] == 2
@@ -176,9 +183,11 @@ def test_a_manifest_that_cannot_be_reported_is_left_out_and_named(
 def test_a_truncated_manifest_is_left_out_and_named(tmp_path, session, manifests):
     broken = tmp_path / manifests[0].path
     broken.write_bytes(broken.read_bytes()[:1000])
-    results, left_out = rebuild(tmp_path)
+    results = rebuild(tmp_path)
     assert len(results.cases) == 2
-    assert [reason.partition(": is not JSON")[0] for reason in left_out] == [str(broken)]
+    assert [reason.partition(": is not JSON")[0] for reason in results.left_out] == [
+        broken.relative_to(tmp_path).as_posix()
+    ]
 
 
 def test_a_summary_does_not_depend_on_the_order_in_which_cases_arrived(tmp_path, session):
@@ -200,7 +209,7 @@ def test_structure_cases_of_the_last_summary_are_kept(tmp_path, session):
     )
     session.structures[line.pair, line.granularity] = line
     write_summary(tmp_path, session)
-    assert rebuild(tmp_path)[0].structures == {("wfp8_afp8", "default"): line}
+    assert rebuild(tmp_path).structures == {("wfp8_afp8", "default"): line}
 
 
 def test_skips_of_the_last_summary_are_kept_until_their_case_is_measured(
@@ -210,7 +219,7 @@ def test_skips_of_the_last_summary_are_kept_until_their_case_is_measured(
     stale = SkipLine(case_id=measured, status="needs-cuda", reason="no CUDA here")
     session.skips[measured] = stale
     write_summary(tmp_path, session)
-    results, _ = rebuild(tmp_path)
+    results = rebuild(tmp_path)
     assert list(results.skips) == ["toy/wfp4_afp8"]
     assert results.skips["toy/wfp4_afp8"].reason == "RuntimeError: no CUDA"
     assert "no CUDA here" not in (tmp_path / "summary.md").read_text()
@@ -219,20 +228,35 @@ def test_skips_of_the_last_summary_are_kept_until_their_case_is_measured(
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[]", b'{"skipped": [[]]}'])
 def test_a_broken_last_summary_is_named_and_replaced(tmp_path, session, content):
     (tmp_path / "summary.json").write_bytes(content)
-    results, left_out = rebuild(tmp_path)
+    results = rebuild(tmp_path)
     assert (len(results.cases), results.skips) == (3, {})
-    said = f"{tmp_path / 'summary.json'}: is no summary of a run"
-    assert [reason.rpartition(": ")[0] for reason in left_out] == [said]
+    said = "summary.json: is no summary of a run"
+    assert [reason.rpartition(": ")[0] for reason in results.left_out] == [said]
     assert json.loads((tmp_path / "summary.json").read_text())["counts"]["measured"] == 3
 
 
 @pytest.mark.parametrize("folder", ["away", "empty"])
-def test_a_folder_without_manifests_is_an_error_that_names_it(tmp_path, folder):
+def test_a_folder_without_manifests_gives_reports_that_say_so(tmp_path, render, folder):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ManifestError) as caught:
-        rebuild(tmp_path / folder)
-    assert str(caught.value).startswith(f"{tmp_path / folder}: holds no *")
-    assert files(tmp_path) == {}
+    results = rebuild(tmp_path / folder)
+    said = "no *_autoquant_lm_quant_manifest.json is here; run some cases first"
+    assert (results.left_out, results.cases) == ([said], {})
+    assert set(files(tmp_path)) == {
+        f"{folder}/{name}" for name in ("index.html", "summary.md", "summary.json")
+    }
+    assert said in (tmp_path / folder / "index.html").read_text()
+    assert said in render((tmp_path / folder / "summary.md").read_text()).text
+    assert json.loads((tmp_path / folder / "summary.json").read_text())["left_out"] == [said]
+
+
+def test_of_two_manifests_of_one_case_the_second_is_left_out_by_name(tmp_path, manifest):
+    for folder in ("a", "b"):
+        write_case(tmp_path / folder, manifest)
+    results = rebuild(tmp_path)
+    assert [case.manifest for case in results.cases.values()] == [f"a/{MANIFEST.as_posix()}"]
+    assert results.left_out == [
+        f"b/{MANIFEST.as_posix()}: is the same case as a/{MANIFEST.as_posix()}; delete one"
+    ]
 
 
 @pytest.mark.parametrize("below", ["", "a b", "(old) [1]", "a|b", "<script>", "100%", "x#y?z"])
@@ -240,10 +264,11 @@ def test_links_lead_to_the_reports_whatever_the_folder_is_called(tmp_path, manif
     folder = tmp_path / below
     folder.mkdir(exist_ok=True)
     (folder / MANIFEST.name).write_text(dump_manifest(manifest))
-    results, left_out = rebuild(tmp_path)
-    assert left_out == []
+    results = rebuild(tmp_path)
+    assert results.left_out == []
     page = render(summary_markdown(results))
-    assert [len(row) for row in page.tables[-1]] == [8, 8]
+    (cases,) = [table for table in page.tables if table[0][0] == "pair"]
+    assert [len(row) for row in cases] == [8, 8]
     assert "script" not in page.tags
     assert [unquote(urlsplit(link).path) for link in page.links] == [
         (Path(below) / "layer-sensitivity-report.md").as_posix()
@@ -253,17 +278,18 @@ def test_links_lead_to_the_reports_whatever_the_folder_is_called(tmp_path, manif
 def test_a_report_that_cannot_be_written_is_an_error_that_names_it(tmp_path, manifest):
     root = tmp_path / "reports"
     root.write_text("a file in the way")
-    first = (root / MANIFEST).with_name("layer-sensitivity-report.md")
+    first = (root / MANIFEST).with_name("layer-map.svg")
     with pytest.raises(ManifestError, match=f"^{first}: cannot be written"):
         write_case(root, manifest)
-    with pytest.raises(ManifestError, match=f"^{root / 'summary.md'}: cannot be written"):
+    with pytest.raises(ManifestError, match=f"^{root / 'summary.json'}: cannot be written"):
         write_summary(root, Results())
 
 
 def test_layer_reports_replace_older_ones(tmp_path, manifest, render):
-    write_layer_reports(tmp_path, manifest)
+    write_layer_reports(tmp_path, manifest, sensitivity_of(manifest))
     state = replace(manifest.autoquant_state, is_satisfied=False, minimum_effective_bits=9.5)
-    write_layer_reports(tmp_path, replace(manifest, autoquant_state=state))
+    changed = replace(manifest, autoquant_state=state)
+    write_layer_reports(tmp_path, changed, sensitivity_of(changed))
     page = render((tmp_path / "layer-sensitivity-report.md").read_text())
     assert "the smallest reachable is 9.5," in page.text
     report = json.loads((tmp_path / "layer-sensitivity-report.json").read_text())

@@ -9,71 +9,41 @@ from harness.results import (
     Results,
     SkipLine,
     StructureLine,
-    case_line,
     most_sensitive_groups,
+    origin,
 )
-
-ATTENTION = "model.language_model.layers.0.self_attn.q_proj.quant_recipe"
-OUTPUT = "model.language_model.layers.0.self_attn.o_proj.quant_recipe"
-MLP = "model.language_model.layers.0.mlp.gate_proj.quant_recipe"
+from harness.sensitivity import sensitivity_of
 
 
 @pytest.fixture
 def line(manifest):
-    return case_line(manifest, manifest.path)
+    return sensitivity_of(manifest)
 
 
-def with_total(manifest, total):
-    return replace(manifest, autoquant_state=replace(manifest.autoquant_state, total_score=total))
+def with_scores(line, total, **scores):
+    """Return the case with the scores of these groups in place of its own."""
+    template = line.groups[0]
+    groups = tuple(
+        replace(template, name=name, score=score, rank=rank)
+        for rank, (name, score) in enumerate(scores.items(), start=1)
+    )
+    return replace(line, total_score=total, groups=groups, module_order=tuple(scores))
 
 
 def skip(case_id, status, reason):
     return SkipLine(case_id=case_id, status=status, reason=reason)
 
 
-def test_a_case_line_says_what_its_manifest_says(line):
-    assert line.case_id == "toy/wint4_aint8/a_per_token_dynamic/small/gradient"
-    assert (line.pair, line.granularity, line.size) == (
-        "wint4_aint8",
-        "a_per_token_dynamic",
-        "small",
-    )
-    assert (line.status, line.alias_of, line.experimental) == ("measured", None, True)
-    assert (line.effective_bits, line.total_score) == (4.125, 10.0)
-    assert (line.selected_groups, line.num_groups, line.is_satisfied) == (2, 3, True)
-    assert line.selection_bits == pytest.approx(7.517857142857143)
-    assert line.top_group == MLP
-    assert line.manifest == (
-        "toy/weight-int4-act-int8/a_per_token_dynamic/small/"
-        "wint4_aint8_autoquant_lm_quant_manifest.json"
-    )
-
-
-def test_shares_are_parts_of_the_total_score(line):
-    assert line.shares == {ATTENTION: 0.3, OUTPUT: 0.1, MLP: 0.6}
-
-
-@pytest.mark.parametrize("total", [None, 0.0])
-def test_there_are_no_shares_without_a_total(manifest, total):
-    assert case_line(with_total(manifest, total), manifest.path).shares == {}
-
-
-def test_a_manifest_without_groups_has_no_top_group(manifest):
-    empty = replace(manifest, sensitivity_ranking=(), layer_sensitivity={}, layers={})
-    line = case_line(with_total(empty, 0.0), manifest.path)
-    assert (line.top_group, line.selected_groups, line.num_groups) == ("", 0, 0)
-
-
 def test_mean_shares_count_every_measured_case_once_whatever_its_total(line):
     lines = [
-        replace(line, total_score=1e-9, shares={MLP: 0.2, OUTPUT: 0.8}),
-        replace(line, total_score=1e9, shares={MLP: 0.6, OUTPUT: 0.4}),
-        replace(line, status="alias", shares={MLP: 1.0}),
-        replace(line, status="failed", shares={MLP: 1.0}),
+        with_scores(line, 1e-9, mlp=2e-10, output=8e-10),
+        with_scores(line, 1e9, mlp=6e8, output=4e8),
+        replace(with_scores(line, 1.0, mlp=1.0), status="alias"),
+        replace(with_scores(line, 1.0, mlp=1.0), status="failed"),
     ]
     ranked = most_sensitive_groups(lines)
-    assert [group for group, _ in ranked] == [OUTPUT, MLP]
-    assert dict(ranked) == pytest.approx({OUTPUT: 0.6, MLP: 0.4})
+    assert [group for group, _ in ranked] == ["output", "mlp"]
+    assert dict(ranked) == pytest.approx({"output": 0.6, "mlp": 0.4})
     assert most_sensitive_groups(lines, most=1) == ranked[:1]
     assert most_sensitive_groups([]) == []
 
@@ -157,3 +127,16 @@ def test_sorting_orders_every_part_by_id_and_loses_nothing(line):
     results.sort()
     parts = (results.cases, results.skips, results.errors, results.gated)
     assert ["".join(part) for part in parts] == ["ab", "cd", "ef", "gh"]
+
+
+def test_where_numbers_come_from_is_told_once_per_value_in_the_order_of_the_cases(line):
+    cases = [
+        replace(line, case_id="a", origin={"torch": "2.11", "device": "CPU"}),
+        replace(line, case_id="b", origin={"torch": "2.12", "device": "CPU", "CUDA": "13"}),
+    ]
+    assert origin(Results(cases={case.case_id: case for case in cases})) == [
+        ("torch", ("2.11", "2.12")),
+        ("device", ("CPU",)),
+        ("CUDA", ("13",)),
+    ]
+    assert origin(Results()) == []

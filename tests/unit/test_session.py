@@ -9,18 +9,32 @@ import pytest
 from harness.baseline import PASSED
 from harness.config import effective_config
 from harness.errors import CaptionError, ManifestError, ModelError, VocabularyError
+from harness.files import write_atomic
 from harness.fingerprint import fingerprint_of
 from harness.manifest import dump_manifest, read_manifest
 from harness.message import (
     error_message,
     kept_message,
     manifest_message,
+    scheme_message,
     skip_message,
     structure_message,
 )
 from harness.report.overview import read_summary
 from harness.report.writer import write_case
 from harness.results import ErrorLine, SkipLine, StructureLine
+from harness.scheme import builtin_schemes
+from harness.scheme_manifest import (
+    AllocationRecord,
+    ExportRecord,
+    FrontierPoint,
+    GroupDecision,
+    MeasuredDamage,
+    SchemeManifest,
+    SchemeRecord,
+    dump_scheme,
+    load_scheme,
+)
 from harness.session import AutoquantSession
 from harness.settings import read_settings
 from harness.support import Status, Support
@@ -152,7 +166,7 @@ def test_messages_survive_as_plain_json_text(session, manifest):
     )
     messages = [
         manifest_message(manifest),
-        skip_message(case, refused),
+        skip_message(case, refused, 4.125),
         structure_message(structure),
         error_message(broken, "out of memory"),
     ]
@@ -163,7 +177,10 @@ def test_messages_survive_as_plain_json_text(session, manifest):
     results = session.results
     assert results.skips == {
         case.case_id: SkipLine(
-            case_id=case.case_id, status="unsupported", reason="ValueError: größe | <b>\n"
+            case_id=case.case_id,
+            status="unsupported",
+            reason="ValueError: größe | <b>\n",
+            effective_bits=4.125,
         )
     }
     assert results.structures == {("p", "g"): structure}
@@ -185,7 +202,9 @@ def test_the_summary_is_written_at_the_end_and_only_if_something_of_ours_ran(ses
     assert session.finish() == ()
     assert not session.root.exists()
     session.receive(manifest_message(manifest).dump(), None)
-    assert session.finish() == (session.root / "summary.md", session.root / "summary.json")
+    names = ("index.html", "summary.md", "summary.json")
+    assert session.finish() == tuple(session.root / name for name in names)
+    assert all((session.root / name).is_file() for name in names)
     summary = json.loads((session.root / "summary.json").read_text())
     assert summary["counts"]["measured"] == 1
 
@@ -205,8 +224,8 @@ def test_reports_that_cannot_be_written_are_remembered_and_lose_no_result(tmp_pa
     assert list(session.results.cases) == [manifest.case.case_id]
     said = session.results.write_errors
     assert [error.split(": cannot be written")[0] for error in said] == [
-        str(tmp_path / "taken" / manifest.path.with_name("layer-sensitivity-report.md")),
-        str(tmp_path / "taken" / "summary.md"),
+        str(tmp_path / "taken" / manifest.path.with_name("layer-map.svg")),
+        str(tmp_path / "taken" / "summary.json"),
     ]
 
 
@@ -269,7 +288,7 @@ def test_a_case_that_was_expected_and_sent_nothing_is_lost(session):
 
 def test_a_session_that_lost_everything_still_writes_its_summary(session):
     session.expect(session.cases[:1])
-    assert len(session.finish()) == 2
+    assert len(session.finish()) == 3
     summary = json.loads((session.root / "summary.json").read_text())
     assert summary["lost"] == [session.cases[0].case_id]
 
@@ -414,7 +433,7 @@ def test_a_case_that_passes_when_it_is_run_again_is_no_longer_gated(gated, score
 
 def test_a_skip_of_a_case_with_a_baseline_is_noted_with_its_status_and_reason(gated, findings):
     refused = Support(status=Status.NEEDS_CUDA, reason="no CUDA")
-    verdict = gated.receive(skip_message(findings.case, refused).dump(), None)
+    verdict = gated.receive(skip_message(findings.case, refused, 4.125).dump(), None)
     assert "is now skipped: needs-cuda: no CUDA" in verdict.text
     assert gated.results.gated == {findings.case.case_id: verdict.text}
 
@@ -422,7 +441,7 @@ def test_a_skip_of_a_case_with_a_baseline_is_noted_with_its_status_and_reason(ga
 def test_without_a_baseline_folder_nothing_is_judged(session, scored, findings):
     assert judged(session, scored({"a": 4.8}), grup=0.3) == PASSED
     refused = Support(status=Status.NEEDS_CUDA, reason="no CUDA")
-    assert session.receive(skip_message(findings.case, refused).dump(), None) == PASSED
+    assert session.receive(skip_message(findings.case, refused, 4.125).dump(), None) == PASSED
 
 
 def test_a_baseline_folder_that_cannot_be_updated_is_found_before_the_first_case(tmp_path):
@@ -479,3 +498,154 @@ def combination_of(session, manifest):
     wanted = f"{manifest.case.pair}-{manifest.case.granularity}"
     (found,) = (c for c in session.combinations if c.id == wanted)
     return found
+
+
+# Schemes
+
+
+@pytest.fixture
+def derived(manifest):
+    """A scheme of one group, measured and not exported."""
+    return SchemeManifest(
+        case_id="toy/schemes/mine/small",
+        scheme=SchemeRecord(
+            name="mine",
+            candidates=("wfp8_afp8",),
+            left_out={},
+            measure="fraction_of_groups",
+            amount=1.0,
+            target=None,
+        ),
+        model=manifest.model,
+        dataset=manifest.dataset,
+        groups=(
+            GroupDecision(
+                name="a", modules=("a",), weights=8, format="wfp8_afp8", scores={"wfp8_afp8": 0.5}
+            ),
+        ),
+        allocation=AllocationRecord(
+            score=0.5, effective_bits=8.0, fraction_of_groups=1.0, fraction_of_weights=1.0
+        ),
+        frontier=(FrontierPoint(budget=8.0, effective_bits=8.0, score=0.5),),
+        measured=MeasuredDamage(
+            kl=1e-3,
+            loss=2.0,
+            loss_before=1.5,
+            agreement=0.97,
+            num_tokens=100,
+            captions="größe.txt",
+            sha256="e" * 64,
+        ),
+        export=None,
+        environment=manifest.environment,
+        timing={"score": 1.0},
+        memory=manifest.memory,
+    )
+
+
+EXPORTED = ExportRecord(
+    bytes_before=1024,
+    bytes_after=512,
+    num_quantized=1,
+    largest_error=0.0,
+    num_identical=3,
+    violations=(),
+    load="not tried",
+    load_text="vLLM is not installed here",
+)
+TWO_SCHEMES = ("fp8_autoquant_full", "fp8_autoquant_top25")
+
+
+def test_schemes_are_the_ones_asked_for_on_the_largest_selected_size(tmp_path):
+    session = open_session(tmp_path, schemes=",".join(TWO_SCHEMES), sizes="small,medium")
+    assert [case.case_id for case in session.schemes] == [
+        f"tiny-qwen3-vl/schemes/{name}/medium" for name in TWO_SCHEMES
+    ]
+    assert list(session.schemes_by_id) == list(TWO_SCHEMES)
+    assert all(session.takes_scheme(case) for case in session.schemes)
+
+
+def test_all_schemes_are_asked_for_with_one_word(tmp_path):
+    session = open_session(tmp_path, schemes="all")
+    assert [case.id for case in session.schemes] == list(builtin_schemes())
+    assert all(session.takes_scheme(case) for case in session.schemes)
+
+
+def test_without_schemes_asked_for_none_is_taken_and_none_can_be_derived(session):
+    assert len(session.schemes) == len(builtin_schemes())
+    assert not any(session.takes_scheme(case) for case in session.schemes)
+    with pytest.raises(VocabularyError, match="no scheme was asked for; give --aq-schemes"):
+        session.deriver(None)
+
+
+def test_an_unknown_scheme_beside_all_is_refused(tmp_path):
+    with pytest.raises(VocabularyError, match="'fp8_autoquant_ful'"):
+        open_session(tmp_path, schemes="all,fp8_autoquant_ful")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_every_scheme_runs_in_exactly_one_shard(tmp_path, count):
+    sessions = [
+        open_session(tmp_path, schemes="all", shard=f"{i}/{count}") for i in range(1, count + 1)
+    ]
+    takers = [sum(s.takes_scheme(case) for s in sessions) for case in sessions[0].schemes]
+    assert takers == [1] * len(builtin_schemes())
+
+
+def test_the_pairs_of_the_grid_do_not_limit_the_schemes(tmp_path):
+    session = open_session(tmp_path, schemes="all", pairs="wint8_aint8", granularities="w_group64")
+    assert [c.id for c in session.schemes[0].candidates] == ["wfp8_afp8-default"]
+
+
+def test_held_out_captions_are_read_before_anything_runs_where_schemes_are(tmp_path):
+    missing = str(tmp_path / "away.txt")
+    with pytest.raises(CaptionError, match=r"away.txt: does not exist"):
+        open_session(tmp_path, schemes="all", held_out=missing)
+
+
+def test_a_derived_scheme_is_written_and_in_the_results(session, derived):
+    session.expect(session.cases[:1])
+    assert session.receive(scheme_message(derived).dump(), None) == PASSED
+    assert load_scheme((session.root / derived.path).read_bytes(), source="x") == derived
+    assert session.results.schemes == {derived.case_id: derived}
+
+
+def test_a_scheme_that_was_expected_and_sent_nothing_is_lost(tmp_path):
+    session = open_session(tmp_path, report_dir=str(tmp_path / "out"), schemes="all")
+    first, second = session.schemes[:2]
+    session.expect([first, second])
+    session.settle(first, is_skipped=True)
+    session.finish()
+    assert session.results.lost == (second.case_id,)
+
+
+def test_a_scheme_that_its_worker_wrote_is_not_written_again(session, derived):
+    path = session.root / derived.path
+    write_atomic(path, dump_scheme(derived))
+    before = path.stat().st_mtime_ns, path.stat().st_ino
+    session.receive(scheme_message(derived).dump(), None)
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == before
+
+
+def test_a_scheme_without_an_export_leaves_the_manifest_of_an_earlier_export(session, derived):
+    earlier = replace(derived, export=EXPORTED)
+    write_atomic(session.root / derived.path, dump_scheme(earlier))
+    write_atomic(session.root / derived.path.with_name("model.safetensors"), b"x")
+    other = replace(derived, allocation=replace(derived.allocation, score=9.0))
+    session.receive(scheme_message(other).dump(), None)
+    assert load_scheme((session.root / derived.path).read_bytes(), source="x") == earlier
+
+
+def test_a_broken_manifest_in_the_place_of_a_schemes_is_replaced(session, derived):
+    write_atomic(session.root / derived.path, b"\xff\xfe")
+    session.receive(scheme_message(derived).dump(), None)
+    assert load_scheme((session.root / derived.path).read_bytes(), source="x") == derived
+
+
+def test_a_scheme_that_cannot_be_written_fails_and_is_remembered(tmp_path, derived):
+    (tmp_path / "taken").write_text("a file")
+    session = open_session(tmp_path, report_dir=str(tmp_path / "taken"))
+    verdict = session.receive(scheme_message(derived).dump(), None)
+    assert verdict.outcome == "failed"
+    assert "cannot be written" in verdict.text
+    assert session.results.write_errors == [verdict.text]

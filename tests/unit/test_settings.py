@@ -47,6 +47,11 @@ def test_nothing_given_is_the_documented_defaults():
         pairs=(),
         granularities=(),
         conf=None,
+        schemes=(),
+        target="none",
+        held_out=None,
+        export=False,
+        replace_export=False,
         method="gradient",
         engine="auto",
         tape_device="auto",
@@ -107,6 +112,12 @@ def test_nothing_given_is_the_documented_defaults():
         ("shard", "3/12", Shard(index=3, count=12)),
         ("shard", "01/02", Shard(index=1, count=2)),
         ("resume", True, True),
+        ("schemes", "all", ("all",)),
+        ("schemes", "fp8_autoquant_full, mine", ("fp8_autoquant_full", "mine")),
+        ("target", "vllm", "vllm"),
+        ("held_out", "data/held.txt", Path("data/held.txt")),
+        ("export", True, True),
+        ("export", "no", False),
         ("baseline", "reports/baseline", Path("reports/baseline")),
         ("baseline_missing", "skip", "skip"),
         ("baseline_missing", "write", "write"),
@@ -119,7 +130,7 @@ def test_nothing_given_is_the_documented_defaults():
     ],
 )
 def test_a_value_is_parsed_as_its_kind(name, raw, value):
-    parsed = getattr(read(**{"baseline": "blessed", name: raw}), name)
+    parsed = getattr(read(**{"baseline": "blessed", "schemes": "all", name: raw}), name)
     assert parsed == value
     assert type(parsed) is type(value)
 
@@ -185,6 +196,10 @@ def test_a_home_folder_is_expanded():
         ("tol_group", "ten", "at least 0"),
         ("tol_selected", "-1", "at least 0"),
         ("tol_selected", "0.5", "whole number"),
+        ("target", "tensorrt", "none, vllm"),
+        ("target", "VLLM", "none, vllm"),
+        ("export", "maybe", "neither true nor false"),
+        ("replace_export", "2", "neither true nor false"),
         ("baseline_missing", "ignore", "fail, skip, write"),
         ("baseline_allow", "gpu", "model, dtype, device, captions"),
     ],
@@ -275,3 +290,47 @@ def test_an_ini_path_is_relative_to_the_ini_file_and_a_flag_may_be_set_there(pyt
 def test_a_list_that_names_nothing_is_refused(raw):
     with pytest.raises(VocabularyError, match=r"^--aq-sizes: names nothing"):
         read_settings(lambda option: (raw if option.name == "sizes" else None, option.flag))
+
+
+def test_replacing_exports_needs_an_export():
+    said = r"^--aq-replace-export .*replaces exports; give --aq-export with it$"
+    with pytest.raises(VocabularyError, match=said):
+        read(replace_export=True)
+    with pytest.raises(VocabularyError, match=said):
+        read(replace_export=True, schemes="all")
+    found = read(replace_export=True, export=True, schemes="all")
+    assert (found.replace_export, found.export) == (True, True)
+
+
+NOTHING_TO_EXPORT = "--aq-export (or its ini option) exports schemes; say which with --aq-schemes"
+
+
+@pytest.mark.parametrize("more", [{}, {"replace_export": True}])
+def test_an_export_needs_schemes(more):
+    with pytest.raises(VocabularyError) as caught:
+        read(export=True, **more)
+    assert str(caught.value) == NOTHING_TO_EXPORT
+
+
+def test_an_export_of_ini_needs_schemes_too(pytester):
+    pytester.makeini("[pytest]\naq_export = on\n")
+    with pytest.raises(pytest.UsageError) as caught:
+        session_of(pytester.parseconfig())
+    assert str(caught.value) == NOTHING_TO_EXPORT
+    assert session_of(pytester.parseconfig("--aq-schemes=all")).settings.export
+
+
+@pytest.mark.parametrize("raw", ["", " , "])
+def test_schemes_that_name_nothing_are_refused(raw):
+    with pytest.raises(VocabularyError, match=r"^--aq-schemes: names nothing"):
+        read(schemes=raw)
+
+
+def test_options_of_schemes_are_read_from_ini(pytester):
+    pytester.makeini(
+        "[pytest]\naq_schemes = all\naq_target = vllm\naq_held_out = held.txt\naq_export = on\n"
+    )
+    (pytester.path / "held.txt").write_text("A dog runs over the beach.\n")
+    settings = session_of(pytester.parseconfig()).settings
+    assert (settings.schemes, settings.target, settings.export) == (("all",), "vllm", True)
+    assert settings.held_out == pytester.path / "held.txt"

@@ -1,0 +1,17 @@
+"""One case per scheme: decide, quantize, measure on held-out captions, and export if asked."""
+
+import pytest
+
+
+@pytest.mark.gpu
+@pytest.mark.scheme
+def test_scheme(aq_scheme, aq_derive):
+    manifest = aq_derive(aq_scheme)
+    assert manifest.measured.num_tokens > 0
+    assert 0 <= manifest.measured.agreement <= 1
+    decided = {name for group in manifest.groups if group.format for name in group.modules}
+    if manifest.export is not None:
+        assert manifest.export.num_quantized == len(decided)
+        if manifest.scheme.target == "vllm":
+            assert manifest.export.violations == ()
+            assert manifest.export.load != "failed"

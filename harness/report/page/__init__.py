@@ -1,0 +1,1 @@
+"""One self-contained page over every case: ``index.html``, and small pictures for Markdown."""

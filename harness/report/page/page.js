@@ -1,0 +1,607 @@
+"use strict";
+// Draws what the page's data says. Text reaches the document as text only, never as markup.
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const cases = new Map(data.cases.map((entry) => [entry.id, entry]));
+  const byId = (id) => document.getElementById(id);
+  const drawn = new Map();
+
+  // --- numbers and names -------------------------------------------------------------------
+
+  const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
+
+  /** Four significant digits, as the Markdown reports have them. */
+  function score(value) {
+    if (!isNumber(value)) return "n/a";
+    if (value === 0) return "0";
+    const [digits, exponent] = value.toExponential(3).split("e");
+    if (Number(exponent) >= -4 && Number(exponent) < 4) return String(Number(value.toPrecision(4)));
+    const power = Math.abs(Number(exponent));
+    return `${Number(digits)}e${exponent[0] === "-" ? "-" : "+"}${String(power).padStart(2, "0")}`;
+  }
+
+  const percent = (value) => (isNumber(value) ? `${(100 * value).toFixed(1)}%` : "n/a");
+  const bits = (value) => (isNumber(value) ? String(Number(value.toPrecision(4))) : "unknown");
+  const count = (value) => (isNumber(value) ? value.toLocaleString("en-US") : "unknown");
+
+  /** Rank 1 is the most sensitive; a score that is not finite ranks first, as in the manifest. */
+  function ranking(entry) {
+    const { names, projections, layers, weights, linears } = data.group_sets[entry.groups];
+    const scores = data.vectors[entry.scores];
+    const value = (i) => (isNumber(scores[i]) ? scores[i] : Infinity);
+    const total = entry.total;
+    const order = names.map((_, i) => i).sort((a, b) => value(b) - value(a) || a - b);
+    return order.map((i, place) => ({
+      name: names[i],
+      projection: projections[i],
+      layer: layers[i],
+      weights: weights[i],
+      linears: linears[i],
+      score: scores[i],
+      share: isNumber(scores[i]) && total ? scores[i] / total : null,
+      selected: entry.selected === "" ? null : entry.selected[i] === "1",
+      rank: place + 1,
+      place: i,
+    }));
+  }
+
+  /** Ranks from 1, ties sharing their mean. */
+  function tiedRanks(values) {
+    const order = values.map((_, i) => i).sort((a, b) => values[a] - values[b]);
+    const ranks = new Array(values.length);
+    for (let start = 0; start < order.length; ) {
+      let stop = start;
+      while (stop < order.length && values[order[stop]] === values[order[start]]) stop += 1;
+      for (let i = start; i < stop; i += 1) ranks[order[i]] = (start + stop + 1) / 2;
+      start = stop;
+    }
+    return ranks;
+  }
+
+  /** Spearman: the correlation of the ranks; null where one side is all alike. */
+  function spearman(before, after) {
+    const [x, y] = [tiedRanks(before), tiedRanks(after)];
+    const mean = (x.length + 1) / 2;
+    let [both, first, second] = [0, 0, 0];
+    x.forEach((rank, i) => {
+      both += (rank - mean) * (y[i] - mean);
+      first += (rank - mean) ** 2;
+      second += (y[i] - mean) ** 2;
+    });
+    return first && second ? both / Math.sqrt(first * second) : null;
+  }
+
+  // --- pieces of the document ----------------------------------------------------------------
+
+  function element(tag, attributes = {}, ...children) {
+    const made = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    made.append(...children);
+    return made;
+  }
+
+  const address = (id) => `#case=${encodeURIComponent(id)}`;
+  const openCase = (id) => {
+    if (cases.has(id)) location.hash = address(id);
+  };
+
+  /** Lines of cells, as the table is sorted and filtered now. */
+  function lines(table, grid) {
+    const head = [...table.tHead.rows[0].cells].map((cell) => cell.dataset.title);
+    const rows = grid.rows({ search: "applied", order: "applied" }).nodes().toArray();
+    return [head, ...rows.map((row) => [...row.cells].map((cell) => cell.textContent.trim()))];
+  }
+
+  /** RFC 4180; what a spreadsheet would take for a formula gets an apostrophe. */
+  function csv(rows) {
+    const field = (text) => {
+      const safe = /^[=+\-@\t\r]/.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text;
+      return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+    };
+    return rows.map((row) => row.map(field).join(",")).join("\r\n") + "\r\n";
+  }
+
+  function markdown([head, ...rows]) {
+    const line = (cells) =>
+      `| ${cells.map((text) => text.replace(/([\\`*_[\]<>|~&])/g, "\\$1").replace(/\s+/g, " ")).join(" | ")} |`;
+    return [line(head), `|${" --- |".repeat(head.length)}`, ...rows.map(line)].join("\n") + "\n";
+  }
+
+  async function copy(text) {
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      const area = element("textarea", { "aria-label": "copied text" });
+      area.value = text;
+      document.body.append(area);
+      area.select();
+      const done = document.execCommand("copy");
+      area.remove();
+      return done;
+    }
+    return true;
+  }
+
+  function download(text, name) {
+    const target = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+    element("a", { href: target, download: name }).click();
+    setTimeout(() => URL.revokeObjectURL(target), 1000);
+  }
+
+  function button(text, act) {
+    const made = element("button", { type: "button" }, text);
+    made.addEventListener("click", () => act(made));
+    return made;
+  }
+
+  /** Let a table sort and filter, and give it its buttons. */
+  function enhance(table) {
+    if (drawn.has(table)) return;
+    const name = table.dataset.name;
+    for (const cell of table.tHead.rows[0].cells) cell.dataset.title = cell.textContent.trim();
+    const short = table.tBodies[0].rows.length <= 25;
+    const grid = new vendor.DataTable(table, {
+      autoWidth: false,
+      order: [],
+      orderMulti: false,
+      paging: !short,
+      info: !short,
+      pageLength: 25,
+      lengthMenu: [25, 100, { label: "All", value: -1 }],
+      layout: {
+        topStart: short ? null : "pageLength",
+        topEnd: "search",
+        bottomStart: short ? null : "info",
+        bottomEnd: short ? null : "paging",
+      },
+      language: { search: "Filter", emptyTable: "nothing here" },
+    });
+    table.tHead.addEventListener("keydown", (event) => {
+      if (event.key !== " " || !event.target.matches('[role="button"]')) return;
+      event.preventDefault();
+      event.target.click();
+    });
+    const said = element("span", { role: "status" });
+    const tools = element(
+      "p",
+      { class: "tools" },
+      button("Copy as Markdown", async () => {
+        const done = await copy(markdown(lines(table, grid)));
+        said.textContent = done ? "copied" : "the browser does not let this page copy";
+      }),
+      button("Download CSV", () => download(csv(lines(table, grid)), `${name}.csv`)),
+      said,
+    );
+    const frame = table.closest(".dt-container");
+    frame.after(tools);
+    table.parentElement.classList.add("scroll");
+    table.parentElement.tabIndex = 0;
+    table.parentElement.setAttribute("role", "region");
+    table.parentElement.setAttribute("aria-label", `Table: ${name}`);
+    drawn.set(table, grid);
+  }
+
+  /**
+   * Put a table into a place, instead of the one before. Columns are {title, of, order}: `of` gives
+   * a row's text or node, `order` the number to sort by, where it is one.
+   */
+  function putTable(place, name, columns, rows) {
+    const before = place.querySelector("table");
+    if (before) {
+      drawn.get(before).destroy();
+      drawn.delete(before);
+    }
+    const kind = (column) => (column.order ? { class: "n" } : {});
+    const head = columns.map((column) => element("th", kind(column), column.title));
+    const body = rows.map((row) => {
+      const cells = columns.map((column) => {
+        const cell = element("td", kind(column), column.of(row));
+        if (column.order) cell.dataset.order = isNumber(column.order(row)) ? column.order(row) : -1;
+        return cell;
+      });
+      return element("tr", {}, ...cells);
+    });
+    const table = element(
+      "table",
+      { "data-name": name },
+      element("thead", {}, element("tr", {}, ...head)),
+      element("tbody", {}, ...body),
+    );
+    place.replaceChildren(table);
+    enhance(table);
+  }
+
+  // --- charts ---------------------------------------------------------------------------------
+
+  function theme() {
+    const style = getComputedStyle(document.documentElement);
+    const [ink, line] = ["--ink", "--line"].map((name) => style.getPropertyValue(name).trim());
+    const text = { labelColor: ink, titleColor: ink };
+    return {
+      axis: { ...text, gridColor: line, domainColor: line, tickColor: line },
+      legend: text,
+      view: { stroke: null },
+      font: "system-ui, sans-serif",
+    };
+  }
+
+  const nothing = { load: () => Promise.reject(new Error("offline")), sanitize: () => Promise.reject(new Error("offline")) };
+
+  /**
+   * Draw a chart's cells. `say` is told the cell under the pointer or the focus, `open` the one
+   * that is clicked or entered.
+   */
+  async function draw(name, cells, { open, say, renderer = "svg" }) {
+    const place = byId(`chart-${name}`);
+    if (drawn.has(place)) drawn.get(place).finalize();
+    drawn.delete(place);
+    place.replaceChildren();
+    if (cells.length === 0) {
+      place.append("Nothing was measured for this.");
+      return;
+    }
+    const box = element("div");
+    place.append(box);
+    const view = new vendor.View(vendor.parse(data.charts[name], theme(), { ast: true }), {
+      expr: vendor.expressionInterpreter,
+      loader: nothing,
+      renderer,
+      container: box,
+      logLevel: 1, // errors: of a scale over nothing Vega warns
+      tooltip: () => {},
+    });
+    drawn.set(place, view);
+    view.data("cells", cells);
+    const { legend } = theme();
+    if ((data.charts[name].signals ?? []).some((signal) => signal.name === "ink")) {
+      view.signal("ink", legend.labelColor);
+    }
+    view.addEventListener("click", (_, item) => item?.datum && open?.(item.datum));
+    view.addEventListener("mouseover", (_, item) => item?.datum && say?.(item.datum));
+    await view.runAsync();
+    if (renderer === "svg") navigable(place, open, say);
+  }
+
+  /** Let the arrow keys walk over the marks of a chart. */
+  function navigable(place, open, say) {
+    const marks = [...place.querySelectorAll('path[role="graphics-symbol"]')].filter(
+      (mark) => mark.__data__?.datum,
+    );
+    const middle = (mark) => {
+      const box = mark.getBoundingClientRect();
+      return [box.x + box.width / 2, box.y + box.height / 2];
+    };
+    const focus = (mark) => {
+      marks.forEach((other) => other.setAttribute("tabindex", other === mark ? "0" : "-1"));
+      mark.focus();
+    };
+    const steps = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] };
+    const nearest = (from, [dx, dy]) => {
+      const [x, y] = middle(from);
+      let [best, least] = [null, Infinity];
+      for (const mark of marks) {
+        const [mx, my] = middle(mark);
+        const along = (mx - x) * dx + (my - y) * dy;
+        const aside = Math.abs((mx - x) * dy) + Math.abs((my - y) * dx);
+        const far = along + 3 * aside;
+        if (along > 1 && far < least) [best, least] = [mark, far];
+      }
+      return best;
+    };
+    marks.forEach((mark, i) => {
+      mark.setAttribute("tabindex", i === 0 ? "0" : "-1");
+      if (open) mark.setAttribute("role", "button");
+      mark.addEventListener("focus", () => say?.(mark.__data__.datum));
+      mark.addEventListener("keydown", (event) => {
+        const target = event.key in steps ? nearest(mark, steps[event.key]) : null;
+        if (event.key in steps || event.key === "Enter" || event.key === " ") event.preventDefault();
+        if (target) focus(target);
+        if (event.key === "Enter" || event.key === " ") open?.(mark.__data__.datum);
+      });
+    });
+  }
+
+  const sayer = (name) => (datum) => {
+    byId(`detail-${name}`).textContent = datum.detail ?? "";
+  };
+
+  // --- sections -------------------------------------------------------------------------------
+
+  const shown = () => Number(byId("view").value || 0);
+  const compared = { a: undefined, b: undefined };
+  const inView = (entry) => {
+    const view = data.views[shown()];
+    return ["model", "method", "size"].every((name) => entry[name] === view[name]);
+  };
+
+  /** What stands first in the grid of the view, of what was measured. */
+  function firstCase() {
+    const cell = (data.grids[shown()] ?? []).find((other) => isNumber(other.score));
+    return cases.get(cell?.case) ?? data.cases.find(inView) ?? data.cases[0];
+  }
+
+  function showGrid() {
+    const say = sayer("grid");
+    return draw("grid", data.grids[shown()] ?? [], { open: (cell) => openCase(cell.case), say });
+  }
+
+  const groupColumns = (unit) => [
+    { title: "rank", of: (row) => String(row.rank), order: (row) => row.rank },
+    { title: "group", of: (row) => element("code", {}, row.name) },
+    { title: "linears", of: (row) => String(row.linears || "unknown"), order: (row) => row.linears },
+    { title: `score (${unit})`, of: (row) => score(row.score), order: (row) => row.score },
+    { title: "share of total (%)", of: (row) => percent(row.share), order: (row) => row.share },
+    { title: "weights (count)", of: (row) => count(row.weights), order: (row) => row.weights },
+    {
+      title: "under the bit budget",
+      of: (row) => (row.selected === null ? "unknown" : row.selected ? "quantized" : "16-bit"),
+    },
+  ];
+
+  function layerCells(rows, unit) {
+    const projections = [];
+    const ordered = [...rows].sort((a, b) => a.place - b.place);
+    for (const row of ordered) {
+      if (!projections.includes(row.projection)) projections.push(row.projection);
+    }
+    return rows.map((row) => ({
+      row: projections.indexOf(row.projection),
+      column: row.layer ?? -1,
+      layer: row.layer === null ? "-" : String(row.layer),
+      projection: row.projection,
+      score: row.score || null,
+      detail: `${row.name}: rank ${row.rank}, score ${score(row.score)} ${unit}, ${percent(row.share)} of the total`,
+    }));
+  }
+
+  function link(text, href) {
+    return element("a", { href }, text);
+  }
+
+  function facts(entry) {
+    const of = (label, ...values) => [
+      element("dt", {}, label),
+      ...values.map((value) => element("dd", {}, value)),
+    ];
+    return [
+      ...of("case", entry.id),
+      ...of("status", entry.alias_of ? `alias of ${entry.alias_of}` : entry.status),
+      ...of("format", entry.format + (entry.experimental ? " (experimental)" : "")),
+      ...of("weights stored in", `${bits(entry.bits)} bits per weight, block scales included`),
+      ...of("total score", `${score(entry.total)} ${entry.unit}`),
+      ...Object.entries(entry.quantizers).flatMap(([name, text]) => of(name, text)),
+      ...of("files", ...Object.entries(entry.links).map(([text, href]) => link(text, href))),
+    ];
+  }
+
+  function showCase(id) {
+    const entry = cases.get(id) ?? firstCase();
+    if (!entry) return draw("layers", [], {});
+    byId("case-choice").value = entry.id;
+    byId("compare-this").href = `#compare=${encodeURIComponent(entry.id)}`;
+    byId("case-selection").textContent = entry.selection;
+    const remarks = [...entry.problems.map((text) => `Failed: ${text}`), ...entry.notes];
+    byId("case-notes").replaceChildren(...remarks.map((text) => element("li", {}, text)));
+    byId("case-facts").replaceChildren(...facts(entry));
+    const rows = ranking(entry);
+    putTable(byId("table-case"), "layer-groups", groupColumns(entry.unit), rows);
+    return draw("layers", layerCells(rows, entry.unit), { say: sayer("layers") });
+  }
+
+  function showGroups() {
+    const chosen = data.cases.filter((entry) => inView(entry) && entry.status === "measured" && entry.total);
+    chosen.sort((a, b) => a.total - b.total);
+    const shares = new Map();
+    for (const entry of chosen) {
+      const { names } = data.group_sets[entry.groups];
+      data.vectors[entry.scores].forEach((value, i) => {
+        if (!shares.has(names[i])) shares.set(names[i], []);
+        shares.get(names[i]).push([entry, (value ?? 0) / entry.total]);
+      });
+    }
+    const mean = (found) => found.reduce((sum, [, share]) => sum + share, 0) / found.length;
+    const groups = [...shares].map(([name, found]) => ({
+      name,
+      found,
+      mean: mean(found),
+      highest: Math.max(...found.map(([, share]) => share)),
+      lowest: Math.min(...found.map(([, share]) => share)),
+    }));
+    groups.sort((a, b) => b.mean - a.mean);
+    const most = Number(byId("rows").value) || groups.length;
+    const column = new Map(chosen.map((entry, i) => [entry, i]));
+    const cells = groups.slice(0, most).flatMap(({ name, found }, row) =>
+      found.map(([entry, share]) => ({
+        row,
+        column: column.get(entry),
+        group: name,
+        case: `${entry.pair} ${entry.granularity}`,
+        share,
+        id: entry.id,
+      })),
+    );
+    putTable(
+      byId("table-groups"),
+      "groups",
+      [
+        { title: "group", of: (row) => element("code", {}, row.name) },
+        { title: "cases (count)", of: (row) => String(row.found.length), order: (row) => row.found.length },
+        { title: "mean share (%)", of: (row) => percent(row.mean), order: (row) => row.mean },
+        { title: "lowest share (%)", of: (row) => percent(row.lowest), order: (row) => row.lowest },
+        { title: "highest share (%)", of: (row) => percent(row.highest), order: (row) => row.highest },
+      ],
+      groups,
+    );
+    return draw("groups", cells, {
+      renderer: "canvas",
+      open: (cell) => openCase(cell.id),
+      say: (cell) => {
+        byId("detail-groups").textContent = cell.group
+          ? `${cell.group} in ${cell.case}: ${percent(cell.share)} of the total score`
+          : "";
+      },
+    });
+  }
+
+  /** The case that B starts with: the same in the other run, else another one of the view. */
+  function counterpart(entry) {
+    const same = (other, ...names) => names.every((name) => other[name] === entry[name]);
+    const others = data.cases.filter((other) => other !== entry && other.groups === entry.groups);
+    return (
+      others.find((other) => same(other, "pair", "granularity", "size", "method")) ??
+      others.find((other) => same(other, "model", "size", "method") && other.status === "measured") ??
+      others[0] ??
+      entry
+    );
+  }
+
+  function showCompare(first, second) {
+    const a = cases.get(first) ?? compared.a ?? firstCase();
+    if (!a) return draw("compare", [], {});
+    const b = cases.get(second) ?? (a === compared.a ? compared.b : counterpart(a));
+    Object.assign(compared, { a, b });
+    byId("case-a").value = a.id;
+    byId("case-b").value = b.id;
+    const after = new Map(ranking(b).map((row) => [row.name, row]));
+    const rows = ranking(a)
+      .filter((row) => after.has(row.name))
+      .map((row) => ({ ...row, other: after.get(row.name), moved: after.get(row.name).rank - row.rank }));
+    const side = (of) => rows.map((row) => (isNumber(of(row)) ? of(row) : Infinity));
+    const found = spearman(side((row) => row.score), side((row) => row.other.score));
+    const top = rows.filter((row) => row.rank <= 10);
+    const kept = top.filter((row) => row.other.rank <= 10).length;
+    byId("correlation").textContent = rows.length
+      ? `${rows.length} groups in both. Spearman rank correlation ${found === null ? "n/a" : found.toFixed(4)}; ` +
+        `${kept} of A's ${top.length} most sensitive are among B's ten; total score ${score(a.total)} ${a.unit} and ${score(b.total)} ${b.unit}.`
+      : "The two have no layer group in common.";
+    const ratio = (row) => (row.score > 0 ? row.other.score / row.score : null);
+    putTable(
+      byId("table-movers"),
+      "movers",
+      [
+        { title: "group", of: (row) => element("code", {}, row.name) },
+        { title: "rank in A", of: (row) => String(row.rank), order: (row) => row.rank },
+        { title: "rank in B", of: (row) => String(row.other.rank), order: (row) => row.other.rank },
+        { title: "moved (ranks)", of: (row) => (row.moved > 0 ? `+${row.moved}` : String(row.moved)), order: (row) => Math.abs(row.moved) },
+        { title: `score in A (${a.unit})`, of: (row) => score(row.score), order: (row) => row.score },
+        { title: `score in B (${b.unit})`, of: (row) => score(row.other.score), order: (row) => row.other.score },
+        { title: "B / A (ratio)", of: (row) => score(ratio(row)), order: ratio },
+      ],
+      [...rows].sort((x, y) => Math.abs(y.moved) - Math.abs(x.moved)),
+    );
+    const cells = rows.map((row) => ({
+      before: row.rank,
+      after: row.other.rank,
+      projection: row.projection,
+      detail: `${row.name}: rank ${row.rank} in A, ${row.other.rank} in B`,
+    }));
+    return draw("compare", cells, { say: sayer("compare") });
+  }
+
+  function showStability() {
+    const view = data.views[shown()] ?? {};
+    const cells = data.stability.filter((point) => point.model === view.model && point.method === view.method);
+    const open = (cell) => openCase(cell.case);
+    return draw("stability", cells, { open, say: sayer("stability") });
+  }
+
+  function showFrontier() {
+    const points = data.frontiers[shown()] ?? [];
+    putTable(
+      byId("table-frontier"),
+      "frontier",
+      [
+        { title: "case", of: (row) => link(row.case, address(row.case)) },
+        { title: "bits per weight", of: (row) => bits(row.bits), order: (row) => row.bits },
+        { title: "total score (per token)", of: (row) => score(row.score), order: (row) => row.score },
+        { title: "frontier", of: (row) => row.kind },
+      ],
+      points,
+    );
+    const open = (cell) => openCase(cell.case);
+    return draw("frontier", points, { open, say: sayer("frontier") });
+  }
+
+  async function showSchemes() {
+    await draw("schemes", data.schemes, { say: sayer("schemes") });
+    await draw("budgets", data.budgets, { say: sayer("budgets") });
+  }
+
+  const sections = {
+    grid: showGrid,
+    cases: () => {},
+    case: showCase,
+    groups: showGroups,
+    compare: showCompare,
+    stability: showStability,
+    frontier: showFrontier,
+    ...(data.schemes.length || data.budgets.length ? { schemes: showSchemes } : {}),
+    origin: () => {},
+  };
+
+  async function show({ moved = false } = {}) {
+    const [wanted, ...rest] = location.hash.slice(1).split("=");
+    const name = Object.hasOwn(sections, wanted) ? wanted : "grid";
+    const given = rest.join("=").split("&").filter(Boolean).map(decode);
+    for (const section of document.querySelectorAll("section.view")) {
+      section.hidden = section.dataset.view !== name;
+    }
+    for (const anchor of document.querySelectorAll("nav a")) {
+      if (anchor.hash === `#${name}`) anchor.setAttribute("aria-current", "page");
+      else anchor.removeAttribute("aria-current");
+    }
+    byId(`section-${name}`).querySelectorAll("table.data").forEach(enhance);
+    await sections[name](...given);
+    if (moved) {
+      byId("main").focus({ preventScroll: true });
+      window.scrollTo(0, 0);
+    }
+    document.body.dataset.shown = location.hash;
+  }
+
+  function decode(text) {
+    try {
+      return decodeURIComponent(text);
+    } catch {
+      return text;
+    }
+  }
+
+  function start() {
+    document.documentElement.classList.add("scripts");
+    const sizes = data.views.map((view, i) => [i, data.grids[i].some((cell) => isNumber(cell.score))]);
+    const measured = sizes.filter(([, has]) => has);
+    if (sizes.length) byId("view").value = (measured.at(-1) ?? sizes.at(-1))[0];
+    for (const select of document.querySelectorAll("select.choose-case")) {
+      select.append(...data.cases.map((entry) => element("option", { value: entry.id }, entry.id)));
+    }
+    byId("view").addEventListener("change", () => {
+      // A case has a size of its own: another size is another case.
+      if (location.hash.startsWith("#case=")) location.hash = "#case";
+      else show();
+    });
+    byId("rows").addEventListener("change", () => show());
+    byId("case-choice").addEventListener("change", (event) => openCase(event.target.value));
+    for (const id of ["case-a", "case-b"]) {
+      byId(id).addEventListener("change", () => {
+        const [a, b] = ["case-a", "case-b"].map((side) => encodeURIComponent(byId(side).value));
+        location.hash = `#compare=${a}&${b}`;
+      });
+    }
+    byId("theme").addEventListener("click", () => {
+      const root = document.documentElement;
+      const dark = getComputedStyle(root).colorScheme.includes("dark");
+      root.dataset.theme = dark ? "light" : "dark";
+      show();
+    });
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => show());
+    document.querySelector(".skip").addEventListener("click", (event) => {
+      event.preventDefault();
+      byId("main").focus();
+    });
+    window.addEventListener("hashchange", () => show({ moved: true }));
+    return show();
+  }
+
+  start();
+})();

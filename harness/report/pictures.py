@@ -1,0 +1,34 @@
+"""Small pictures for where no scripts run: code reviews, file browsers, Markdown."""
+
+from __future__ import annotations
+
+from harness.names import slug
+from harness.report.charts import framed_picture, picture
+from harness.report.grid import View, grid_cells, views
+from harness.report.layers import layer_cells
+from harness.results import Results
+from harness.sensitivity import Sensitivity
+
+GRID_FILES = "grid-*.svg"
+_MOST_OF_A_NAME = 80
+
+
+def layer_map(case: Sensitivity) -> str:
+    """Draw one case: decoder layers across, projections down."""
+    return framed_picture("layers", layer_cells(case))
+
+
+def grid_pictures(results: Results) -> dict[str, str]:
+    """Draw the grid of every model, method and size that was measured, by file name."""
+    drawn = {}
+    for view in views(results):
+        cells = grid_cells(results, view)
+        if any(cell.score is not None for cell in cells):
+            drawn[grid_file(view)] = picture("grid", cells)
+    return drawn
+
+
+def grid_file(view: View) -> str:
+    """Name the picture of a grid."""
+    method = "" if view.method == "gradient" else f"-{slug(view.method)}"
+    return f"grid-{slug(view.model)[:_MOST_OF_A_NAME]}-{slug(view.size)}{method}.svg"

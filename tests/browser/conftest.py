@@ -1,0 +1,189 @@
+"""A real Chromium, a real sweep whose page it opens, and reports made for one purpose."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+from page_reading import go, settle
+
+from benchmarks import generated
+from harness.manifest import MANIFEST_SUFFIX, find_manifests, read_manifest
+from harness.report.writer import rebuild, write_case, write_summary
+from harness.results import Results
+from harness.sensitivity import sensitivity_of
+
+CASES = Path(__file__).resolve().parents[2] / "cases"
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
+SECONDS = 15
+"""What a page may take to do what a test waits for."""
+
+PAIRS = "wint4_aint8,wfp8_afp8,wint8_afp16,wnvfp4_afp16"
+GRANULARITIES = "default,w_group64,w_per_tensor,recipe_match_channel_token"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report folder, its manifests read as plain JSON."""
+
+    root: Path
+
+    @property
+    def page(self):
+        return self.root / "index.html"
+
+    @cached_property
+    def manifests(self):
+        """Every manifest by its case."""
+        paths = sorted(self.root.rglob(f"*{MANIFEST_SUFFIX}"))
+        read = [json.loads(path.read_text()) for path in paths]
+        return {manifest["case"]["case_id"]: manifest for manifest in read}
+
+    @cached_property
+    def summary(self):
+        return json.loads((self.root / "summary.json").read_text())
+
+    def of_size(self, size, *statuses):
+        """Return a size's manifests, of some statuses only if any is given."""
+        return {
+            case_id: manifest
+            for case_id, manifest in self.manifests.items()
+            if manifest["case"]["size"] == size
+            if not statuses or manifest["case"]["status"] in statuses
+        }
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Debian's Chromium; where there is none, CI fails and anyone else skips."""
+    program = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if program is None:
+        missing = "chromium is not installed: apt-get install chromium"
+        if os.environ.get("CI"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=[*ARGUMENTS])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def new_page(browser):
+    """Make a page that must not complain, nor ask for anything but files that it is sent to."""
+    contexts, wrong = [], []
+
+    def watch(page):
+        page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
+        page.on("console", lambda said: wrong.append(f"{said.type}: {said.text}"))
+        page.on("request", lambda asked: wrong.extend(_unwanted(asked)))
+
+    def make(**options):
+        context = browser.new_context(offline=True, accept_downloads=True, **options)
+        context.set_default_timeout(SECONDS * 1000)
+        context.on("page", watch)
+        contexts.append(context)
+        return context.new_page()
+
+    yield make
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+def _unwanted(request):
+    """Yield the address of what is neither a navigation to a file nor a download of the page's."""
+    is_ours = request.url.startswith(("file://", "blob:null", "blob:file:"))
+    if not (is_ours and request.is_navigation_request()):
+        yield f"request: {request.url[:200]}"
+
+
+@pytest.fixture
+def page(new_page):
+    """An empty page; see ``new_page``."""
+    return new_page()
+
+
+@pytest.fixture
+def swept(page, sweep):
+    """The sweep's page, open."""
+    return opened(page, sweep)
+
+
+@pytest.fixture(scope="session")
+def open_report():
+    """Open a report in a page and wait until its first section stands."""
+    return opened
+
+
+def opened(page, report, address=""):
+    path = report.page if isinstance(report, Report) else report
+    page.goto(path.as_uri())
+    settle(page)
+    if address:
+        go(page, address)
+    return page
+
+
+@pytest.fixture(scope="session")
+def sweep(tmp_path_factory):
+    """Three pairs that run on a CPU and one that does not, at every size."""
+    folder = tmp_path_factory.mktemp("swept")
+    shutil.copytree(CASES, folder / "cases", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers\n")
+    arguments = (f"--aq-pairs={PAIRS}", f"--aq-granularities={GRANULARITIES}")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n0", "cases"),
+            *("--aq-device=cpu", *arguments, "--aq-report-dir", str(folder / "report")),
+        ],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Report(folder / "report")
+
+
+@pytest.fixture(scope="session")
+def template():
+    """A blessed manifest, to make others from."""
+    return read_manifest(find_manifests(generated.BLESSED)[0])
+
+
+@pytest.fixture
+def report_of(tmp_path):
+    """Write manifests, and what a summary remembers besides them, and rebuild the report."""
+
+    def make(*manifests, **remembered):
+        if remembered:
+            write_summary(tmp_path, Results(**remembered))
+        for manifest in manifests:
+            write_case(tmp_path, manifest)
+        rebuild(tmp_path)
+        return Report(tmp_path)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory):
+    """The page of 600 cases of 250 groups; the files beside it would take half a minute."""
+    results = Results()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generated, "write_case", lambda _, made: results.add(sensitivity_of(made)))
+        generated.write_manifests(None, cases=600, groups=250)
+    root = tmp_path_factory.mktemp("large")
+    write_summary(root, results)
+    return Report(root)

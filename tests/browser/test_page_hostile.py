@@ -1,0 +1,190 @@
+"""A report whose every name tries to be something else: it is shown as text, and nothing else."""
+
+from dataclasses import replace
+
+import pytest
+from page_reading import GROUP_SUFFIX, SECTIONS, cells, column, go, open_case, table
+
+from harness.manifest import GroupSensitivity
+from harness.report.writer import rebuild, write_case, write_summary
+from harness.results import ErrorLine, Results, SkipLine, StructureLine
+
+SCRIPT = "</script><script>window.pwned=1</script>"
+IMAGE = '"><img src=x onerror=window.pwned=1>'
+QUOTES = "'\"`${alert(1)}`\\u003c<!--<script>"
+REVERSED = "\u202egpj.exe\u202c"
+LONG = "x" * 5000
+PROTOTYPE = "__proto__"
+NAMES = (SCRIPT, IMAGE, QUOTES, REVERSED, LONG, PROTOTYPE, "constructor", "datum.score", "a\nb")
+WIDTHS = (1280, 390)
+
+
+def hostile_case(template, index, name):
+    """Write a name into every text of a manifest that the page shows."""
+    group = next(iter(template.layer_sensitivity.values()))
+    layer = next(iter(template.layers.values()))
+    names = [f"{given}{index}" for given in NAMES]
+    scores = {given + GROUP_SUFFIX: 2.0 ** -(place + index) for place, given in enumerate(names)}
+    return replace(
+        template,
+        case=replace(
+            template.case,
+            case_id="/".join((f"m{name}", f"p{name}", f"g{name}", "small", "gradient")),
+            pair=f"p{name}",
+            granularity=f"g{name}",
+            size="small",
+            status="failed" if index == 1 else "measured",
+            problems=(f"problem {name}",),
+            notes=(f"note {name}", IMAGE),
+        ),
+        model=replace(template.model, name=f"m{name}"[:80], id=f"i{name}", architecture=name),
+        quantization=replace(
+            template.quantization,
+            base_format_name=name,
+            effective_quantizer_summary={name: SCRIPT, "weight_quantizer": name},
+        ),
+        layers={given: replace(layer, group=given + GROUP_SUFFIX) for given in names},
+        layer_sensitivity={
+            given: _group(group, score, rank, given)
+            for rank, (given, score) in enumerate(scores.items(), start=1)
+        },
+        sensitivity_ranking=tuple(
+            replace(template.sensitivity_ranking[0], name=given, importance=score)
+            for given, score in scores.items()
+        ),
+        environment=replace(template.environment, device_name=name, platform=name),
+    )
+
+
+def _group(like: GroupSensitivity, score, rank, given):
+    member = given.removesuffix(GROUP_SUFFIX)
+    return replace(like, scores=(score, 0.0), importance=score, rank=rank, module_names=(member,))
+
+
+def remembered():
+    """What has no manifest, with the same names."""
+    ids = [f"m/p{name}/g{name}/small/gradient" for name in NAMES]
+    lost = f"m/{IMAGE}/lost/small/gradient"
+    return {
+        "skips": {
+            case_id: SkipLine(case_id=case_id, status="unsupported", reason=f"why {name}")
+            for case_id, name in zip(ids[:5], NAMES, strict=False)
+        },
+        "errors": {
+            case_id: ErrorLine(case_id=case_id, problem=f"error {name}")
+            for case_id, name in zip(ids[5:], NAMES, strict=False)
+        },
+        "gated": {ids[0]: f"{SCRIPT}\n{IMAGE}"},
+        "lost": (lost,),
+        "command": f"pytest {SCRIPT} {LONG}",
+        "structures": {
+            (name, name): StructureLine(
+                pair=name,
+                granularity=name,
+                status="unsupported",
+                reason=name,
+                format_name=name,
+                effective_bits=4.5,
+                digest="d",
+            )
+            for name in NAMES
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory, template):
+    """One report for all of these tests: its names make it slow to draw."""
+    root = tmp_path_factory.mktemp("hostile")
+    write_summary(root, Results(**remembered()))
+    for index, name in enumerate(NAMES):
+        write_case(root, hostile_case(template, index, name))
+    results = rebuild(root)
+    assert results.left_out == []
+    assert len(results.cases) == len(NAMES)
+    return root / "index.html"
+
+
+def visit(page):
+    """Show every section and every case; yield what is shown."""
+    for section in SECTIONS:
+        go(page, f"#{section}")
+        yield section
+    for case in page.locator("#case-choice option").evaluate_all("all => all.map((o) => o.value)"):
+        open_case(page, case)
+        yield case[:60]
+
+
+def test_nothing_that_a_name_says_is_done(new_page, hostile, open_report):
+    page = open_report(new_page(), hostile)
+    for _ in visit(page):
+        assert page.evaluate("window.pwned") is None
+    assert page.locator("img").count() == 0
+    assert page.evaluate("document.scripts.length") == 3
+
+
+def test_names_are_shown_as_they_are(new_page, hostile, open_report):
+    page = open_report(new_page(), hostile)
+    go(page, "#cases")
+    shown = column(table(page, "cases"), "granularity")
+    for name in NAMES:
+        assert f"g{name}" in shown
+    go(page, "#case")
+    groups = column(table(page, "layer-groups"), "group")
+    assert len(groups) == len(NAMES)
+    for name in NAMES:
+        assert any(group[:-1] == name for group in groups), name
+    go(page, "#grid")
+    left = page.inner_text("#failed + ul")
+    assert SCRIPT in left
+    assert IMAGE in left
+
+
+def test_a_grid_of_such_names_says_them_in_its_labels(new_page, hostile, open_report):
+    page = open_report(new_page(), hostile)
+    for value in page.locator("#view option").evaluate_all("all => all.map((o) => o.value)"):
+        page.select_option("#view", value)
+        page.wait_for_timeout(50)
+        for cell in cells(page, "grid"):
+            assert any(name in cell["label"] for name in NAMES), cell["label"][:200]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_name_makes_the_page_wider_than_the_window(new_page, hostile, open_report, width):
+    page = open_report(new_page(viewport={"width": width, "height": 800}), hostile)
+    wide = {}
+    for shown in visit(page):
+        found, room = page.evaluate(
+            "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+        )
+        if found > room:
+            wide[shown] = found
+    assert wide == {}
+
+
+def test_without_scripts_such_names_are_text_too(new_page, hostile):
+    page = new_page(java_script_enabled=False)
+    page.goto(hostile.as_uri())
+    assert page.locator("img").count() == 0
+    assert SCRIPT in page.inner_text('table[data-name="cases"]')
+
+
+def test_the_policy_stops_what_got_in(browser, hostile):
+    """What protects a reader if escaping ever fails; this page may complain."""
+    with browser.new_context(offline=True) as context:
+        page = context.new_page()
+        refused = []
+        page.on("requestfailed", lambda request: refused.append((request.url, request.failure)))
+        page.goto(hostile.as_uri())
+        with page.expect_event("requestfailed"):
+            page.evaluate(
+                """() => {
+                    const script = document.createElement("script");
+                    script.textContent = "window.pwned = 1";
+                    const frame = document.createElement("div");
+                    frame.innerHTML = "<img src='http://evil/x' onerror='window.pwned=1'>";
+                    document.body.append(script, frame);
+                }"""
+            )
+        assert refused == [("http://evil/x", "csp")]
+        assert page.evaluate("window.pwned") is None
