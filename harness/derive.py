@@ -76,8 +76,7 @@ class Deriver:
         names, left_out = self._candidates(case)
         if not names:
             return Support(status=Status.UNSUPPORTED, reason="; ".join(left_out.values()))
-        kept, _ = self._kept(case)
-        for combination in kept.candidates:
+        for combination in _only(case, names).candidates:
             found = self._bench.support(combination)
             if not found.is_supported:
                 return found
@@ -95,7 +94,8 @@ class Deriver:
         """
         if self._root is not None:
             check_target(self._target_folder(case), may_replace=self._may_replace)
-        kept, left_out = self._kept(case)
+        names, left_out = self._candidates(case)
+        kept = _only(case, names)
         timing: dict[str, float] = {}
         bench = self._bench
         data = bench.data(case.size)
@@ -185,16 +185,6 @@ class Deriver:
                 left_out[name] = why
         return tuple(name for name in case.scheme.candidates if name not in left_out), left_out
 
-    def _kept(self, case: SchemeCase) -> tuple[SchemeCase, dict[str, str]]:
-        names, left_out = self._candidates(case)
-        places = [case.scheme.candidates.index(name) for name in names]
-        kept = replace(
-            case,
-            scheme=replace(case.scheme, candidates=names),
-            candidates=tuple(case.candidates[place] for place in places),
-        )
-        return kept, left_out
-
     def _groups(
         self, case: SchemeCase, measurements: Sequence[Measurement]
     ) -> tuple[Measured, ...]:
@@ -248,6 +238,16 @@ class Deriver:
             score_size=len(self._held_out.lines),
         )
         return data.batches
+
+
+def _only(case: SchemeCase, names: tuple[str, ...]) -> SchemeCase:
+    """Return the case with these of its candidates alone."""
+    places = [case.scheme.candidates.index(name) for name in names]
+    return replace(
+        case,
+        scheme=replace(case.scheme, candidates=names),
+        candidates=tuple(case.candidates[place] for place in places),
+    )
 
 
 def _frontier(groups: Sequence[Measured]) -> tuple[FrontierPoint, ...]:

@@ -342,6 +342,11 @@ def check_version(raw: object, source: str) -> None:
     version = raw.get("schema_version") if isinstance(raw, Mapping) else None
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise ManifestError(f"{source}: is not a manifest: it has no schema_version")
+    refuse_newer(version, source)
+
+
+def refuse_newer(version: int, source: str) -> None:
+    """Raise ManifestError for a schema version that this one does not know yet."""
     if version > SCHEMA_VERSION:
         raise ManifestError(
             f"{source}: written by a newer version: schema {version}, this one reads up to "

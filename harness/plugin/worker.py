@@ -158,40 +158,25 @@ def _grouped_workers(config: pytest.Config) -> int:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a case that cannot run here, with the true reason, through a skip marker."""
-    if item.get_closest_marker("skip") is not None:
-        return
-    scheme = param(item, SCHEME_FIXTURE)
-    if scheme is not None:
-        _skip_scheme(item, scheme)
-    case = param(item, CASE_FIXTURE)
-    if case is None:
+    case, scheme = param(item, CASE_FIXTURE), param(item, SCHEME_FIXTURE)
+    if item.get_closest_marker("skip") is not None or case is scheme is None:
         return
     try:
-        bench = _bench(item.config)
-        support = bench.support(case.combination)
+        bench, bits = _bench(item.config), None
+        if case is None:
+            support = session_of(item.config).deriver(bench).support(scheme)
+        else:
+            support = bench.support(case.combination)
+            bits = bench.config(case.combination).effective_bits
     except HarnessError:
         return  # the case itself fails with the message
     if not support.is_supported:
         from harness.message import skip_message
 
-        item.stash[_MESSAGE] = skip_message(
-            case, support, bench.config(case.combination).effective_bits
-        )
+        item.stash[_MESSAGE] = skip_message(case or scheme, support, bits)
         item.add_marker(pytest.mark.skip(reason=support.skip_reason))
-    elif is_flag_set(item.config, "resume"):
+    elif case is not None and is_flag_set(item.config, "resume"):
         _resume(item, case)
-
-
-def _skip_scheme(item: pytest.Item, case: SchemeCase) -> None:
-    try:
-        support = session_of(item.config).deriver(_bench(item.config)).support(case)
-    except HarnessError:
-        return  # the case itself fails with the message
-    if not support.is_supported:
-        from harness.message import skip_message
-
-        item.stash[_MESSAGE] = skip_message(case, support)
-        item.add_marker(pytest.mark.skip(reason=support.skip_reason))
 
 
 def _resume(item: pytest.Item, case: Case) -> None:

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 from harness.case import SIZES
 from harness.errors import ManifestError
 from harness.files import load_json
-from harness.manifest import SCHEMA_VERSION
+from harness.manifest import SCHEMA_VERSION, refuse_newer
 from harness.names import one_line
 from harness.report.frontier import frontier
-from harness.report.grid import grid_cells, views
+from harness.report.grid import views
 from harness.report.layers import report_links
 from harness.report.markdown import (
     GROUPS_MEAN,
@@ -30,7 +30,7 @@ from harness.report.markdown import (
     table,
     text,
 )
-from harness.report.pictures import grid_file
+from harness.report.pictures import grid_file, pictured
 from harness.report.schemes import SCHEMES_MARKDOWN, agreement_sentence
 from harness.report.stability import stability
 from harness.results import (
@@ -116,11 +116,7 @@ def read_summary(path: Path) -> Summary:
         version = document["schema_version"]
         if not isinstance(version, int):
             raise TypeError(version)
-        if version > SCHEMA_VERSION:
-            raise ManifestError(
-                f"{path}: written by a newer version: schema {version}, this one reads up to "
-                f"{SCHEMA_VERSION}; upgrade pytest-autoquant"
-            )
+        refuse_newer(version, str(path))
         return Summary(
             cases=tuple(str(case["case_id"]) for case in document["cases"]),
             skips=_lines(document["skipped"], SkipLine),
@@ -276,8 +272,7 @@ def _grids(results: Results) -> list[str]:
     pictures = [
         f"![Total score of every quant pair under every granularity, {text(view.model)}, "
         f"{text(view.size)}]({grid_file(view)})"
-        for view in views(results)
-        if any(cell.score is not None for cell in grid_cells(results, view))
+        for view, _ in pictured(results)
     ]
     return ["## Grid", *pictures] if pictures else []
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from harness.names import slug
 from harness.report.charts import framed_picture, picture
-from harness.report.grid import View, grid_cells, views
+from harness.report.grid import GridCell, View, grid_cells, views
 from harness.report.layers import layer_cells
 from harness.results import Results
 from harness.sensitivity import Sensitivity
@@ -20,12 +22,15 @@ def layer_map(case: Sensitivity) -> str:
 
 def grid_pictures(results: Results) -> dict[str, str]:
     """Draw the grid of every model, method and size that was measured, by file name."""
-    drawn = {}
+    return {grid_file(view): picture("grid", cells) for view, cells in pictured(results)}
+
+
+def pictured(results: Results) -> Iterator[tuple[View, tuple[GridCell, ...]]]:
+    """Yield the grids that have a picture: those in which something was measured."""
     for view in views(results):
         cells = grid_cells(results, view)
         if any(cell.score is not None for cell in cells):
-            drawn[grid_file(view)] = picture("grid", cells)
-    return drawn
+            yield view, cells
 
 
 def grid_file(view: View) -> str:

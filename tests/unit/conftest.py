@@ -23,6 +23,14 @@ from harness.engine.protocol import GroupScore, Measurement
 from harness.fingerprint import Fingerprint
 from harness.manifest import EnvironmentRecord, MemoryRecord, ModelRecord, RunConfig
 from harness.record import Findings, Layer, build_manifest
+from harness.scheme_manifest import (
+    AllocationRecord,
+    FrontierPoint,
+    GroupDecision,
+    MeasuredDamage,
+    SchemeManifest,
+    SchemeRecord,
+)
 from harness.sensitivity import Group, Selection, Sensitivity
 
 LAYER = "model.language_model.layers.0"
@@ -250,3 +258,43 @@ class Page(HTMLParser):
         self.text += data
         if self._in_cell:
             self.tables[-1][-1][-1] += data
+
+
+@pytest.fixture
+def derived(manifest):
+    """A scheme of one group, measured and not exported."""
+    return SchemeManifest(
+        case_id="toy/schemes/mine/small",
+        scheme=SchemeRecord(
+            name="mine",
+            candidates=("wfp8_afp8",),
+            left_out={},
+            measure="fraction_of_groups",
+            amount=1.0,
+            target=None,
+        ),
+        model=manifest.model,
+        dataset=manifest.dataset,
+        groups=(
+            GroupDecision(
+                name="a", modules=("a",), weights=8, format="wfp8_afp8", scores={"wfp8_afp8": 0.5}
+            ),
+        ),
+        allocation=AllocationRecord(
+            score=0.5, effective_bits=8.0, fraction_of_groups=1.0, fraction_of_weights=1.0
+        ),
+        frontier=(FrontierPoint(budget=8.0, effective_bits=8.0, score=0.5),),
+        measured=MeasuredDamage(
+            kl=1e-3,
+            loss=2.0,
+            loss_before=1.5,
+            agreement=0.97,
+            num_tokens=100,
+            captions="größe.txt",
+            sha256="e" * 64,
+        ),
+        export=None,
+        environment=manifest.environment,
+        timing={"score": 1.0},
+        memory=manifest.memory,
+    )

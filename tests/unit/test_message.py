@@ -20,12 +20,6 @@ from harness.message import (
 from harness.results import StructureLine
 from harness.scheme import Scheme
 from harness.scheme_manifest import (
-    AllocationRecord,
-    FrontierPoint,
-    GroupDecision,
-    MeasuredDamage,
-    SchemeManifest,
-    SchemeRecord,
     load_scheme,
 )
 from harness.support import Status, Support
@@ -112,46 +106,6 @@ def test_a_tolerance_that_is_no_json_arrives_as_something_that_the_gate_refuses(
 
 
 # Schemes
-
-
-@pytest.fixture
-def derived(manifest):
-    """A scheme of one group, measured and not exported."""
-    return SchemeManifest(
-        case_id="toy/schemes/mine/small",
-        scheme=SchemeRecord(
-            name="mine",
-            candidates=("wfp8_afp8",),
-            left_out={},
-            measure="fraction_of_groups",
-            amount=1.0,
-            target=None,
-        ),
-        model=manifest.model,
-        dataset=manifest.dataset,
-        groups=(
-            GroupDecision(
-                name="a", modules=("a",), weights=8, format="wfp8_afp8", scores={"wfp8_afp8": 0.5}
-            ),
-        ),
-        allocation=AllocationRecord(
-            score=0.5, effective_bits=8.0, fraction_of_groups=1.0, fraction_of_weights=1.0
-        ),
-        frontier=(FrontierPoint(budget=8.0, effective_bits=8.0, score=0.5),),
-        measured=MeasuredDamage(
-            kl=1e-3,
-            loss=2.0,
-            loss_before=1.5,
-            agreement=0.97,
-            num_tokens=100,
-            captions="größe.txt",
-            sha256="e" * 64,
-        ),
-        export=None,
-        environment=manifest.environment,
-        timing={"score": 1.0},
-        memory=manifest.memory,
-    )
 
 
 @pytest.fixture

@@ -25,13 +25,7 @@ from harness.report.writer import write_case
 from harness.results import ErrorLine, SkipLine, StructureLine
 from harness.scheme import builtin_schemes
 from harness.scheme_manifest import (
-    AllocationRecord,
     ExportRecord,
-    FrontierPoint,
-    GroupDecision,
-    MeasuredDamage,
-    SchemeManifest,
-    SchemeRecord,
     dump_scheme,
     load_scheme,
 )
@@ -501,46 +495,6 @@ def combination_of(session, manifest):
 
 
 # Schemes
-
-
-@pytest.fixture
-def derived(manifest):
-    """A scheme of one group, measured and not exported."""
-    return SchemeManifest(
-        case_id="toy/schemes/mine/small",
-        scheme=SchemeRecord(
-            name="mine",
-            candidates=("wfp8_afp8",),
-            left_out={},
-            measure="fraction_of_groups",
-            amount=1.0,
-            target=None,
-        ),
-        model=manifest.model,
-        dataset=manifest.dataset,
-        groups=(
-            GroupDecision(
-                name="a", modules=("a",), weights=8, format="wfp8_afp8", scores={"wfp8_afp8": 0.5}
-            ),
-        ),
-        allocation=AllocationRecord(
-            score=0.5, effective_bits=8.0, fraction_of_groups=1.0, fraction_of_weights=1.0
-        ),
-        frontier=(FrontierPoint(budget=8.0, effective_bits=8.0, score=0.5),),
-        measured=MeasuredDamage(
-            kl=1e-3,
-            loss=2.0,
-            loss_before=1.5,
-            agreement=0.97,
-            num_tokens=100,
-            captions="größe.txt",
-            sha256="e" * 64,
-        ),
-        export=None,
-        environment=manifest.environment,
-        timing={"score": 1.0},
-        memory=manifest.memory,
-    )
 
 
 EXPORTED = ExportRecord(
