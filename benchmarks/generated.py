@@ -6,9 +6,9 @@ from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
 
-from harness.case import SIZES
-from harness.conf import load_vocabulary
-from harness.manifest import (
+from pytest_autoquant.calibration.sizes import SIZES
+from pytest_autoquant.grid.vocabulary import load_vocabulary
+from pytest_autoquant.manifests.sensitivity_manifest import (
     GROUP_SUFFIX,
     GroupSensitivity,
     LayerRecord,
@@ -16,7 +16,7 @@ from harness.manifest import (
     find_manifests,
     read_manifest,
 )
-from harness.report.writer import write_case
+from pytest_autoquant.reports.write import write_case
 
 BLESSED = Path(__file__).parents[1] / "reports" / "baseline"
 SEED = 7

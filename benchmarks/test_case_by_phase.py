@@ -7,13 +7,12 @@ The phases are in the extra info of the saved run (``--benchmark-autosave``).
 
 import pytest
 import torch
-
-from harness.captions import calibration_data, load_captions
-from harness.conf import load_vocabulary
-from harness.config import effective_config
-from harness.engine.modelopt import ModelOptEngine
-from harness.model import load_model, resolve_device, resolve_dtype
-from harness.registry import REGISTRY
+from pytest_autoquant.calibration.captions import calibration_data, load_captions
+from pytest_autoquant.formats.effective_config import effective_config
+from pytest_autoquant.grid.vocabulary import load_vocabulary
+from pytest_autoquant.models.loading import load_model, resolve_device, resolve_dtype
+from pytest_autoquant.models.registry import REGISTRY
+from pytest_autoquant.scoring.stock import ModelOptEngine
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-
-from harness.engine.protocol import Measurement
-from harness.engine.replay import ReplayEngine
-from harness.plugin.access import session_of
+from pytest_autoquant.plugin.pytest_config import session_of
+from pytest_autoquant.scoring.engine import Measurement
+from pytest_autoquant.scoring.replay.engine import ReplayEngine
 
 REFERENCE = "wint8_aint8-default"
 ROUNDS = 5

@@ -9,13 +9,12 @@ stock engine runs a few cases only, with the harness's batches and with the usua
 
 import pytest
 import torch
+from pytest_autoquant.calibration.captions import calibration_data, load_captions
+from pytest_autoquant.modelopt_support.probe import quiet
+from pytest_autoquant.plugin.pytest_config import session_of
+from pytest_autoquant.scoring.engine import Measurement
+from pytest_autoquant.scoring.replay.engine import ReplayEngine
 from torch.nn import functional
-
-from harness.captions import calibration_data, load_captions
-from harness.engine.protocol import Measurement
-from harness.engine.replay import ReplayEngine
-from harness.plugin.access import session_of
-from harness.probe import quiet
 
 STOCK_CASES = ("wfp8_afp8-default", "wint4_aint8-default", "wint8_aint8-default")
 PADDED_LENGTH, PADDED_BATCH = 512, 8
@@ -128,8 +127,7 @@ def padded_batches(bench, size):
 
 def test_stock_with_the_usual_padded_batches(benchmark, bench, configs, size, seconds):
     import modelopt.torch.quantization as mtq
-
-    from harness.model import preserved
+    from pytest_autoquant.models.loading import preserved
 
     module, batches = bench.model.module, padded_batches(bench, size)
 

@@ -6,8 +6,8 @@ pytest benchmarks/test_frontier.py -s
 import random
 import time
 
-from harness.scheme import Measured, candidates_of
-from harness.selection import frontier, select
+from pytest_autoquant.allocation.knapsack import frontier, select
+from pytest_autoquant.allocation.scheme import Measured, candidates_of
 
 GROUPS, BUDGETS, SEED = 250, 64, 1
 FORMATS = {4.125: 1.0, 4.5: 0.8, 8.0: 0.05, 8.25: 0.04}

@@ -12,9 +12,8 @@ import time
 
 import pytest
 from generated import write_manifests
-
-from harness.manifest import find_manifests, read_manifest
-from harness.report.page.render import PAGE
+from pytest_autoquant.manifests.sensitivity_manifest import find_manifests, read_manifest
+from pytest_autoquant.reports.page.render import PAGE
 
 CASES, GROUPS = 600, 250
 KIB_PER_MIB, BYTES_PER_MB = 1024, 1e6
@@ -35,7 +34,7 @@ def remove_reports(root):
 
 
 def render(root):
-    subprocess.run([sys.executable, "-m", "harness.cli", "render", root], check=True)
+    subprocess.run([sys.executable, "-m", "pytest_autoquant.cli", "render", root], check=True)
 
 
 def test_rendering_a_large_grid(benchmark, root):

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 ROOT = Path(__file__).resolve().parent
-DATA = ROOT.parent / "harness" / "data"
+DATA = ROOT.parent / "harness" / "pytest_autoquant" / "data"
 SPECIAL = (
     "<|endoftext|>",
     "<|im_start|>",

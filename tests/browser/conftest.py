@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pytest
 from page_reading import go, settle
+from pytest_autoquant.manifests.case_result import sensitivity_of
+from pytest_autoquant.manifests.sensitivity_manifest import (
+    MANIFEST_SUFFIX,
+    find_manifests,
+    read_manifest,
+)
+from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.write import rebuild, write_case, write_summary
 
 from benchmarks import generated
-from harness.manifest import MANIFEST_SUFFIX, find_manifests, read_manifest
-from harness.report.writer import rebuild, write_case, write_summary
-from harness.results import Results
-from harness.sensitivity import sensitivity_of
 
 CASES = Path(__file__).resolve().parents[2] / "cases"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")

@@ -16,10 +16,10 @@ from page_reading import (
     total,
     written_in,
 )
-
-from harness.report.writer import rebuild, write_summary
-from harness.results import ErrorLine, Results, SkipLine
-from harness.sensitivity import sensitivity_of
+from pytest_autoquant.manifests.case_result import sensitivity_of
+from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
+from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.write import rebuild, write_summary
 
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 OPTIONS = {"resultTypes": ["violations"], "runOnly": {"type": "tag", "values": TAGS}}
@@ -65,8 +65,8 @@ def troubled(template, report_of):
     return report_of(
         failed,
         replace(template, case=replace(template.case, case_id=other, granularity="other")),
-        errors={ids[0]: ErrorLine(case_id=ids[0], problem="RuntimeError: out of memory")},
-        skips={ids[1]: SkipLine(case_id=ids[1], status="needs-cuda", reason="no GPU")},
+        errors={ids[0]: FailedCase(case_id=ids[0], problem="RuntimeError: out of memory")},
+        skips={ids[1]: SkippedCase(case_id=ids[1], status="needs-cuda", reason="no GPU")},
         lost=(ids[2],),
         gated={failed.case.case_id: "total score drifted by 30%\nand a group moved"},
     )

@@ -15,8 +15,7 @@ from page_reading import (
     total,
     written_in,
 )
-
-from harness.conf import load_vocabulary
+from pytest_autoquant.grid.vocabulary import load_vocabulary
 
 SIZES = ("small", "medium", "large")
 

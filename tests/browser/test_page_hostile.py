@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 from page_reading import GROUP_SUFFIX, SECTIONS, cells, column, go, open_case, table
-
-from harness.manifest import GroupSensitivity
-from harness.report.writer import rebuild, write_case, write_summary
-from harness.results import ErrorLine, Results, SkipLine, StructureLine
+from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
+from pytest_autoquant.manifests.sensitivity_manifest import GroupSensitivity
+from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.write import rebuild, write_case, write_summary
 
 SCRIPT = "</script><script>window.pwned=1</script>"
 IMAGE = '"><img src=x onerror=window.pwned=1>'
@@ -67,18 +67,18 @@ def remembered():
     lost = f"m/{IMAGE}/lost/small/gradient"
     return {
         "skips": {
-            case_id: SkipLine(case_id=case_id, status="unsupported", reason=f"why {name}")
+            case_id: SkippedCase(case_id=case_id, status="unsupported", reason=f"why {name}")
             for case_id, name in zip(ids[:5], NAMES, strict=False)
         },
         "errors": {
-            case_id: ErrorLine(case_id=case_id, problem=f"error {name}")
+            case_id: FailedCase(case_id=case_id, problem=f"error {name}")
             for case_id, name in zip(ids[5:], NAMES, strict=False)
         },
         "gated": {ids[0]: f"{SCRIPT}\n{IMAGE}"},
         "lost": (lost,),
         "command": f"pytest {SCRIPT} {LONG}",
         "structures": {
-            (name, name): StructureLine(
+            (name, name): StructureCheck(
                 pair=name,
                 granularity=name,
                 status="unsupported",

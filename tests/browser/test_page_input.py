@@ -5,10 +5,9 @@ from dataclasses import replace
 
 import pytest
 from page_reading import SECTIONS, cells, column, go, open_case, table, whole_table
-
-from harness.manifest import MANIFEST_SUFFIX, dump_manifest
-from harness.report.writer import rebuild
-from harness.results import SkipLine
+from pytest_autoquant.manifests.outcomes import SkippedCase
+from pytest_autoquant.manifests.sensitivity_manifest import MANIFEST_SUFFIX, dump_manifest
+from pytest_autoquant.reports.write import rebuild
 
 SIGNED = "NONE(effective-bits: 16.0)"
 OLD_SCORES = {
@@ -170,7 +169,7 @@ def test_two_models_each_have_a_grid_of_their_own(page, template, report_of, ope
 @pytest.mark.parametrize("status", ["needs-cuda", "unsupported"])
 def test_a_report_of_skips_alone_shows_them_without_complaint(page, report_of, open_report, status):
     case_id = "model/wnvfp4_afp16/default/small/gradient"
-    skip = SkipLine(case_id=case_id, status=status, reason="it says why")
+    skip = SkippedCase(case_id=case_id, status=status, reason="it says why")
     open_report(page, report_of(skips={case_id: skip}))
     (cell,) = cells(page, "grid")
     assert cell["label"] == f"wnvfp4_afp16, default: skipped, {status}: it says why"
@@ -181,7 +180,7 @@ def test_a_size_of_skips_alone_beside_a_measured_one_draws_without_complaint(
     page, template, report_of, open_report
 ):
     case_id = f"{template.model.name}/wnvfp4_afp16/default/large/gradient"
-    skip = SkipLine(case_id=case_id, status="needs-cuda", reason="no GPU")
+    skip = SkippedCase(case_id=case_id, status="needs-cuda", reason="no GPU")
     open_report(page, report_of(template, skips={case_id: skip}))
     assert page.locator("#view option:checked").inner_text() == template.case.size
     page.select_option("#view", label="large")

@@ -28,10 +28,9 @@ from page_reading import (
     total,
     whole_table,
 )
+from pytest_autoquant.reports.run_comparison import compare_runs
+from pytest_autoquant.reports.write import write_case, write_comparison
 from scipy.stats import spearmanr
-
-from harness.report.compare import compare_runs
-from harness.report.writer import write_case, write_comparison
 
 SIZES = ("small", "medium", "large")
 A = "tiny-qwen3-vl/wint4_aint8/default/small/gradient"
@@ -294,7 +293,14 @@ def two_runs(sweep, tmp_path_factory):
         after[case_id] = remeasured(manifest, random.Random(SEED + len(after)))  # noqa: S311
         path.write_text(json.dumps(after[case_id]))
     page = folder / "compared.html"
-    command = [sys.executable, "-m", "harness.cli", "compare", sweep.root, folder / "second"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest_autoquant.cli",
+        "compare",
+        sweep.root,
+        folder / "second",
+    ]
     subprocess.run([*command, "--html", page], check=True, capture_output=True, timeout=120)
     return TwoRuns(page, sweep.manifests, after)
 

@@ -79,7 +79,7 @@ class Project:
     def harness(self, *arguments):
         """Run ``aq-harness``."""
         done = subprocess.run(
-            [sys.executable, "-m", "harness.cli", *arguments],
+            [sys.executable, "-P", "-m", "pytest_autoquant.cli", *arguments],
             cwd=self.folder,
             capture_output=True,
             text=True,
@@ -179,9 +179,8 @@ def modelopt():
     ModelOpt's patches of transformers survive being imported twice.
     """
     import torch
-
-    from harness.session import AutoquantSession
-    from harness.settings import read_settings
+    from pytest_autoquant.options.settings import read_settings
+    from pytest_autoquant.plugin.session import AutoquantSession
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -6,12 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import pytest_autoquant
 import torch
+from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
 from safetensors.torch import load_file, save_file
 
-from harness.manifest import read_manifest
+DATA = Path(pytest_autoquant.__file__).parent / "data"
 
-EMBEDDED = Path(__file__).resolve().parents[2] / "harness" / "data" / "tiny-qwen3-vl"
+EMBEDDED = DATA / "tiny-qwen3-vl"
 CANARY = "import pathlib; pathlib.Path(__file__).with_name('canary').touch()\ndef test_it(): pass"
 ONE = (
     *("-p", "no:cacheprovider", "cases/test_sensitivity.py", "--aq-device=cpu"),

@@ -5,8 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-
-from harness.scheme import builtin_schemes
+from pytest_autoquant.allocation.scheme import builtin_schemes
 
 NO_GPU = pytest.mark.skipif(
     torch.cuda.is_available(), reason="says what a machine without CUDA says"

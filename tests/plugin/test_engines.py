@@ -3,9 +3,8 @@
 import shutil
 
 import pytest
-
-from harness.manifest import read_manifest
-from harness.registry import REGISTRY
+from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
+from pytest_autoquant.models.registry import REGISTRY
 
 ONE = ("cases/test_sensitivity.py", "--aq-device=cpu", "--aq-sizes=small")
 PLAIN = (*ONE, "--aq-pairs=wint8_afp16", "--aq-granularities=default")

@@ -8,11 +8,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import pytest_autoquant
+from pytest_autoquant.manifests.sensitivity_manifest import MANIFEST_SUFFIX
 from safetensors.torch import load_file, save_file
 
-from harness.manifest import MANIFEST_SUFFIX
+DATA = Path(pytest_autoquant.__file__).parent / "data"
 
-EMBEDDED = Path(__file__).resolve().parents[2] / "harness" / "data" / "tiny-qwen3-vl"
+EMBEDDED = DATA / "tiny-qwen3-vl"
 MODEL = "finetune"
 SELECTION = (
     *("cases/test_sensitivity.py", "-rs", "--aq-device=cpu", "--aq-sizes=small", "--aq-conf=conf"),

@@ -14,13 +14,13 @@ COUNTING = """
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_call(item):
-        from harness.engine import replay
+        from pytest_autoquant.scoring.replay import engine as replay
 
         if not hasattr(replay, "uncounted"):
             replay.uncounted, replay.capture = replay.capture, capture
 
     def capture(model, data, *arguments):
-        from harness.engine import replay
+        from pytest_autoquant.scoring.replay import engine as replay
 
         worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
         with pathlib.Path(__file__).with_name("captures.txt").open("a") as captures:

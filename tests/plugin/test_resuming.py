@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import pytest_autoquant
+from pytest_autoquant.manifests.sensitivity_manifest import find_manifests, read_manifest
 
-from harness.manifest import find_manifests, read_manifest
+DATA = Path(pytest_autoquant.__file__).parent / "data"
 
 PAIRS = ("wint8_afp16", "wint4_afp16")
 CASES = [f"{pair}-{granularity}" for pair in PAIRS for granularity in ("default", "w_group64")]
@@ -21,7 +23,7 @@ SELECTION = (
     *(f"--aq-pairs={','.join(PAIRS)},wfp4_afp8", "--aq-granularities=default,w_group64"),
     "--aq-captions=captions.txt",
 )
-BUILTIN = Path(__file__).resolve().parents[2] / "harness" / "data" / "captions.txt"
+BUILTIN = DATA / "captions.txt"
 BLOCK = """
 import pathlib, time
 

@@ -9,10 +9,9 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+from pytest_autoquant.allocation.scheme import builtin_schemes
+from pytest_autoquant.manifests.scheme_manifest import find_schemes, load_scheme
 from safetensors import safe_open
-
-from harness.scheme import builtin_schemes
-from harness.scheme_manifest import find_schemes, load_scheme
 
 FULL, HALF = "fp8_autoquant_full", "fp8_autoquant_top50"
 CPU = ("-p", "no:benchmark", "--aq-device=cpu", "--aq-sizes=small")
@@ -346,7 +345,7 @@ def test_for_a_target_what_it_cannot_load_is_left_out_with_the_reason(new_projec
 
 KILLED = """
 import os, signal
-import harness.export as export
+import pytest_autoquant.export.write_checkpoint as export
 
 written = export._export
 

@@ -5,8 +5,7 @@ import re
 import shutil
 
 import pytest
-
-from harness.manifest import find_manifests, read_manifest
+from pytest_autoquant.manifests.sensitivity_manifest import find_manifests, read_manifest
 
 COUNT = 3
 

@@ -21,11 +21,10 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+import pytest_autoquant
+from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
 
-import harness
-from harness.manifest import read_manifest
-
-HARNESS = Path(harness.__file__).parent
+HARNESS = Path(pytest_autoquant.__file__).parent
 PROGRAMS = {"sshd": "openssh-server", "ssh": "openssh-client", "ssh-keygen": "openssh-client"}
 MANIFESTS = "*_quant_manifest.json"
 STALLED = "test_sensitivity[wint4_aint8-w_per_out_channel-small]"
@@ -66,7 +65,7 @@ CONFTEST = """
 
     import pytest
 
-    import harness
+    import pytest_autoquant
 
     def refuse(event, arguments):
         if event != "open" and not event.startswith("os."):
@@ -79,7 +78,7 @@ CONFTEST = """
     def pytest_configure(config):
         if hasattr(config, "workerinput"):
             sys.addaudithook(refuse)
-            seen = {{"cwd": os.getcwd(), "harness": harness.__file__}}
+            seen = {{"cwd": os.getcwd(), "harness": pytest_autoquant.__file__}}
             name = config.workerinput["workerid"] + ".json"
             (Path.home() / name).write_text(json.dumps(seen))
 

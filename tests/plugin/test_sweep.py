@@ -11,12 +11,14 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import pytest_autoquant
+from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
 
-from harness.manifest import read_manifest
+DATA = Path(pytest_autoquant.__file__).parent / "data"
 
 MODEL = "tiny-qwen3-vl"
 GRID = f"grid-{MODEL}-small.svg"
-EMBEDDED = Path(__file__).resolve().parents[2] / "harness" / "data" / MODEL
+EMBEDDED = DATA / MODEL
 ONE = (
     *("-p", "no:cacheprovider", "cases/test_sensitivity.py", "--aq-device=cpu"),
     *("--aq-pairs=wint8_afp16", "--aq-granularities=default", "--aq-sizes=small"),

@@ -4,8 +4,7 @@ import json
 from textwrap import dedent
 
 import pytest
-
-from harness.manifest import read_manifest
+from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
 
 KILLED = "test_sensitivity[wint4_afp16-default-small]"
 KILLER = f"""

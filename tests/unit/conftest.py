@@ -14,16 +14,13 @@ from html.parser import HTMLParser
 
 import pytest
 from markdown_it import MarkdownIt
-
-from harness.captions import Batch, CalibrationData, CaptionSet
-from harness.case import Case, Combination
-from harness.conf import load_vocabulary
-from harness.config import effective_config
-from harness.engine.protocol import GroupScore, Measurement
-from harness.fingerprint import Fingerprint
-from harness.manifest import EnvironmentRecord, MemoryRecord, ModelRecord, RunConfig
-from harness.record import Findings, Layer, build_manifest
-from harness.scheme_manifest import (
+from pytest_autoquant.calibration.captions import Batch, CalibrationData, CaptionSet
+from pytest_autoquant.formats.effective_config import effective_config
+from pytest_autoquant.grid.case import Case, Combination
+from pytest_autoquant.grid.vocabulary import load_vocabulary
+from pytest_autoquant.manifests.case_result import Group, Selection, Sensitivity
+from pytest_autoquant.manifests.fingerprint import Fingerprint
+from pytest_autoquant.manifests.scheme_manifest import (
     AllocationRecord,
     FrontierPoint,
     GroupDecision,
@@ -31,7 +28,14 @@ from harness.scheme_manifest import (
     SchemeManifest,
     SchemeRecord,
 )
-from harness.sensitivity import Group, Selection, Sensitivity
+from pytest_autoquant.manifests.sensitivity_manifest import (
+    EnvironmentRecord,
+    MemoryRecord,
+    ModelRecord,
+    RunConfig,
+)
+from pytest_autoquant.scoring.build_manifest import Findings, Layer, build_manifest
+from pytest_autoquant.scoring.engine import GroupScore, Measurement
 
 LAYER = "model.language_model.layers.0"
 SHAPES = {

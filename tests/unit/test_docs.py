@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import pytest
-
-from harness.config import effective_config
-from harness.granularity import Granularity, builtin_granularities
-from harness.pair import PRESETS, builtin_pairs
-from harness.settings import OPTIONS
+from pytest_autoquant.formats.effective_config import effective_config
+from pytest_autoquant.formats.granularity import Granularity, builtin_granularities
+from pytest_autoquant.formats.quant_pair import PRESETS, builtin_pairs
+from pytest_autoquant.options.settings import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = Granularity(name="default")

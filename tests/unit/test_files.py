@@ -6,9 +6,8 @@ import threading
 from contextlib import contextmanager
 
 import pytest
-
-from harness.errors import ManifestError
-from harness.files import check_writable, load_json, write_atomic
+from pytest_autoquant.errors import RecordError
+from pytest_autoquant.files import check_writable, load_json, write_atomic
 
 
 @contextmanager
@@ -54,7 +53,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
     write_atomic(path, "old")
     with (
         full_disk(),
-        pytest.raises(ManifestError, match="cannot be written: File too large") as caught,
+        pytest.raises(RecordError, match="cannot be written: File too large") as caught,
     ):
         write_atomic(path, "new" * 10_000)
     assert str(path) in str(caught.value)
@@ -65,7 +64,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_a_file_that_cannot_be_replaced_leaves_no_temporary_file(tmp_path):
     folder = tmp_path / "manifest.json"
     (folder / "inside").mkdir(parents=True)
-    with pytest.raises(ManifestError, match=r"manifest\.json: cannot be written: "):
+    with pytest.raises(RecordError, match=r"manifest\.json: cannot be written: "):
         write_atomic(folder, "new")
     assert list(tmp_path.iterdir()) == [folder]
     assert [p.name for p in folder.iterdir()] == ["inside"]
@@ -74,7 +73,7 @@ def test_a_file_that_cannot_be_replaced_leaves_no_temporary_file(tmp_path):
 def test_a_file_in_place_of_a_folder_is_an_error_and_stays(tmp_path):
     in_the_way = tmp_path / "reports"
     in_the_way.write_text("mine")
-    with pytest.raises(ManifestError, match=r"summary\.md: cannot be written: "):
+    with pytest.raises(RecordError, match=r"summary\.md: cannot be written: "):
         write_atomic(in_the_way / "model" / "summary.md", "new")
     assert in_the_way.read_text() == "mine"
 
@@ -89,7 +88,7 @@ def test_a_writable_report_folder_is_created_and_left_empty(tmp_path):
 @pytest.mark.parametrize("below", ["reports", "reports/tmp"])
 def test_an_unwritable_report_folder_is_named_with_what_to_do(tmp_path, below):
     (tmp_path / "reports").write_text("a file")
-    with pytest.raises(ManifestError) as caught:
+    with pytest.raises(RecordError) as caught:
         check_writable(tmp_path / below)
     message = str(caught.value)
     assert message.startswith(f"report folder {tmp_path / below}: cannot be written (")

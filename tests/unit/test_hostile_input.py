@@ -15,16 +15,16 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-
-from harness.conf import load_vocabulary
-from harness.config import effective_config
-from harness.errors import HarnessError, ManifestError, VocabularyError
-from harness.manifest import dump_manifest, load_manifest
-from harness.report.layers import LAYERS_JSON, layer_report_markdown
-from harness.report.overview import read_summary, summary_markdown, terminal_lines
-from harness.report.writer import rebuild, write_case
-from harness.results import ErrorLine, Results, SkipLine, StructureLine
-from harness.sensitivity import sensitivity_of
+from pytest_autoquant.errors import AutoquantError, RecordError, UsageError
+from pytest_autoquant.formats.effective_config import effective_config
+from pytest_autoquant.grid.vocabulary import load_vocabulary
+from pytest_autoquant.manifests.case_result import sensitivity_of
+from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
+from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest, load_manifest
+from pytest_autoquant.reports.case_report import LAYERS_JSON, layer_report_markdown
+from pytest_autoquant.reports.session_report import read_summary, summary_markdown, terminal_lines
+from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.write import rebuild, write_case
 
 BUILTIN = load_vocabulary()
 LAYER = "model.language_model.layers.0"
@@ -222,7 +222,7 @@ def load_or_refuse(content):
     """Load a manifest; None where it is refused in words that fit on a terminal."""
     try:
         return load_manifest(content, source="x")
-    except ManifestError as error:
+    except RecordError as error:
         message = str(error)
     assert message.startswith("x: ")
     return None
@@ -316,7 +316,7 @@ def test_a_manifest_with_broken_bytes_is_loaded_or_refused_in_our_words(manifest
 def test_a_refusal_repeats_no_control_character_and_no_novel(manifest, path, key):
     document = document_of(manifest)
     at(document, path)[key] = None
-    with pytest.raises(ManifestError) as caught:
+    with pytest.raises(RecordError) as caught:
         load_manifest(json.dumps(document), source="x")
     assert controls(str(caught.value)) == set()
     assert "\n" not in str(caught.value)
@@ -327,7 +327,7 @@ def test_a_dangling_name_is_repeated_in_one_short_printable_line(manifest):
     for name in ("\x1b[2J\nx", "k" * 100_000):
         document = document_of(manifest)
         document["sensitivity_ranking"][0]["name"] = name
-        with pytest.raises(ManifestError) as caught:
+        with pytest.raises(RecordError) as caught:
             load_manifest(json.dumps(document), source="x")
         assert controls(str(caught.value)) == set()
         assert "\n" not in str(caught.value)
@@ -529,7 +529,7 @@ def test_a_summary_of_anything_is_refused_in_our_words(content):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "summary.json"
         path.write_bytes(content)
-        with pytest.raises(ManifestError, match=r"summary\.json: "):
+        with pytest.raises(RecordError, match=r"summary\.json: "):
             read_summary(path)
 
 
@@ -579,7 +579,7 @@ def results_of(manifest, text):
             for status in ("measured", "alias", "failed")
         ),
     )
-    structure = StructureLine(
+    structure = StructureCheck(
         pair=text,
         granularity=text,
         status=text,
@@ -590,8 +590,8 @@ def results_of(manifest, text):
     )
     return Results(
         cases={case.case_id: case for case in cases},
-        skips={text: SkipLine(case_id=text, status=text, reason=text)},
-        errors={text: ErrorLine(case_id=text, problem=text)},
+        skips={text: SkippedCase(case_id=text, status=text, reason=text)},
+        errors={text: FailedCase(case_id=text, problem=text)},
         structures={(text, text): structure},
         gated={text: text},
         reruns={text: text},
@@ -706,7 +706,7 @@ def load_or_refuse_yaml(content, kinds=tuple(FOLDERS)):
             path.write_bytes(data)
             try:
                 vocabulary = load_vocabulary(Path(name))
-            except VocabularyError as error:
+            except UsageError as error:
                 message = str(error)
                 assert message.startswith(f"{path}: ")
                 assert controls(message) == set()
@@ -724,7 +724,7 @@ def resolve(vocabulary):
         assert len(repr(vocabulary.granularities[name])) < LONGEST_MESSAGE
         try:
             config = effective_config(BUILTIN.pairs["wint4_aint8"], vocabulary.granularities[name])
-        except HarnessError:
+        except AutoquantError:
             continue
         assert config.digest
 

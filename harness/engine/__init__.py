@@ -1,1 +1,0 @@
-"""How scores are obtained. Every engine answers the same ``Engine`` protocol."""

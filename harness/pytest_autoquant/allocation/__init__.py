@@ -1,0 +1,1 @@
+"""Which layer groups to quantize: the exact solver and scheme rules."""

@@ -1,0 +1,1 @@
+"""A scheme applied, measured, written as a checkpoint and verified."""

@@ -1,0 +1,1 @@
+"""What is asked of ModelOpt: quant pairs, granularities, effective configs."""

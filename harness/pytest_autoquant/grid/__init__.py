@@ -1,0 +1,1 @@
+"""Cases, and how they are dealt to workers and shards."""

@@ -1,0 +1,1 @@
+"""Records on disk, and what identifies a measurement."""

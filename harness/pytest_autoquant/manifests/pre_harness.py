@@ -1,0 +1,288 @@
+"""Manifests from before the harness: no schema version, no digests, most of the origin missing.
+
+What they lack stays unknown. Their ranking compares with ours; their scores do not: they hang on
+batch size, padding and the mean loss of their time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+from pytest_autoquant.errors import RecordError
+from pytest_autoquant.files import load_json
+from pytest_autoquant.manifests.case_result import (
+    UNKNOWN,
+    Group,
+    Selection,
+    Sensitivity,
+    sensitivity_of,
+)
+from pytest_autoquant.manifests.sensitivity_manifest import (
+    GROUP_SUFFIX,
+    MANIFEST_SUFFIX,
+    Manifest,
+    first_problem,
+    load_manifest,
+)
+from pytest_autoquant.text import slug
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+NOTE = (
+    "a manifest from before the harness: its ranking compares with other cases, its scores do not"
+)
+_UNQUANTIZED = "NONE"
+_BITS = re.compile(r"effective-bits: ([0-9.]+)\)")
+_SCHEME_SUFFIX = "_autoquant_lm"
+_LENIENT = {"extra": "ignore", "allow_inf_nan": False}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scheme:
+    __pydantic_config__ = _LENIENT
+    name: str | None = None
+    auto_quantize_bits: float | None = None
+    auto_quantize_method: str = UNKNOWN
+    quant_formats: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Model:
+    __pydantic_config__ = _LENIENT
+    id: str = UNKNOWN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Dataset:
+    __pydantic_config__ = _LENIENT
+    name: str = UNKNOWN
+    size: str = UNKNOWN
+    num_calib_samples: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Granularity:
+    __pydantic_config__ = _LENIENT
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Quantization:
+    __pydantic_config__ = _LENIENT
+    base_format_name: str | None = None
+    quant_granularity: _Granularity = field(default_factory=_Granularity)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Group:
+    """Formats are candidates, the unquantized one last; costs are weights x bits / 16."""
+
+    __pydantic_config__ = _LENIENT
+    formats: tuple[str, ...] = ()
+    scores: tuple[float | None, ...] = ()
+    costs: tuple[float | None, ...] = ()
+    importance: float | None = None
+    module_names: tuple[str, ...] = ()
+
+    @property
+    def quantized_format(self) -> str | None:
+        """The candidate that quantizes; None of a group that was not searched."""
+        return next((name for name in self.formats if not name.startswith(_UNQUANTIZED)), None)
+
+    @property
+    def weights(self) -> int | None:
+        """What the unquantized candidate costs: a weight of 16 bits is one."""
+        for name, cost in zip(self.formats, self.costs, strict=False):
+            if name.startswith(_UNQUANTIZED) and cost is not None:
+                return round(cost)
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Constraints:
+    __pydantic_config__ = _LENIENT
+    effective_bits: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _State:
+    __pydantic_config__ = _LENIENT
+    constraints: _Constraints = field(default_factory=_Constraints)
+    score: float | None = None
+    is_satisfied: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OldManifest:
+    """The fields that old manifests have and reports show; all may be missing but the groups."""
+
+    __pydantic_config__ = _LENIENT
+    layer_sensitivity: dict[str, _Group]
+    scheme: _Scheme = field(default_factory=_Scheme)
+    model: _Model = field(default_factory=_Model)
+    dataset: _Dataset = field(default_factory=_Dataset)
+    quantization: _Quantization = field(default_factory=_Quantization)
+    autoquant_state: _State = field(default_factory=_State)
+
+
+def read_sensitivity(path: Path, root: Path) -> Sensitivity:
+    """Read a manifest of any age as reports see it; see ``read_any``."""
+    found = read_any(path, root)
+    if isinstance(found, Sensitivity):
+        return found
+    return sensitivity_of(found, path.relative_to(root))
+
+
+def read_any(path: Path, root: Path) -> Manifest | Sensitivity:
+    """Read a manifest of this harness as it is, and one from before it as far as it goes.
+
+    Args:
+        root: what ``Sensitivity.manifest`` and the errors name the file below.
+
+    Raises:
+        RecordError: it cannot be read, is no manifest, or a newer version wrote it.
+    """
+    name = path.relative_to(root).as_posix()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{name}: cannot be read: {error.strerror}") from error
+    raw = _mapping(content) if b'"schema_version"' not in content else None
+    if raw is None or "layer_sensitivity" not in raw:
+        return load_manifest(content, source=name)
+    try:
+        old = _adapter().validate_python(raw)
+    except ValueError as error:
+        raise RecordError(
+            f"{name}: is not a valid manifest from before the harness: {first_problem(error)}"
+        ) from None
+    found = _sensitivity(old, PurePosixPath(name), path.parts)
+    if not found.groups:
+        raise RecordError(f"{name}: is not a valid manifest: no layer group was quantized")
+    return found
+
+
+def _mapping(content: bytes) -> Mapping[str, Any] | None:
+    try:
+        raw = load_json(content)
+    except ValueError:
+        return None
+    return raw if isinstance(raw, Mapping) else None
+
+
+def _sensitivity(old: _OldManifest, relative: PurePosixPath, parts: tuple[str, ...]) -> Sensitivity:
+    groups = tuple(_ranked(old.layer_sensitivity))
+    scores = [group.score for group in groups if group.score is not None]
+    model = slug(_last_part(old.model.id))
+    named = _last_part(old.scheme.name or relative.name.removesuffix(MANIFEST_SUFFIX))
+    pair = named.removesuffix(_SCHEME_SUFFIX)
+    size, method = map(_last_part, (old.dataset.size, old.scheme.auto_quantize_method))
+    granularity = _last_part(
+        old.quantization.quant_granularity.name or _granularity_folder(parts, size)
+    )
+    formats = old.scheme.quant_formats
+    return Sensitivity(
+        case_id="/".join((model, pair, granularity, size, method)),
+        model=model,
+        pair=pair,
+        granularity=granularity,
+        size=size,
+        method=method,
+        status="measured",
+        alias_of=None,
+        experimental=False,
+        problems=(),
+        notes=(NOTE,),
+        format_name=old.quantization.base_format_name or (formats[0] if formats else UNKNOWN),
+        effective_bits=_effective_bits(old.layer_sensitivity),
+        groups=groups,
+        module_order=tuple(
+            name.removesuffix(GROUP_SUFFIX)
+            for name, group in old.layer_sensitivity.items()
+            if group.quantized_format is not None
+        ),
+        total_score=sum(scores) if len(scores) == len(groups) else None,
+        selection=Selection(
+            budget=old.autoquant_state.constraints.effective_bits or old.scheme.auto_quantize_bits,
+            score=old.autoquant_state.score,
+            is_satisfied=old.autoquant_state.is_satisfied,
+        ),
+        manifest=str(relative),
+        origin=_origin(old),
+    )
+
+
+def _ranked(found: Mapping[str, _Group]) -> Iterator[Group]:
+    """Yield the searched groups, most sensitive first; a score that is missing leads, as ours do.
+
+    Old files count ranks from the mildest group, and over groups that no format quantizes.
+    """
+    searched = {name: group for name, group in found.items() if group.quantized_format is not None}
+    scores = {name: _score(group) for name, group in searched.items()}
+    ordered = sorted(
+        searched, key=lambda name: float("inf") if scores[name] is None else scores[name] or 0.0
+    )
+    for rank, name in enumerate(reversed(ordered), start=1):
+        yield Group(
+            name=name.removesuffix(GROUP_SUFFIX),
+            score=scores[name],
+            rank=rank,
+            modules=searched[name].module_names,
+            weights=searched[name].weights,
+            selected=None,
+        )
+
+
+def _score(group: _Group) -> float | None:
+    if group.importance is not None:
+        return group.importance
+    by_format = dict(zip(group.formats, group.scores, strict=False))
+    return by_format.get(group.quantized_format or "")
+
+
+def _effective_bits(groups: Mapping[str, _Group]) -> float | None:
+    """Return the bits that the formats' names tell, if they agree."""
+    names = {group.quantized_format for group in groups.values() if group.quantized_format}
+    told = {found[1] for name in names if (found := _BITS.search(name))}
+    try:
+        return float(told.pop()) if len(told) == 1 else None
+    except ValueError:
+        return None
+
+
+def _granularity_folder(parts: tuple[str, ...], size: str) -> str:
+    """Read ``<granularity>/<size>/file``, the layout that is as old as these manifests."""
+    return parts[-3] if len(parts) > 3 and parts[-2] == size else UNKNOWN
+
+
+def _origin(old: _OldManifest) -> dict[str, str]:
+    count = old.dataset.num_calib_samples
+    captions = UNKNOWN if count is None else f"{count} calibrated"
+    return {
+        "model": _last_part(old.model.id),
+        "captions": f"{_last_part(old.dataset.name)}, {_last_part(old.dataset.size)}: {captions}",
+        "method": _last_part(old.scheme.auto_quantize_method),
+        "device": UNKNOWN,
+        "harness": "none: a manifest from before it",
+        "ModelOpt": UNKNOWN,
+        "torch": UNKNOWN,
+        "transformers": UNKNOWN,
+    }
+
+
+def _last_part(name: str) -> str:
+    """Return the last part of what may be a path on its author's machine, of either kind."""
+    return PureWindowsPath(name).name or UNKNOWN
+
+
+@lru_cache(maxsize=1)
+def _adapter() -> TypeAdapter[_OldManifest]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(_OldManifest)

@@ -1,0 +1,224 @@
+"""The scheme manifest: one scheme's decisions, prediction, measured damage and checkpoint."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pytest_autoquant.errors import RecordError
+from pytest_autoquant.files import load_json
+from pytest_autoquant.manifests.sensitivity_manifest import (
+    SCHEMA_VERSION,
+    DatasetRecord,
+    EnvironmentRecord,
+    MemoryRecord,
+    ModelRecord,
+    check_version,
+    first_problem,
+)
+from pytest_autoquant.text import slug
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+SCHEMES_FOLDER = "schemes"
+SCHEME_MANIFEST = "scheme_manifest.json"
+
+_STRICT = {"extra": "forbid", "allow_inf_nan": False}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchemeRecord:
+    """The rule; ``target`` is the runtime whose limits left candidates out, if any."""
+
+    __pydantic_config__ = _STRICT
+    name: str
+    candidates: tuple[str, ...]
+    left_out: dict[str, str]
+    measure: Literal["fraction_of_groups", "fraction_of_weights", "effective_bits"]
+    amount: float
+    target: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupDecision:
+    """One layer group: what it becomes (None: left alone), and each candidate's score per token."""
+
+    __pydantic_config__ = _STRICT
+    name: str
+    modules: tuple[str, ...]
+    weights: int
+    format: str | None
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocationRecord:
+    """The decisions in sum: predicted score per scored token, bits per weight, fractions of one."""
+
+    __pydantic_config__ = _STRICT
+    score: float
+    effective_bits: float
+    fraction_of_groups: float
+    fraction_of_weights: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontierPoint:
+    """The best prediction within a budget of bits per weight, and the bits that it takes."""
+
+    __pydantic_config__ = _STRICT
+    budget: float
+    effective_bits: float
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredDamage:
+    """The quantized model against the unquantized one on captions that calibrated nothing.
+
+    Attributes:
+        kl: nats per predicted token.
+        loss: cross-entropy in nats per predicted token; ``loss_before`` unquantized.
+        agreement: share of predicted tokens with the same most likely token.
+        captions: name of the held-out set; ``sha256`` over its lines.
+    """
+
+    __pydantic_config__ = _STRICT
+    kl: float
+    loss: float
+    loss_before: float
+    agreement: float
+    num_tokens: int
+    captions: str
+    sha256: str
+
+    @property
+    def perplexity(self) -> float:
+        """Of the quantized model; infinite where no float holds it."""
+        return _exponential(self.loss)
+
+    @property
+    def perplexity_before(self) -> float:
+        """Of the unquantized model."""
+        return _exponential(self.loss_before)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViolationRecord:
+    """A static rule that the checkpoint breaks."""
+
+    __pydantic_config__ = _STRICT
+    rule: str
+    tensor: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportRecord:
+    """The checkpoint.
+
+    Attributes:
+        bytes_before: of the unquantized weights; ``bytes_after`` of the safetensors files.
+        num_quantized: linears read back and compared with ModelOpt's fake-quantized weights.
+        largest_error: largest deviation found there, relative to the linear's largest weight.
+        num_identical: other tensors, vision tower included, found equal bit for bit.
+        violations: of the static rules of vLLM's loader.
+        load: what became of loading it in vLLM.
+        load_text: the version that loaded it, or why not.
+    """
+
+    __pydantic_config__ = _STRICT
+    bytes_before: int
+    bytes_after: int
+    num_quantized: int
+    largest_error: float
+    num_identical: int
+    violations: tuple[ViolationRecord, ...]
+    load: Literal["loaded", "failed", "not tried"]
+    load_text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchemeManifest:
+    """One scheme applied to one model.
+
+    ``export`` is None where none was asked for; ``timing`` is in seconds by phase.
+    """
+
+    __pydantic_config__ = _STRICT
+    schema_version: int = SCHEMA_VERSION
+    case_id: str
+    scheme: SchemeRecord
+    model: ModelRecord
+    dataset: DatasetRecord
+    groups: tuple[GroupDecision, ...]
+    allocation: AllocationRecord
+    frontier: tuple[FrontierPoint, ...]
+    measured: MeasuredDamage
+    export: ExportRecord | None
+    environment: EnvironmentRecord
+    timing: dict[str, float]
+    memory: MemoryRecord
+
+    @property
+    def path(self) -> Path:
+        """Where the manifest belongs, relative to the report root."""
+        return scheme_folder(self.model.name, self.scheme.name) / SCHEME_MANIFEST
+
+
+def scheme_folder(model: str, scheme: str) -> Path:
+    """Return ``<model>/schemes/<scheme>``: the checkpoint and its manifest."""
+    return Path(slug(model), SCHEMES_FOLDER, slug(scheme))
+
+
+def dump_scheme(manifest: SchemeManifest) -> str:
+    """Return the manifest as indented JSON with a final newline."""
+    return _adapter().dump_json(manifest, indent=2).decode() + "\n"
+
+
+def load_scheme(text: str | bytes, *, source: str) -> SchemeManifest:
+    """Read a scheme manifest.
+
+    Raises:
+        RecordError: it is none, or a newer version wrote it. The message starts with ``source``.
+    """
+    try:
+        raw: Any = load_json(text)
+        check_version(raw, source)
+        return _adapter().validate_python(raw)
+    except ValueError as error:
+        raise RecordError(
+            f"{source}: is not a valid scheme manifest: {first_problem(error)}"
+        ) from None
+
+
+def read_scheme_manifest(path: Path, root: Path) -> SchemeManifest:
+    """Read a scheme manifest file; errors name it below ``root``."""
+    name = path.relative_to(root).as_posix()
+    try:
+        return load_scheme(path.read_bytes(), source=name)
+    except OSError as error:
+        raise RecordError(f"{name}: cannot be read: {error.strerror}") from error
+
+
+def find_schemes(root: Path) -> list[Path]:
+    """Return every scheme manifest under ``root``, in path order."""
+    return sorted(path for path in root.glob(f"*/{SCHEMES_FOLDER}/[!.]*/{SCHEME_MANIFEST}"))
+
+
+def _exponential(loss: float) -> float:
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+@lru_cache(maxsize=1)
+def _adapter() -> TypeAdapter[SchemeManifest]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(SchemeManifest)

@@ -1,0 +1,1 @@
+"""What ModelOpt can do here, and the only place that knows its private names."""

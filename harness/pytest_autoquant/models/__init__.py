@@ -1,0 +1,1 @@
+"""Load, inspect and restore models."""

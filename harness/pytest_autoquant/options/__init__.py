@@ -1,0 +1,1 @@
+"""Every option and ini value, once."""

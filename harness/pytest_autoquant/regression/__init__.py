@@ -1,0 +1,1 @@
+"""Comparison of results, the regression gate, resumed runs."""

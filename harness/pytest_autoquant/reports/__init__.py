@@ -1,0 +1,1 @@
+"""Markdown, charts and the page of a session. No torch."""

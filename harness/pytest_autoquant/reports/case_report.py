@@ -1,0 +1,227 @@
+"""The layer report of one case: its groups from most to least sensitive."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from urllib.parse import quote
+
+from pytest_autoquant.manifests.case_result import Sensitivity, finite
+from pytest_autoquant.manifests.sensitivity_manifest import Manifest
+from pytest_autoquant.reports.markdown import (
+    GROUPS_MEAN,
+    KL_SCORE_MEANS,
+    SCORE_MEANS,
+    code,
+    number,
+    percent,
+    table,
+    text,
+)
+
+LAYERS_MARKDOWN = "layer-sensitivity-report.md"
+LAYERS_JSON = "layer-sensitivity-report.json"
+LAYERS_PICTURE = "layer-map.svg"
+
+
+def link(path: PurePosixPath) -> str:
+    """Return the address of a file below the report root, whatever its name is made of."""
+    return quote(os.fsencode(path))
+
+
+def report_links(case: Sensitivity) -> dict[str, str]:
+    """Return the addresses of a case's files, by what they are; the first is the one to read.
+
+    A manifest from before the harness has no report of ours beside it.
+    """
+    path = PurePosixPath(case.manifest)
+    reports = {} if case.is_old else {"layer report": link(path.with_name(LAYERS_MARKDOWN))}
+    return {**reports, "manifest": link(path)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRow:
+    """One group in the report.
+
+    ``share`` is of the case's total score; ``weights`` counts stored weights; ``selected`` says
+    that the bit budget keeps the group quantized. None where an old manifest does not say.
+    """
+
+    rank: int
+    group: str
+    modules: tuple[str, ...]
+    score: float | None
+    share: float | None
+    cumulative_share: float | None
+    weights: int | None
+    selected: bool | None
+
+
+def layer_rows(case: Sensitivity) -> tuple[LayerRow, ...]:
+    """Return the groups of a case, most sensitive first."""
+    total = case.total_score
+    rows: list[LayerRow] = []
+    running = 0.0
+    for group in case.groups:
+        share = group.score / total if group.score is not None and total else None
+        running += share or 0.0
+        rows.append(
+            LayerRow(
+                rank=group.rank,
+                group=group.name,
+                modules=group.modules,
+                score=group.score,
+                share=finite(share),
+                cumulative_share=finite(running) if total else None,
+                weights=group.weights,
+                selected=group.selected,
+            )
+        )
+    return tuple(rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCell:
+    """A layer group in a layer map."""
+
+    row: int
+    column: int
+    layer: str
+    projection: str
+    score: float | None
+
+
+def layer_cells(case: Sensitivity) -> tuple[LayerCell, ...]:
+    """Return the layer map: decoder layers across, projections down, in module order.
+
+    A score of zero has no place on a log scale, and none in the map.
+    """
+    named = [(group, group.projection) for group in case.in_module_order]
+    rows = {name: row for row, name in enumerate(dict.fromkeys(name for _, name in named))}
+    return tuple(
+        LayerCell(
+            row=rows[name],
+            column=-1 if layer is None else layer,
+            layer="-" if layer is None else str(layer),
+            projection=name,
+            score=group.score or None,
+        )
+        for group, name in named
+        for layer in [group.layer]
+    )
+
+
+def layer_report_json(manifest: Manifest, case: Sensitivity) -> bytes:
+    """Return the report as JSON: the case, its selection and one object per group."""
+    from pydantic_core import to_json
+
+    report = {
+        "schema_version": manifest.schema_version,
+        "case": case.case_id,
+        "status": case.status,
+        "alias_of": case.alias_of,
+        "format": case.format_name,
+        "effective_bits": case.effective_bits,
+        "num_scored_tokens": manifest.dataset.num_scored_tokens,
+        "autoquant_state": manifest.autoquant_state,
+        "groups": layer_rows(case),
+    }
+    return to_json(report, indent=2) + b"\n"
+
+
+def layer_report_markdown(manifest: Manifest, case: Sensitivity) -> str:
+    """Return the report as Markdown that reads well in a code review.
+
+    ``case`` is the manifest's, with its picture beside the report.
+    """
+    parts = [
+        f"# Layer sensitivity: {code(case.pair)}, {code(case.granularity)}, {text(case.size)}",
+        _facts(manifest),
+        KL_SCORE_MEANS if case.method == "kl_div" else SCORE_MEANS,
+        *_notes(manifest),
+        "## Selection",
+        text(selection_sentence(case)),
+        "## Layer map",
+        f"![Score of every layer group, by decoder layer and projection: {_spoken(case)}]"
+        f"({LAYERS_PICTURE})",
+        "## Layer groups, most sensitive first",
+        GROUPS_MEAN,
+        _groups(case),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _spoken(case: Sensitivity) -> str:
+    """Say the three most sensitive groups, for those who do not see the picture."""
+    shares = case.shares
+    named = [f"{text(group.name)} {percent(shares.get(group.name))}" for group in case.groups[:3]]
+    return "highest are " + ", ".join(named)
+
+
+def selection_sentence(case: Sensitivity) -> str:
+    """Say in one sentence what the bit budget keeps quantized; empty if that is unknown."""
+    chosen = case.selection
+    if chosen.budget is None or chosen.bits is None or chosen.minimum_bits is None:
+        return ""
+    if not chosen.is_satisfied:
+        return (
+            f"The budget of {chosen.budget:g} bits per weight cannot be met: the smallest "
+            f"reachable is {chosen.minimum_bits:.4g}, with every group quantized."
+        )
+    return (
+        f"Within {chosen.budget:g} bits per weight, {case.selected_groups} of {len(case.groups)} "
+        f"groups stay quantized: {chosen.bits:.4g} bits, score {number(chosen.score)} of "
+        f"{number(case.total_score)} with all of them."
+    )
+
+
+def _facts(manifest: Manifest) -> str:
+    case, data, env = manifest.case, manifest.dataset, manifest.environment
+    experimental = ", experimental" if case.experimental else ""
+    bits = manifest.quantization.effective_bits
+    rows = [
+        ("model", f"{code(manifest.model.id)} ({text(manifest.model.weights)} weights)"),
+        ("format", f"{code(manifest.quantization.base_format_name)}{experimental}"),
+        (
+            "weights stored in",
+            f"{bits:.4g} bits, block scales included",
+        ),
+        ("status", text(case.status) + (f" of {code(case.alias_of)}" if case.alias_of else "")),
+        ("method", f"{text(case.method)}, engine {text(manifest.run_config.engine)}"),
+        (
+            "captions",
+            f"{data.num_calib_samples} calibrated, {data.num_score_samples} scored "
+            f"({data.num_scored_tokens} tokens) of {code(data.name)}",
+        ),
+        ("device", f"{text(env.device_name)}, {text(manifest.run_config.dtype)}"),
+        (
+            "versions",
+            text(f"modelopt {env.modelopt}, torch {env.torch}, transformers {env.transformers}"),
+        ),
+    ]
+    return table(("", ""), rows)
+
+
+def _notes(manifest: Manifest) -> list[str]:
+    lines = [f"- **Failed:** {text(problem)}" for problem in manifest.case.problems]
+    lines += [f"- Note: {text(note)}" for note in manifest.case.notes]
+    return ["\n".join(lines)] if lines else []
+
+
+def _groups(case: Sensitivity) -> str:
+    rows = [
+        (
+            row.rank,
+            code(row.group),
+            len(row.modules),
+            number(row.score),
+            percent(row.share),
+            percent(row.cumulative_share),
+            f"{row.weights:,}",
+            "quantized" if row.selected else "16-bit",
+        )
+        for row in layer_rows(case)
+    ]
+    headers = ("rank", "group", "linears", "score", "share", "running", "weights", "selection")
+    return table(headers, rows, right="r rrrrr ")

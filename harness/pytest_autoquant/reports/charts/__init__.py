@@ -1,0 +1,1 @@
+"""The data of every chart, and static pictures of it."""

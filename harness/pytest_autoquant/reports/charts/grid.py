@@ -1,0 +1,153 @@
+"""The grid of one model, method and size: what every pair under every granularity came to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from pytest_autoquant.calibration.sizes import size_order
+from pytest_autoquant.grid.case import CaseName
+from pytest_autoquant.grid.vocabulary import load_vocabulary
+from pytest_autoquant.manifests.case_result import Sensitivity
+from pytest_autoquant.reports.markdown import bits, number
+from pytest_autoquant.reports.session_results import Results
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """One model by one method at one size: what one grid shows."""
+
+    model: str
+    method: str
+    size: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridCell:
+    """A pair under a granularity.
+
+    Attributes:
+        score: the total, per scored token; None where nothing was measured.
+        label: two lines, drawn in the cell; ``detail`` is what is said of it elsewhere.
+        case: ``case_id`` where there is something to open, else empty.
+    """
+
+    row: int
+    column: int
+    pair: str
+    granularity: str
+    status: str
+    score: float | None
+    label: str
+    detail: str
+    case: str
+
+
+def views(results: Results) -> tuple[View, ...]:
+    """Return every model, method and size that a case names; the smallest size first."""
+    named = {view_of(name) for name in _names(results)}
+    return tuple(sorted(named, key=lambda v: (v.model, v.method, size_order(v.size))))
+
+
+def view_of(case: CaseName | Sensitivity) -> View:
+    """Return the view that shows a case."""
+    return View(model=case.model, method=case.method, size=case.size)
+
+
+def grid_cells(results: Results, view: View) -> tuple[GridCell, ...]:
+    """Return one cell per pair and granularity that a case of the view names, row by row."""
+    names = {
+        (name.pair, name.granularity): name for name in _names(results) if view_of(name) == view
+    }
+    vocabulary = load_vocabulary()
+    pairs = _ordered((pair for pair, _ in names), vocabulary.pairs)
+    granularities = _ordered((name for _, name in names), vocabulary.granularities)
+    return tuple(
+        _cell(results, names[pair, granularity], row, column)
+        for row, pair in enumerate(pairs)
+        for column, granularity in enumerate(granularities)
+        if (pair, granularity) in names
+    )
+
+
+def _ordered(found: Iterable[str], known: Iterable[str]) -> list[str]:
+    """Order names as the built-in vocabulary has them; others follow by name."""
+    places = {name: place for place, name in enumerate(known)}
+    return sorted(set(found), key=lambda name: (places.get(name, len(places)), name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    """``shown`` stands in the cell, ``said`` beside it."""
+
+    status: str
+    shown: str
+    said: str
+    bits: float | None = None
+    score: float | None = None
+    case: str = ""
+
+
+def _cell(results: Results, name: CaseName, row: int, column: int) -> GridCell:
+    found = _outcome(results, name.case_id)
+    stored = "" if found.bits is None else f"{bits(found.bits)} bits"
+    said = f"{name.pair}, {name.granularity}: {found.said}"
+    if name.case_id in results.gated:
+        said += "; stopped by the gate"
+    return GridCell(
+        row=row,
+        column=column,
+        pair=name.pair,
+        granularity=name.granularity,
+        status=found.status,
+        score=found.score,
+        label=f"{found.shown}\n{stored}{', alias' if found.status == 'alias' else ''}",
+        detail=f"{said}; {stored} per weight" if stored else said,
+        case=found.case,
+    )
+
+
+def _outcome(results: Results, case_id: str) -> _Outcome:
+    if case_id in results.cases:
+        return _measured(results.cases[case_id])
+    if case_id in results.skips:
+        skip = results.skips[case_id]
+        said = f"skipped, {skip.status}: {skip.reason}"
+        return _Outcome(status=skip.status, shown=skip.status, said=said, bits=skip.effective_bits)
+    if case_id in results.errors:
+        said = f"failed: {results.errors[case_id].problem}"
+        return _Outcome(status="failed", shown="failed", said=said)
+    return _Outcome(status="lost", shown="lost", said="lost: was to run and sent no outcome")
+
+
+def _measured(case: Sensitivity) -> _Outcome:
+    if case.status == "failed":
+        shown, said = "failed", f"failed: {'; '.join(case.problems)}"
+    else:
+        shown = number(case.total_score)
+        what = "measured" if case.alias_of is None else f"alias of {case.alias_of}"
+        said = f"{what}, total score {shown} {case.unit}"
+    return _Outcome(
+        status=case.status,
+        shown=shown,
+        said=said,
+        bits=case.effective_bits,
+        score=None if case.status == "failed" else case.total_score,
+        case=case.case_id,
+    )
+
+
+def _names(results: Results) -> Iterator[CaseName]:
+    for case in results.cases.values():
+        yield CaseName(
+            case_id=case.case_id,
+            model=case.model,
+            pair=case.pair,
+            granularity=case.granularity,
+            size=case.size,
+            method=case.method,
+        )
+    for case_id in (*results.skips, *results.errors, *results.lost):
+        name = CaseName.parse(case_id)
+        if name is not None:
+            yield name

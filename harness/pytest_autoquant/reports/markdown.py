@@ -1,0 +1,72 @@
+"""Markdown pieces whose text cannot break out of its place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from pytest_autoquant.text import one_line
+
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|~&])")
+
+SCORE_MEANS = (
+    "A score is the expected damage of quantizing one layer group alone: the squared change that "
+    "quantization makes in each output, weighted by the squared gradient of the loss there, summed "
+    "over the group and divided by the number of scored tokens. It ranks groups and compares "
+    "configurations of one model on the same captions; it is not a loss and not an accuracy."
+)
+GROUPS_MEAN = (
+    "A group is named after its first linear: q_proj stands for q, k and v together, gate_proj for "
+    "gate and up."
+)
+KL_SCORE_MEANS = (
+    "A score is the KL divergence in nats per scored token between the model with one layer group "
+    "quantized and the unquantized model. It ranks groups and compares configurations of one model "
+    "on the same captions; it is not an accuracy."
+)
+
+
+def text(value: object) -> str:
+    """Return ``value`` as running text: every Markdown or HTML character escaped, one line."""
+    return _SPECIAL.sub(r"\\\1", one_line(value))
+
+
+def code(value: object) -> str:
+    """Return ``value`` as an inline code span that is safe in a table cell."""
+    flat = one_line(value).replace("`", "'").replace("|", "\\|")
+    return f"`{flat}`" if flat.strip() else ""
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, right: str = "") -> str:
+    """Return a GitHub table of ready-made cells, its columns lined up.
+
+    Args:
+        right: one letter per column, ``r`` for right-aligned; the others are left-aligned.
+    """
+    lines = [[str(cell) for cell in row] for row in (headers, *rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    sides = [str.rjust if c == "r" else str.ljust for c in right.ljust(len(headers))]
+    rule = [
+        "-" * (width - 1) + ":" if side is str.rjust else ":" + "-" * (width - 1)
+        for side, width in zip(sides, widths, strict=True)
+    ]
+    padded = [
+        [side(cell, width) for side, cell, width in zip(sides, line, widths, strict=True)]
+        for line in lines
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (padded[0], rule, *padded[1:]))
+
+
+def number(value: float | None) -> str:
+    """Return a score with four significant digits, ``n/a`` where there is none."""
+    return "n/a" if value is None else f"{value:.4g}"
+
+
+def bits(value: float | None) -> str:
+    """Return bits per weight with four significant digits, ``unknown`` where nothing says them."""
+    return "unknown" if value is None else f"{value:.4g}"
+
+
+def percent(value: float | None) -> str:
+    """Return a share of one as a percentage, ``n/a`` where there is none."""
+    return "n/a" if value is None else f"{100 * value:.1f}%"

@@ -1,0 +1,180 @@
+"""Joining the report folders of runs that started independently, such as shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_autoquant.errors import RecordError
+from pytest_autoquant.files import check_writable, write_atomic
+from pytest_autoquant.manifests.case_result import sensitivity_of
+from pytest_autoquant.manifests.fingerprint import fingerprint_of
+from pytest_autoquant.manifests.scheme_manifest import (
+    SchemeManifest,
+    dump_scheme,
+    find_schemes,
+    read_scheme_manifest,
+)
+from pytest_autoquant.manifests.sensitivity_manifest import (
+    MANIFEST_SUFFIX,
+    STATE_SUFFIX,
+    Manifest,
+    find_manifests,
+    read_manifest,
+)
+from pytest_autoquant.reports.session_report import SUMMARY_JSON, Summary, read_summary
+from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.write import write_case, write_summary
+
+_COMMON = (
+    *("model", "dtype", "device", "score_size", "budget"),
+    *("modelopt", "torch", "transformers", "harness"),
+)
+"""Fingerprint fields that one report must not mix; captions are compared per size."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One report folder: its summary, its manifests by path, its schemes."""
+
+    root: Path
+    summary: Summary
+    manifests: Mapping[Path, Manifest]
+    schemes: tuple[SchemeManifest, ...]
+
+
+def merge(folders: Sequence[Path], target: Path, *, partial: bool = False) -> Results:
+    """Write the cases of several report folders to ``target`` as one report.
+
+    Args:
+        partial: join in spite of missing shards and lost cases; the summary then names the lost.
+
+    Raises:
+        RecordError: a folder without a summary or with an unreadable manifest; the same case in
+            two folders; cases measured on different things; missing shards or lost cases, unless
+            ``partial``. Nothing is written then.
+    """
+    sources = [_read(folder) for folder in folders]
+    problems = [*_duplicates(sources), *_incompatible(sources)]
+    if not partial:
+        problems += [*_missing_shards(sources), *_lost(sources), *_unwritten(sources)]
+    if problems:
+        raise RecordError("\n".join(problems))
+    check_writable(target)
+    results = Results()
+    for source in sources:
+        for path, manifest in source.manifests.items():
+            write_case(target, manifest, _search_state(path))
+            results.add(sensitivity_of(manifest))
+        for scheme in source.schemes:  # checkpoints stay where they are
+            write_atomic(target / scheme.path, dump_scheme(scheme))
+            results.schemes[scheme.case_id] = scheme
+        _take_lines(results, source)
+    results.lost = tuple(sorted(set(results.lost) - results.case_ids))
+    write_summary(target, results)
+    return results
+
+
+def _read(folder: Path) -> Source:
+    path = folder / SUMMARY_JSON
+    summary = read_summary(path)
+    return Source(
+        root=folder,
+        summary=summary,
+        manifests={path: read_manifest(path) for path in find_manifests(folder)},
+        schemes=tuple(read_scheme_manifest(path, folder) for path in find_schemes(folder)),
+    )
+
+
+def _take_lines(results: Results, source: Source) -> None:
+    summary = source.summary
+    for skip in summary.skips:
+        results.add(skip)
+    for error in summary.errors:
+        results.add(error)
+    for structure in summary.structures:
+        results.structures[structure.pair, structure.granularity] = structure
+    results.gated |= summary.gated
+    results.lost += (*summary.lost, *_without_manifest(source))
+
+
+def _search_state(manifest_path: Path) -> bytes | None:
+    """Return what ``--aq-save-state`` left beside a manifest."""
+    path = manifest_path.with_name(manifest_path.name.replace(MANIFEST_SUFFIX, STATE_SUFFIX))
+    return path.read_bytes() if path.is_file() else None
+
+
+def _without_manifest(source: Source) -> tuple[str, ...]:
+    """Return the cases that a summary lists and whose manifest is not there."""
+    found = {manifest.case.case_id for manifest in source.manifests.values()}
+    return tuple(case_id for case_id in source.summary.cases if case_id not in found)
+
+
+def _unwritten(sources: Iterable[Source]) -> Iterator[str]:
+    for source in sources:
+        for case_id in _without_manifest(source)[:1]:
+            yield f"{source.root} has no manifest of {case_id}, which its summary lists"
+
+
+def _case_ids(source: Source) -> Iterator[str]:
+    yield from (manifest.case.case_id for manifest in source.manifests.values())
+    yield from (scheme.case_id for scheme in source.schemes)
+    yield from (skip.case_id for skip in source.summary.skips)
+    yield from (error.case_id for error in source.summary.errors)
+
+
+def _duplicates(sources: Iterable[Source]) -> Iterator[str]:
+    seen: dict[str, Path] = {}
+    for source in sources:
+        twice = [case_id for case_id in _case_ids(source) if case_id in seen]
+        if twice:
+            more = f" and {len(twice) - 1} more" if len(twice) > 1 else ""
+            yield f"{source.root} and {seen[twice[0]]} both hold {twice[0]}{more}; give one of them"
+        seen |= dict.fromkeys(_case_ids(source), source.root)
+
+
+def _incompatible(sources: Iterable[Source]) -> Iterator[str]:
+    """Yield one line per field in which manifests differ, with a file of either side."""
+    seen: dict[str, tuple[str, Path]] = {}
+    told = set()
+    for source in sources:
+        for path, manifest in source.manifests.items():
+            for field, value in _common(manifest):
+                first, where = seen.setdefault(field, (value, path))
+                if first != value and field not in told:
+                    told.add(field)
+                    yield f"{field} differs: {first[:16]} in {where}, {value[:16]} in {path}"
+
+
+def _common(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    found = fingerprint_of(manifest)
+    for field in _COMMON:
+        yield field, str(getattr(found, field))
+    yield f"captions of size {manifest.case.size}", found.captions
+
+
+def _missing_shards(sources: Sequence[Source]) -> Iterator[str]:
+    shards = [source.summary.shard for source in sources if source.summary.shard is not None]
+    if not shards:
+        return
+    counts = {count for _, count in shards}
+    if len(counts) > 1:
+        yield f"shards of different runs: some of {', some of '.join(map(str, sorted(counts)))}"
+        return
+    (count,) = counts
+    missing = sorted(set(range(1, count + 1)) - {index for index, _ in shards})
+    if missing:
+        names = ", ".join(f"{index}/{count}" for index in missing)
+        yield f"shards {names} are missing; give their folders, or --partial to do without"
+
+
+def _lost(sources: Iterable[Source]) -> Iterator[str]:
+    for source in sources:
+        lost = source.summary.lost
+        if lost:
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            yield (
+                f"{source.root} lost {lost[0]}{more}; run that again with --aq-resume, or give "
+                "--partial to do without"
+            )

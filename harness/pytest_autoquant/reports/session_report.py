@@ -1,0 +1,418 @@
+"""The session's overview: what ran, what was skipped and why, which groups hurt most."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from types import NoneType
+from typing import Any, TypeVar
+
+from pytest_autoquant.calibration.sizes import SIZES
+from pytest_autoquant.errors import RecordError
+from pytest_autoquant.files import load_json
+from pytest_autoquant.grid.sharding import Shard
+from pytest_autoquant.manifests.case_result import UNKNOWN, Sensitivity
+from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
+from pytest_autoquant.manifests.sensitivity_manifest import SCHEMA_VERSION, refuse_newer
+from pytest_autoquant.reports.case_report import report_links
+from pytest_autoquant.reports.charts.grid import views
+from pytest_autoquant.reports.charts.pareto import frontier
+from pytest_autoquant.reports.charts.pictures import grid_file, pictured
+from pytest_autoquant.reports.charts.size_stability import stability
+from pytest_autoquant.reports.markdown import (
+    GROUPS_MEAN,
+    SCORE_MEANS,
+    bits,
+    code,
+    number,
+    percent,
+    table,
+    text,
+)
+from pytest_autoquant.reports.scheme_report import SCHEMES_MARKDOWN, agreement_sentence
+from pytest_autoquant.reports.session_results import Results, most_sensitive_groups, origin
+from pytest_autoquant.text import one_line
+
+MOST_LOST = 5
+_CASE_FIELDS = (
+    *("case_id", "pair", "granularity", "size", "status", "alias_of", "experimental", "problems"),
+    *("effective_bits", "total_score", "top_group", "selected_groups", "manifest"),
+)
+SUMMARY_MARKDOWN, SUMMARY_JSON = "summary.md", "summary.json"
+
+
+def summary_json(results: Results) -> str:
+    """Return the overview as JSON."""
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "counts": {
+            "measured": len(results.by_status("measured")),
+            "alias": len(results.by_status("alias")),
+            "failed": len(results.failures),
+            "skipped": len(results.skips),
+            "structure": len(results.structures),
+            "kept": len(results.kept),
+            "gated": len(results.gated),
+            "lost": len(results.lost),
+        },
+        "shard": results.shard,
+        "command": results.command,
+        "cases": [_case(line) for line in results.cases.values()],
+        "skipped": [asdict(skip) for skip in results.skips.values()],
+        "errors": [asdict(line) for line in results.errors.values()],
+        "gated": results.gated,
+        "reruns": results.reruns,
+        "kept": sorted(results.kept),
+        "lost": results.lost,
+        "structure": [asdict(line) for line in results.structures.values()],
+        "most_sensitive_groups": [
+            {"group": group, "mean_share": share}
+            for group, share in most_sensitive_groups(results.cases.values())
+        ],
+        "left_out": results.left_out,
+        "write_errors": results.write_errors,
+    }
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What only an earlier ``summary.json`` knows: everything that has no manifest.
+
+    Attributes:
+        cases: ids of those that have one.
+        shard: index and count of the part of the cases that ran.
+    """
+
+    cases: tuple[str, ...] = ()
+    skips: tuple[SkippedCase, ...] = ()
+    errors: tuple[FailedCase, ...] = ()
+    structures: tuple[StructureCheck, ...] = ()
+    gated: dict[str, str] = field(default_factory=dict)
+    lost: tuple[str, ...] = ()
+    shard: tuple[int, int] | None = None
+    command: str | None = None
+
+
+def read_summary(path: Path) -> Summary:
+    """Read a ``summary.json``.
+
+    Raises:
+        RecordError: it is not there, is no summary, or a newer version wrote it.
+    """
+    try:
+        document = load_json(path.read_bytes())
+        version = document["schema_version"]
+        if not isinstance(version, int):
+            raise TypeError(version)
+        refuse_newer(version, str(path))
+        return Summary(
+            cases=tuple(str(case["case_id"]) for case in document["cases"]),
+            skips=_lines(document["skipped"], SkippedCase),
+            errors=_lines(document["errors"], FailedCase),
+            structures=_lines(document["structure"], StructureCheck),
+            gated={str(name): str(why) for name, why in document.get("gated", {}).items()},
+            lost=tuple(map(str, list(document.get("lost", [])))),
+            shard=_shard(document.get("shard")),
+            command=_text(document.get("command")),
+        )
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
+        raise RecordError(f"{path}: is no summary of a run: {type(error).__name__}") from None
+
+
+_Line = TypeVar("_Line", SkippedCase, FailedCase, StructureCheck)
+
+
+def _lines(rows: list[dict[str, Any]], kind: type[_Line]) -> tuple[_Line, ...]:
+    """Rebuild lines, all of whose fields are texts but for the bits."""
+    kinds = {"effective_bits": (int, float, NoneType)}
+    for row in rows:
+        for name, value in row.items():
+            if not isinstance(value, kinds.get(name, str)):
+                raise TypeError(name)
+            if isinstance(value, (int, float)) and not math.isfinite(value):
+                raise ValueError(name)
+    return tuple(kind(**row) for row in rows)
+
+
+def _text(value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(value)
+    return value
+
+
+def _shard(text_of_shard: str | None) -> tuple[int, int] | None:
+    if text_of_shard is None:
+        return None
+    shard = Shard.parse(text_of_shard)
+    return shard.index, shard.count
+
+
+def summary_markdown(results: Results) -> str:
+    """Return the overview as Markdown, fit for a CI job summary."""
+    parts = ["# Quantization sensitivity", text(counts_sentence(results)), SCORE_MEANS]
+    parts += _failed(results)
+    parts += _left_out(results)
+    parts += _sensitive(results)
+    parts += _grids(results)
+    parts += _measured(results)
+    parts += _stability(results)
+    parts += _schemes(results)
+    parts += _aliases(results.by_status("alias"))
+    parts += _skipped(results)
+    parts += _matrix(results)
+    parts += _origin(results)
+    return "\n\n".join(parts) + "\n"
+
+
+def counts_sentence(results: Results) -> str:
+    """Return the counts: measured, aliases, failed, skipped by status, structure cases."""
+    statuses: dict[str, int] = {}
+    for status, _, count in results.skip_counts():
+        statuses[status] = statuses.get(status, 0) + count
+    why = ", ".join(f"{status} {count}" for status, count in statuses.items())
+    parts = [
+        f"{len(results.by_status('measured'))} measured",
+        f"{len(results.by_status('alias'))} aliases",
+        f"{len(results.failures)} failed",
+        f"{len(results.skips)} skipped" + (f" ({why})" if why else ""),
+        f"{len(results.structures)} structure cases",
+    ]
+    for count, what in (
+        (len(results.schemes), "schemes derived"),
+        (len(results.kept), "kept from an earlier run"),
+        (len(results.gated), "stopped by the gate"),
+        (len(results.lost), "lost"),
+    ):
+        if count:
+            parts.append(f"{count} {what}")
+    return ", ".join(parts)
+
+
+def terminal_lines(results: Results) -> list[str]:
+    """Return the summary that ends a pytest run."""
+    lines = [counts_sentence(results)]
+    for status, reason, count in results.skip_counts():
+        lines.append(f"  skipped {count:4d}  {status}: {reason}")
+    for line in results.by_status("alias")[:5]:
+        lines.append(f"  alias  {line.case_id} = {line.alias_of}")
+    more = len(results.by_status("alias")) - 5
+    if more > 0:
+        lines.append(f"  alias  and {more} more, listed in {SUMMARY_MARKDOWN}")
+    lines += [f"  failed {line.case_id}: {line.problem}" for line in results.failures]
+    lines += [f"  gate   {case_id}" for case_id in results.gated]
+    lines += [
+        f"  lost   {case_id}: was to run and sent no outcome"
+        for case_id in results.lost[:MOST_LOST]
+    ]
+    if len(results.lost) > MOST_LOST:
+        more = len(results.lost) - MOST_LOST
+        lines.append(f"  lost   and {more} more, listed in {SUMMARY_MARKDOWN}")
+    lines += [
+        f"  scheme {found.scheme.name}: {found.allocation.effective_bits:.4g} bits per weight, KL "
+        f"{number(found.measured.kl)} nats per token"
+        for found in results.schemes.values()
+    ]
+    lines += _rerun_lines(results)
+    ranked = most_sensitive_groups(results.cases.values())
+    if ranked:
+        lines.append("most sensitive groups (q_proj is q, k and v; gate_proj is gate and up), by")
+        lines.append("mean share of a case's total score:")
+    for place, (group, share) in enumerate(ranked, start=1):
+        lines.append(f"  {place:2d}. {share:6.1%}  {group}")
+    lines += [f"NOT WRITTEN: {error}" for error in results.write_errors]
+    return [one_line(line) for line in lines]
+
+
+def _rerun_lines(results: Results) -> list[str]:
+    reasons = Counter(results.reruns.values())
+    return [f"  re-run {count:4d}  changed: {reason}" for reason, count in reasons.most_common()]
+
+
+def _case(case: Sensitivity) -> dict[str, object]:
+    return {
+        **{name: getattr(case, name) for name in _CASE_FIELDS},
+        "num_groups": len(case.groups),
+        "selection_bits": case.selection.bits,
+        "is_satisfied": case.selection.is_satisfied,
+    }
+
+
+def _failed(results: Results) -> list[str]:
+    rows = [(code(line.case_id), text(line.problem)) for line in results.failures]
+    rows += [(code(case_id), text(why)) for case_id, why in results.gated.items()]
+    rows += [(code(case_id), "lost: was to run and sent no outcome") for case_id in results.lost]
+    rows += [("not written", text(error)) for error in results.write_errors]
+    if not rows:
+        return []
+    return ["## Failed", table(("case", "problem"), rows)]
+
+
+def _left_out(results: Results) -> list[str]:
+    if not results.left_out:
+        return []
+    return ["## Left out", "\n".join(f"- {text(reason)}" for reason in results.left_out)]
+
+
+def _grids(results: Results) -> list[str]:
+    """Show the pictures; every number in them stands in the tables below."""
+    pictures = [
+        f"![Total score of every quant pair under every granularity, {text(view.model)}, "
+        f"{text(view.size)}]({grid_file(view)})"
+        for view, _ in pictured(results)
+    ]
+    return ["## Grid", *pictures] if pictures else []
+
+
+def _stability(results: Results) -> list[str]:
+    """Say per pair of sizes how alike they rank the groups, over all cases."""
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for point in stability(results):
+        found.setdefault((point.model, point.method, point.sizes), []).append(point.spearman)
+    if not found:
+        return []
+    rows = [
+        (code(model), text(method), text(sizes), len(values), *map(_correlation, _spread(values)))
+        for (model, method, sizes), values in found.items()
+    ]
+    headers = ("model", "method", "sizes", "cases", "lowest", "median", "highest")
+    return [
+        "## Size stability",
+        "Spearman rank correlation of the layer groups between two calibration sizes; 1 is the "
+        "same order. The page has it per case.",
+        table(headers, rows, right="   rrrr"),
+    ]
+
+
+def _schemes(results: Results) -> list[str]:
+    if not results.schemes:
+        return []
+    sentence = text(agreement_sentence(results.schemes))
+    return ["## Schemes", f"[{len(results.schemes)} derived]({SCHEMES_MARKDOWN}). {sentence}"]
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float, float]:
+    return min(values), median(values), max(values)
+
+
+def _correlation(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _origin(results: Results) -> list[str]:
+    rows = [(text(label), ", ".join(map(text, values))) for label, values in origin(results)]
+    if results.command is not None:
+        rows.append(("command", code(results.command)))
+    return ["## Where it came from", table(("", ""), rows)] if rows else []
+
+
+def _sensitive(results: Results) -> list[str]:
+    ranked = most_sensitive_groups(results.cases.values())
+    if not ranked:
+        return []
+    rows = [
+        (place, code(group), percent(share)) for place, (group, share) in enumerate(ranked, start=1)
+    ]
+    return [
+        "## Most sensitive groups",
+        f"Mean share of a case's total score, every measured case counted once. {GROUPS_MEAN}",
+        table(("rank", "group", "mean share"), rows, right="r r"),
+    ]
+
+
+def _measured(results: Results) -> list[str]:
+    measured = results.by_status("measured")
+    if not measured:
+        return []
+    best = {p.case for view in views(results) for p in frontier(results, view) if p.best}
+    rows = [
+        (
+            _linked(line) + (" (exp.)" if line.experimental else ""),
+            code(line.granularity),
+            text(line.size),
+            bits(line.effective_bits),
+            number(line.total_score) + (" \\*" if line.case_id in best else ""),
+            code(line.top_group),
+            quantized(line),
+            bits(line.selection.bits),
+        )
+        for line in sorted(measured, key=_by_damage)
+    ]
+    headers = (
+        "pair",
+        "granularity",
+        "size",
+        "bits per weight",
+        "total score",
+        "most sensitive group",
+        "quantized under budget",
+        "bits under budget",
+    )
+    return [
+        "## Cases, least damage first",
+        table(headers, rows, right="   rr rr"),
+        "\\* on the frontier: no other case of the size has less of score or bits, and not more of "
+        "the other.",
+    ]
+
+
+def _linked(case: Sensitivity) -> str:
+    address = next(iter(report_links(case).values()))
+    return f"[{code(case.pair)}]({address})"
+
+
+def quantized(case: Sensitivity) -> str:
+    """Say how many groups the bit budget keeps quantized."""
+    if case.is_old:
+        return UNKNOWN
+    if not case.selection.is_satisfied:
+        return "infeasible"
+    return f"{case.selected_groups} of {len(case.groups)}"
+
+
+def _by_damage(line: Sensitivity) -> tuple[int, float, str]:
+    order = list(SIZES).index(line.size) if line.size in SIZES else len(SIZES)
+    return order, line.total_score or 0.0, line.case_id
+
+
+def _aliases(aliases: Sequence[Sensitivity]) -> list[str]:
+    if not aliases:
+        return []
+    rows = [(code(line.case_id), code(line.alias_of)) for line in aliases]
+    return [
+        "## Aliases",
+        "The same effective config under another name: measured once, same scores.",
+        table(("case", "measured as"), rows),
+    ]
+
+
+def _skipped(results: Results) -> list[str]:
+    if not results.skips:
+        return []
+    rows = [(text(s), text(reason), count) for s, reason, count in results.skip_counts()]
+    return ["## Skipped", table(("status", "reason", "cases"), rows, right="  r")]
+
+
+def _matrix(results: Results) -> list[str]:
+    if not results.structures:
+        return []
+    granularities = list(dict.fromkeys(key[1] for key in results.structures))
+    pairs = list(dict.fromkeys(key[0] for key in results.structures))
+    rows = [
+        [code(pair)]
+        + [
+            text(results.structures[pair, name].status)
+            if (pair, name) in results.structures
+            else ""
+            for name in granularities
+        ]
+        for pair in pairs
+    ]
+    return ["## What can run", table(["pair", *map(code, granularities)], rows)]

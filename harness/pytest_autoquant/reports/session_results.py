@@ -1,0 +1,135 @@
+"""What a session found out, in the compact form that summaries need."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pytest_autoquant.manifests.case_result import Sensitivity
+from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
+from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
+from pytest_autoquant.redact import without_paths
+
+
+@dataclass(slots=True)
+class Results:
+    """Everything that arrived, keyed by case so that a repeated report replaces its first.
+
+    Attributes:
+        gated: why the regression gate failed a case.
+        reruns: why a resumed run measured a case again; ``kept`` are those it did not.
+        lost: cases that were to run and sent no outcome.
+        written: cases whose manifest this session put on disk.
+        left_out: files that could not be read, and why.
+        command: what started the session.
+        shard: ``I/N`` where the session ran a part of the cases only.
+    """
+
+    cases: dict[str, Sensitivity] = field(default_factory=dict)
+    skips: dict[str, SkippedCase] = field(default_factory=dict)
+    errors: dict[str, FailedCase] = field(default_factory=dict)
+    structures: dict[tuple[str, str], StructureCheck] = field(default_factory=dict)
+    schemes: dict[str, SchemeManifest] = field(default_factory=dict)
+    gated: dict[str, str] = field(default_factory=dict)
+    reruns: dict[str, str] = field(default_factory=dict)
+    kept: set[str] = field(default_factory=set)
+    lost: tuple[str, ...] = ()
+    written: set[str] = field(default_factory=set)
+    left_out: list[str] = field(default_factory=list)
+    command: str | None = None
+    shard: str | None = None
+    write_errors: list[str] = field(default_factory=list)
+
+    def add(self, line: Sensitivity | SkippedCase | FailedCase) -> None:
+        """Take a case in, in place of whatever was known of it."""
+        for known in (self.cases, self.skips, self.errors):
+            known.pop(line.case_id, None)
+        if isinstance(line, Sensitivity):
+            self.cases[line.case_id] = line
+        elif isinstance(line, SkippedCase):
+            self.skips[line.case_id] = line
+        else:
+            self.errors[line.case_id] = line
+
+    def sort(self) -> None:
+        """Order everything by id: summaries then do not depend on the order of arrival."""
+        self.cases = dict(sorted(self.cases.items()))
+        self.skips = dict(sorted(self.skips.items()))
+        self.errors = dict(sorted(self.errors.items()))
+        self.structures = dict(sorted(self.structures.items()))
+        self.schemes = dict(sorted(self.schemes.items()))
+        self.gated = dict(sorted(self.gated.items()))
+        self.reruns = dict(sorted(self.reruns.items()))
+
+    def public(self, root: Path) -> Results:
+        """Return what reports may show: texts that name files below ``root``, and no folder."""
+
+        def told(text: str) -> str:
+            return without_paths(text.replace(f"{root}{os.sep}", ""))
+
+        return replace(
+            self,
+            errors={i: replace(e, problem=told(e.problem)) for i, e in self.errors.items()},
+            skips={i: replace(s, reason=told(s.reason)) for i, s in self.skips.items()},
+            gated={i: told(why) for i, why in self.gated.items()},
+            left_out=[told(reason) for reason in self.left_out],
+            write_errors=[told(error) for error in self.write_errors],
+        )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no case of ours ran, was skipped or was checked."""
+        found = (self.cases, self.schemes, self.skips, self.errors, self.structures)
+        return not any((*found, self.lost, self.write_errors))
+
+    @property
+    def case_ids(self) -> set[str]:
+        """Every case that sent an outcome."""
+        return {*self.cases, *self.schemes, *self.skips, *self.errors}
+
+    def by_status(self, status: str) -> list[Sensitivity]:
+        """Return the cases that ended as ``measured``, ``alias`` or ``failed``."""
+        return [line for line in self.cases.values() if line.status == status]
+
+    @property
+    def failures(self) -> list[FailedCase]:
+        """Every case that failed, with a manifest or without, and what was wrong."""
+        failed = [
+            FailedCase(case_id=line.case_id, problem="; ".join(line.problems))
+            for line in self.by_status("failed")
+        ]
+        return failed + list(self.errors.values())
+
+    def skip_counts(self) -> list[tuple[str, str, int]]:
+        """Return (status, reason, count), most frequent first."""
+        counts = Counter((skip.status, skip.reason) for skip in self.skips.values())
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        return [(status, reason, count) for (status, reason), count in ordered]
+
+
+def most_sensitive_groups(cases: Iterable[Sensitivity], most: int = 10) -> list[tuple[str, float]]:
+    """Return the groups with the largest mean share of a measured case's total score.
+
+    Totals differ by orders of magnitude between formats; shares let every case count once.
+    """
+    shares: dict[str, list[float]] = defaultdict(list)
+    for line in cases:
+        if line.status == "measured":
+            for group, share in line.shares.items():
+                shares[group].append(share)
+    means = {group: sum(values) / len(values) for group, values in shares.items()}
+    finite = [(group, mean) for group, mean in means.items() if math.isfinite(mean)]
+    return sorted(finite, key=lambda item: -item[1])[:most]
+
+
+def origin(results: Results) -> list[tuple[str, tuple[str, ...]]]:
+    """Return where the numbers come from: each label with its distinct values over all cases."""
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    for case in results.cases.values():
+        for label, value in case.origin.items():
+            found[label][value] = None
+    return [(label, tuple(values)) for label, values in found.items()]

@@ -1,0 +1,1 @@
+"""Gradient replay: captured tensors scored under every configuration."""

@@ -1,0 +1,222 @@
+"""The reference engine: stock ``mtq.auto_quantize``, one format at a time."""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from pytest_autoquant.calibration.captions import CalibrationData
+from pytest_autoquant.errors import MeasurementError
+from pytest_autoquant.formats.effective_config import EffectiveConfig
+from pytest_autoquant.formats.quant_pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER
+from pytest_autoquant.modelopt_support.probe import quiet
+from pytest_autoquant.models.loading import LoadedModel, peak_cuda_bytes, preserved
+from pytest_autoquant.models.next_token import next_token_logits, next_token_loss
+from pytest_autoquant.scoring.engine import Failure, GroupScore, Measurement, Outcomes
+from pytest_autoquant.scoring.progress import Progress
+
+_KEEPS_WEIGHTS = (None, "max", "mse", "local_hessian")
+"""Calibration algorithms that leave the weights alone."""
+
+_NO_BUDGET = {"effective_bits": 16.0}
+"""Scores do not depend on the budget; the harness selects layers itself."""
+
+
+class ModelOptEngine:
+    """Runs AutoQuant as its documentation says, with summed loss and batches without padding."""
+
+    name = "modelopt"
+    sweeps = False
+
+    def __init__(self, model: LoadedModel, *, method: str, save_state: bool = False) -> None:
+        self._model = model
+        self._method = method
+        self._save_state = save_state
+
+    def refuses(self, config: EffectiveConfig) -> str | None:
+        """Nothing: whatever ModelOpt supports, this runs."""
+        return None
+
+    def score(
+        self, configs: Sequence[EffectiveConfig], data: CalibrationData, progress: Progress
+    ) -> Outcomes:
+        """See ``Engine.score``."""
+        return {config.digest: self._outcome(config, data, progress) for config in configs}
+
+    def _outcome(
+        self, config: EffectiveConfig, data: CalibrationData, progress: Progress
+    ) -> Measurement | Failure:
+        try:
+            return self._measure(config, data, progress)
+        except Exception as error:
+            return Failure.of(error)
+
+    def _measure(
+        self, config: EffectiveConfig, data: CalibrationData, progress: Progress
+    ) -> Measurement:
+        clock = _Clock(self._model.device, progress, data)
+        module = self._model.module
+        if self._model.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._model.device)
+        with preserved(module, weights=_algorithm(config) not in _KEEPS_WEIGHTS), quiet():
+            state = self._auto_quantize(config, data, clock)
+            groups, quantizers = self._read_groups(config)
+            saved = _serialize(state) if self._save_state and state is not None else None
+        return Measurement(
+            engine=self.name,
+            groups=groups,
+            quantizers=quantizers,
+            timing=clock.finish(),
+            peak_cuda_bytes=peak_cuda_bytes(self._model.device),
+            state=saved,
+        )
+
+    def _auto_quantize(self, config: EffectiveConfig, data: CalibrationData, clock: _Clock) -> Any:
+        import modelopt.torch.quantization as mtq
+
+        def forward_step(module: Any, batch: torch.Tensor) -> torch.Tensor:
+            clock.forward()
+            return next_token_logits(module, batch)
+
+        def loss_func(logits: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+            return next_token_loss(logits, batch)
+
+        try:
+            _, state = mtq.auto_quantize(
+                self._model.module,
+                constraints=dict(_NO_BUDGET),
+                quantization_formats=[config.modelopt()],
+                data_loader=[self._model.tensor(batch) for batch in data.batches],
+                forward_step=forward_step,
+                loss_func=loss_func if self._method == "gradient" else None,
+                num_calib_steps=len(data.batches),
+                num_score_steps=len(data.scored),
+                disabled_layers=list(self._model.others),
+                method=self._method,
+                verbose=False,
+            )
+        except Exception:
+            # ModelOpt's solver refuses scores that are not finite; they are there to be read.
+            if all(math.isfinite(h.get_score(r)) for h, r in _searched(self._model.module)):
+                raise
+            return None
+        return state
+
+    def _read_groups(
+        self, config: EffectiveConfig
+    ) -> tuple[tuple[GroupScore, ...], dict[str, str]]:
+        """Read raw scores: ``candidate_stats`` would clamp them to the next cheaper format's."""
+        module, known = self._model.module, {linear.name for linear in self._model.linears}
+        groups: list[GroupScore] = []
+        quantizers: dict[str, str] = {}
+        for hparam, recipe in _searched(module):
+            names = hparam.quant_module_names
+            if not known.issuperset(names):
+                raise MeasurementError(
+                    f"ModelOpt puts modules of its own in the place of {names[0]}; a model whose "
+                    "modules it replaces cannot be measured: give a dense one"
+                )
+            hparam.active = recipe
+            members = [module.get_submodule(name) for name in names]
+            groups.append(
+                GroupScore(
+                    modules=tuple(names),
+                    score=float(hparam.get_score(recipe)),
+                    quantized=all(_is_quantized(member, config) for member in members),
+                )
+            )
+            quantizers = quantizers or _describe(members[0])
+        return tuple(groups), quantizers
+
+
+class _Clock:
+    """Times phases and reports batches, from inside ModelOpt's callbacks."""
+
+    def __init__(self, device: torch.device, progress: Progress, data: CalibrationData) -> None:
+        self._device = device
+        self._progress = progress
+        self._totals = {"calibrate": len(data.batches), "score": len(data.scored)}
+        self._marks = [("prepare", time.perf_counter())]
+        self._done = 0
+
+    def forward(self) -> None:
+        """A batch is about to go forward: for scoring if autograd or inference mode is on."""
+        scoring = torch.is_grad_enabled() or torch.is_inference_mode_enabled()
+        phase = "score" if scoring else "calibrate"
+        if self._marks[-1][0] != phase:
+            self._mark(phase)
+            self._done = 0
+        self._progress(phase, self._done, max(self._totals[phase], self._done))
+        self._done += 1
+
+    def finish(self) -> dict[str, float]:
+        """Return seconds by phase; ``score`` ends when ModelOpt has also solved."""
+        self._mark("end")
+        timing: dict[str, float] = {}
+        for (phase, start), (_, stop) in zip(self._marks, self._marks[1:], strict=False):
+            timing[phase] = timing.get(phase, 0.0) + stop - start
+        return timing
+
+    def _mark(self, phase: str) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._marks.append((phase, time.perf_counter()))
+
+
+def _searched(module: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield each searched group's hparam and the recipe that is not "leave it alone"."""
+    from modelopt.torch.opt.utils import named_hparams
+    from modelopt.torch.quantization.algorithms import QuantRecipe, QuantRecipeHparam
+
+    unquantized = QuantRecipe(quant_cfg=None)
+    for _, hparam in named_hparams(module, unique=True):
+        if isinstance(hparam, QuantRecipeHparam):
+            for recipe in hparam.choices:
+                if recipe != unquantized:
+                    yield hparam, recipe
+
+
+def _is_quantized(member: Any, config: EffectiveConfig) -> bool:
+    wanted = {
+        "weight_quantizer": config.quantizer(WEIGHT_QUANTIZER) is not None,
+        "input_quantizer": config.quantizer(INPUT_QUANTIZER) is not None,
+    }
+    return all(
+        quantizer.is_enabled == is_wanted
+        for kind, is_wanted in wanted.items()
+        for quantizer in _quantizers(member, kind)
+    )
+
+
+def _describe(member: Any) -> dict[str, str]:
+    kinds = ("weight_quantizer", "input_quantizer")
+    return {kind: _quantizers(member, kind)[0].extra_repr() for kind in kinds}
+
+
+def _quantizers(member: Any, kind: str) -> list[Any]:
+    """Return a module's quantizers of one kind: fused experts have one per matrix and expert."""
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    return [
+        child
+        for name, child in member.named_modules()
+        if kind in name and isinstance(child, TensorQuantizer)
+    ]
+
+
+def _algorithm(config: EffectiveConfig) -> Any:
+    algorithm = config.algorithm
+    return algorithm.get("method") if isinstance(algorithm, dict) else algorithm
+
+
+def _serialize(state: Any) -> bytes:
+    from modelopt.torch.utils.serialization import safe_save
+
+    buffer = io.BytesIO()
+    safe_save(state, buffer)
+    return buffer.getvalue()

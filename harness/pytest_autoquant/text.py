@@ -1,0 +1,58 @@
+"""Names that become paths, test ids and table rows."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from pytest_autoquant.errors import UsageError
+
+_SAFE_NAME = re.compile(r"[a-z0-9_]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
+_UNSAFE_IN_SLUG = re.compile(r"[^a-z0-9._-]+")
+
+
+def check_name(name: object, *, where: str) -> str:
+    """Return ``name`` if it is safe in a path and a test id.
+
+    Raises:
+        UsageError: anything but one or more of ``a-z``, ``0-9`` and ``_``.
+    """
+    if not isinstance(name, str) or not _SAFE_NAME.fullmatch(name):
+        raise UsageError(f"{where}: name {name!r} is not safe in a path; use only a-z, 0-9 and _")
+    return name
+
+
+def one_line(value: object, most: int | None = None) -> str:
+    """Return ``value`` on one line, without control characters, cut to ``most`` characters."""
+    flat = _CONTROL.sub(" ", str(value))
+    return flat if most is None or len(flat) <= most else f"{flat[:most]}..."
+
+
+def well_formed(text: str) -> str:
+    """Return ``text`` with halves of characters, as odd file names have them, made visible."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def slug(text: str) -> str:
+    """Return ``text`` as one path component: lower case, ``/`` as ``--``, never ``.`` or ``..``."""
+    lowered = text.strip().lower().replace("/", "--")
+    cleaned = _UNSAFE_IN_SLUG.sub("-", lowered).strip("-.")
+    return cleaned[:120] or f"unnamed-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def unknown(kind: str, given: str, known: Iterable[str], hint: str) -> UsageError:
+    """Build the error for a name that is not in the vocabulary."""
+    names = list(known)
+    close = get_close_matches(given, names, n=1)
+    guess = f" (did you mean {close[0]!r}?)" if close else ""
+    return UsageError(f"{kind} {given!r} is unknown{guess}; known: {', '.join(names)}; {hint}")
+
+
+def in_words(error: BaseException, most: int = 300) -> str:
+    """Return what a library raised on one line: its type, and its message cut to ``most``."""
+    message = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {message[:most]}"

@@ -1,1 +1,0 @@
-"""Reports: made from manifests alone, without torch."""

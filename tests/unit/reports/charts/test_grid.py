@@ -1,0 +1,196 @@
+"""The grid of a model, method and size: its views, its order, and what each cell says."""
+
+import pytest
+from pytest_autoquant.calibration.sizes import size_order
+from pytest_autoquant.grid.case import CaseName
+from pytest_autoquant.grid.vocabulary import load_vocabulary
+from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
+from pytest_autoquant.reports.charts.grid import View, grid_cells, view_of, views
+from pytest_autoquant.reports.session_results import Results
+
+SMALL = View(model="toy", method="gradient", size="small")
+
+
+def session(*cases, skips=(), errors=(), lost=(), gated=()):
+    results = Results(lost=tuple(lost), gated=dict(gated))
+    for line in (*cases, *skips, *errors):
+        results.add(line)
+    return results
+
+
+def skip(case_id, **given):
+    return SkippedCase(case_id=case_id, **{"status": "no-effect", "reason": "ignored"} | given)
+
+
+def only_cell(results, view=SMALL):
+    (cell,) = grid_cells(results, view)
+    return cell
+
+
+def test_views_come_by_model_and_method_and_the_smallest_size_first(case_of):
+    results = session(
+        *(case_of(size=size) for size in ("large", "odd", "small", "medium")),
+        case_of(method="kl_div"),
+        case_of(model="atom"),
+    )
+    assert [(view.model, view.method, view.size) for view in views(results)] == [
+        ("atom", "gradient", "small"),
+        ("toy", "gradient", "small"),
+        ("toy", "gradient", "medium"),
+        ("toy", "gradient", "large"),
+        ("toy", "gradient", "odd"),
+        ("toy", "kl_div", "small"),
+    ]
+
+
+def test_a_view_is_there_for_cases_that_were_never_measured():
+    results = session(
+        skips=[skip("a/p/g/small/gradient")],
+        errors=[FailedCase(case_id="b/p/g/small/gradient", problem="x")],
+        lost=["c/p/g/small/gradient"],
+    )
+    assert [view.model for view in views(results)] == ["a", "b", "c"]
+
+
+def test_a_name_that_is_no_case_has_no_cell():
+    results = session(skips=[skip("wfp4_afp8"), skip("a/b/c/d")])
+    assert views(results) == ()
+
+
+def test_nothing_has_no_views():
+    assert views(Results()) == ()
+    assert grid_cells(Results(), SMALL) == ()
+
+
+def test_rows_and_columns_follow_the_built_in_vocabulary_and_others_come_after(case_of):
+    results = session(
+        *(
+            case_of(pair=pair, granularity=granularity)
+            for pair in ("zebra", "wint8_aint8", "wfp4_afp16", "aardvark")
+            for granularity in ("w_group64", "mine", "default")
+        )
+    )
+    cells = grid_cells(results, SMALL)
+    assert [(cell.row, cell.column) for cell in cells] == [
+        (row, column) for row in range(4) for column in range(3)
+    ]
+    assert [cell.pair for cell in cells[::3]] == ["wfp4_afp16", "wint8_aint8", "aardvark", "zebra"]
+    assert [cell.granularity for cell in cells[:3]] == ["default", "w_group64", "mine"]
+
+
+def test_every_pair_under_every_granularity_of_the_vocabulary_has_its_own_place(case_of):
+    vocabulary = load_vocabulary()
+    names = [(pair, name) for pair in vocabulary.pairs for name in vocabulary.granularities]
+    results = session(*(case_of(pair=pair, granularity=name) for pair, name in reversed(names)))
+    cells = grid_cells(results, SMALL)
+    assert [(cell.pair, cell.granularity) for cell in cells] == names
+
+
+def test_a_combination_that_nothing_names_leaves_a_gap(case_of):
+    results = session(
+        case_of(pair="wint8_aint8", granularity="default"),
+        case_of(pair="wint4_aint8", granularity="w_group64"),
+    )
+    assert [(cell.row, cell.column) for cell in grid_cells(results, SMALL)] == [(0, 0), (1, 1)]
+
+
+def test_a_grid_shows_its_own_view_only(case_of):
+    results = session(
+        case_of(), case_of(size="large"), case_of(method="kl_div"), case_of(model="a")
+    )
+    assert only_cell(results).case == "toy/wint4_aint8/default/small/gradient"
+
+
+def test_a_measured_cell_has_its_score_bits_and_case(case_of):
+    cell = only_cell(session(case_of({"a": 0.75, "b": 0.5})))
+    assert (cell.status, cell.score, cell.label) == ("measured", 1.25, "1.25\n4.25 bits")
+    assert cell.detail == (
+        "wint4_aint8, default: measured, total score 1.25 per token; 4.25 bits per weight"
+    )
+    assert cell.case == "toy/wint4_aint8/default/small/gradient"
+
+
+def test_an_alias_says_so_and_whose(case_of):
+    cell = only_cell(session(case_of(status="alias", alias_of="toy/other")))
+    assert (cell.status, cell.score, cell.label) == ("alias", 1.0, "1\n4.25 bits, alias")
+    assert cell.detail == (
+        "wint4_aint8, default: alias of toy/other, total score 1 per token; 4.25 bits per weight"
+    )
+
+
+def test_a_failed_case_shows_no_score_and_why(case_of):
+    failed = case_of(status="failed", problems=("scores are not finite", "second"))
+    cell = only_cell(session(failed))
+    assert (cell.status, cell.score, cell.label) == ("failed", None, "failed\n4.25 bits")
+    assert cell.detail == (
+        "wint4_aint8, default: failed: scores are not finite; second; 4.25 bits per weight"
+    )
+    assert cell.case == failed.case_id
+
+
+def test_a_case_without_total_or_bits_invents_none(case_of):
+    cell = only_cell(session(case_of({"a": None}, effective_bits=None)))
+    assert (cell.score, cell.label) == (None, "n/a\n")
+    assert cell.detail == "wint4_aint8, default: measured, total score n/a per token"
+
+
+@pytest.mark.parametrize(
+    ("bits", "label", "end"),
+    [(4.125, "no-effect\n4.125 bits", "; 4.125 bits per weight"), (None, "no-effect\n", "")],
+)
+def test_a_skip_shows_its_status_reason_and_bits_and_opens_nothing(bits, label, end):
+    cell = only_cell(session(skips=[skip("toy/p/g/small/gradient", effective_bits=bits)]))
+    assert (cell.status, cell.score, cell.label, cell.case) == ("no-effect", None, label, "")
+    assert cell.detail == f"p, g: skipped, no-effect: ignored{end}"
+
+
+def test_a_case_that_raised_says_what(case_of):
+    cell = only_cell(
+        session(errors=[FailedCase(case_id="toy/p/g/small/gradient", problem="out of memory")])
+    )
+    assert (cell.status, cell.label, cell.case) == ("failed", "failed\n", "")
+    assert cell.detail == "p, g: failed: out of memory"
+
+
+def test_a_lost_case_says_so():
+    cell = only_cell(session(lost=["toy/p/g/small/gradient"]))
+    assert (cell.status, cell.score, cell.label, cell.case) == ("lost", None, "lost\n", "")
+    assert cell.detail == "p, g: lost: was to run and sent no outcome"
+
+
+def test_a_case_that_the_gate_stopped_says_so(case_of):
+    case = case_of()
+    cell = only_cell(session(case, gated={case.case_id: "drifted"}))
+    assert cell.score == 1.0
+    assert cell.detail == (
+        "wint4_aint8, default: measured, total score 1 per token; stopped by the gate; "
+        "4.25 bits per weight"
+    )
+
+
+def test_a_model_whose_name_has_slashes_keeps_them():
+    assert CaseName.parse("org/toy/p/g/small/gradient") == CaseName(
+        case_id="org/toy/p/g/small/gradient",
+        model="org/toy",
+        pair="p",
+        granularity="g",
+        size="small",
+        method="gradient",
+    )
+
+
+@pytest.mark.parametrize("case_id", ["", "p", "p/g/small/gradient", "wint4_aint8-default"])
+def test_what_is_no_case_id_names_nothing(case_id):
+    assert CaseName.parse(case_id) is None
+
+
+def test_sizes_go_from_the_smallest_and_unknown_ones_follow_by_name():
+    assert sorted(["zoo", "large", "medium", "ant", "small"], key=size_order) == [
+        *("small", "medium", "large"),
+        *("ant", "zoo"),
+    ]
+
+
+def test_a_case_and_its_name_are_in_the_same_view(case_of):
+    case = case_of(size="large", method="kl_div")
+    assert view_of(case) == view_of(CaseName.parse(case.case_id))

@@ -1,0 +1,508 @@
+"""The page: everything in it, nothing loaded by it, and no text that becomes markup."""
+
+import json
+import math
+import re
+from base64 import b64encode
+from dataclasses import fields, replace
+from hashlib import sha256
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytest_autoquant.manifests.case_result import sensitivity_of
+from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
+from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
+from pytest_autoquant.reports.charts.grid import grid_cells, views
+from pytest_autoquant.reports.charts.pareto import frontier
+from pytest_autoquant.reports.charts.size_stability import stability
+from pytest_autoquant.reports.charts.static_svg import CHARTS, specification
+from pytest_autoquant.reports.page.contents import CaseEntry, contents
+from pytest_autoquant.reports.page.render import render_page
+from pytest_autoquant.reports.run_comparison import compare_runs, two_runs
+from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.write import write_case, write_comparison
+
+LAYER = "model.language_model.layers.0"
+VOID = {"meta", "br", "hr", "img", "input", "link", "col", "area", "base", "embed", "source", "wbr"}
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    "<!--<script>",
+    "</style><style>*{display:none}",
+    "<img src=x onerror=alert(1)>",
+    '" onclick="alert(1)" x="',
+    "' onclick='alert(1)' x='",
+    "</td></tr></table><a href=//evil>x</a>",
+    "</select></textarea></title><svg onload=x>",
+    "javascript:alert(1)",
+    "&lt;b&gt;&#60;script&#62;",
+    "{{ 7 * 7 }}{% raw %}",
+    "a\u2028b\u2029c",
+    "\\u003c/script\\u003e",
+    "x" * 3000,
+    "é模\U0001f600 \u202e",
+    "%00%3Cscript%3E",
+)
+
+
+class Page(HTMLParser):
+    """A page taken apart: every element with its attributes, and the text of each."""
+
+    def __init__(self, html):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.texts, self._open = [], [], []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self.texts.append("")
+        if tag not in VOID:
+            self._open.append((tag, len(self.texts) - 1))
+
+    def handle_endtag(self, tag):
+        assert self._open, f"</{tag}> closes nothing"
+        assert self._open.pop()[0] == tag
+
+    def handle_data(self, data):
+        for _, index in self._open:
+            self.texts[index] += data
+
+    @property
+    def structure(self):
+        return [(tag, tuple(attributes)) for tag, attributes in self.elements]
+
+    def all(self, tag):
+        return [
+            (attributes, text)
+            for (name, attributes), text in zip(self.elements, self.texts, strict=True)
+            if name == tag
+        ]
+
+    def text_of(self, **wanted):
+        found = [
+            text
+            for (_, attributes), text in zip(self.elements, self.texts, strict=True)
+            if wanted.items() <= attributes.items()
+        ]
+        assert len(found) == 1
+        return found[0]
+
+    @property
+    def data(self):
+        return json.loads(self.text_of(id="data"), parse_constant=pytest.fail)
+
+    def table(self, name):
+        """The rows of a table, header first."""
+        start = next(i for i, (_, a) in enumerate(self.elements) if a.get("data-name") == name)
+        rows = []
+        for (tag, _), text in zip(self.elements[start + 1 :], self.texts[start + 1 :], strict=True):
+            if tag == "tr":
+                rows.append([])
+            elif tag in ("td", "th"):
+                rows[-1].append(text)
+            elif tag in ("table", "section", "h3"):
+                break
+        return rows
+
+
+def session(*lines, **given):
+    results = Results(**given)
+    for line in lines:
+        results.add(line)
+    results.sort()
+    return results
+
+
+def everything(case_of, text):
+    """A session with one of everything, all of whose free text is ``text``."""
+    origin = {"label": "value", text: text}
+    no_case, below = text.replace("/", ""), text.encode(errors="ignore").decode()
+    groups = {f"m.layers.0.{text}": 2.0, f"m.layers.1.{text}": 1.0, f"{text}.head": None}
+    free = {"granularity": text, "format_name": text, "origin": origin, "notes": (text,)}
+    free |= {"quantizers": {text: text}, "manifest": f"{below}/x.json", "model": text}
+    cases = (
+        case_of(groups, pair=f"{text}1", total_score=3.0, **free),
+        case_of(groups, pair=f"{text}1", size="large", total_score=3.0, **free),
+        case_of(groups, pair=f"{text}2", status="alias", alias_of=text, **free),
+        case_of(groups, pair=f"{text}3", status="failed", problems=(text, text), **free),
+        case_of(groups, pair=f"{text}4", fingerprint=None, **free),
+        case_of(groups, pair=text, method="kl_div", experimental=True, **free),
+    )
+    structure = StructureCheck(
+        pair=text,
+        granularity=text,
+        status=text,
+        reason=text,
+        format_name=text,
+        effective_bits=8.0,
+        digest=text,
+    )
+    return session(
+        *cases,
+        SkippedCase(case_id=no_case, status=text, reason=text),
+        SkippedCase(case_id=f"{text}/p/g/small/gradient", status=text, reason=text),
+        FailedCase(case_id=f"{no_case}!", problem=text),
+        structures={(text, text): structure},
+        gated={cases[0].case_id: text},
+        lost=(f"{no_case}?",),
+        left_out=[text],
+        write_errors=[text],
+        command=text,
+        shard=text,
+    )
+
+
+@pytest.fixture
+def results(case_of):
+    """Two pairs at two sizes, an alias, a failed case and a skip."""
+    scores = {f"{LAYER}.mlp.up_proj": 3.0, f"{LAYER}.mlp.down_proj": 1.0, "lm_head": 0.5}
+    swapped = dict(zip(scores, reversed(scores.values()), strict=True))
+    return session(
+        case_of(scores, effective_bits=4.125),
+        case_of(swapped, size="medium"),
+        case_of(scores, pair="wint8_aint8", effective_bits=8.0),
+        case_of(scores, granularity="w_group64", status="alias", alias_of="toy/other"),
+        case_of({"lm_head": None}, pair="wfp8_afp8", status="failed", problems=("NaN",)),
+        SkippedCase(
+            case_id="toy/wfp4_afp8/default/small/gradient",
+            status="needs-cuda",
+            reason="no CUDA",
+            effective_bits=4.25,
+        ),
+        command="pytest --aq-pairs all",
+    )
+
+
+# What is in it
+
+
+def plain(value):
+    return json.loads(
+        json.dumps(value, default=lambda v: {f.name: getattr(v, f.name) for f in fields(v)})
+    )
+
+
+def test_the_data_in_the_page_is_everything_its_script_reads(results):
+    shown = contents(results)
+    data = Page(render_page(results)).data
+    assert set(data) == {field.name for field in fields(shown)} | {"charts"}
+    assert {name: data[name] for name in data if name != "charts"} == plain(shown)
+    assert data["charts"] == {name: specification(name) for name in CHARTS}
+
+
+def test_every_view_has_its_grid_and_its_frontier(results):
+    shown = contents(results)
+    assert tuple(shown.views) == views(results)
+    assert shown.grids == [grid_cells(results, view) for view in shown.views]
+    assert shown.frontiers == [frontier(results, view) for view in shown.views]
+    assert shown.stability == list(stability(results))
+
+
+def test_each_case_leads_to_its_own_groups_and_scores_in_module_order(results):
+    shown = contents(results)
+    for entry in shown.cases:
+        case = results.cases[entry.id]
+        found = dict(
+            zip(shown.group_sets[entry.groups].names, shown.vectors[entry.scores], strict=True)
+        )
+        assert list(found) == list(case.module_order)
+        assert found == {group.name: group.score for group in case.groups}
+
+
+def test_cases_with_the_same_groups_and_scores_share_them(results):
+    shown = contents(results)
+    assert len(shown.cases) == 5
+    assert len(shown.group_sets) == 2
+    assert len(shown.vectors) == 3
+    (groups,) = [found for found in shown.group_sets if len(found.names) == 3]
+    assert groups.projections == ("mlp.up_proj", "mlp.down_proj", "lm_head")
+    assert (groups.layers, groups.weights, groups.linears) == ((0, 0, None), (8,) * 3, (1,) * 3)
+
+
+def test_a_case_entry_carries_the_cases_own_facts(manifest):
+    (entry,) = contents(session(sensitivity_of(manifest))).cases
+    expected = {
+        "id": "toy/wint4_aint8/a_per_token_dynamic/small/gradient",
+        "status": "measured",
+        "experimental": True,
+        "bits": 4.125,
+        "total": 10.0,
+        "selected": "011",
+        "format": "INT4_WEIGHT_INT8_ACT_CFG",
+    }
+    assert {name: getattr(entry, name) for name in expected} == expected
+    folder = "toy/weight-int4-act-int8/a_per_token_dynamic/small"
+    assert entry.links == {
+        "manifest": f"{folder}/wint4_aint8_autoquant_lm_quant_manifest.json",
+        "layer report": f"{folder}/layer-sensitivity-report.md",
+    }
+
+
+def test_scores_are_those_of_the_manifest_to_the_last_digit(case_of):
+    shown = contents(session(case_of({"a": 1.23456789e-7, "b": None, "c": 0.0})))
+    assert shown.vectors == [(1.23456789e-7, None, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("selected", "shown"),
+    [((True, False), "10"), ((False, False), "00"), ((None, None), ""), ((True, None), "")],
+)
+def test_what_the_budget_keeps_is_told_only_where_it_is_known(case_of, selected, shown):
+    case = case_of({"a": 2.0, "b": 1.0})
+    groups = tuple(replace(g, selected=s) for g, s in zip(case.groups, selected, strict=True))
+    (entry,) = contents(session(replace(case, groups=groups))).cases
+    assert entry.selected == shown
+
+
+def test_an_old_manifest_has_no_layer_report_to_link_to(case_of):
+    (entry,) = contents(session(case_of(fingerprint=None))).cases
+    assert set(entry.links) == {"manifest"}
+
+
+@pytest.mark.parametrize("folder", ["a b", "javascript:x", "data:,x", "100%", "x#y?z", "caf\udce9"])
+def test_links_stay_below_the_page(case_of, folder):
+    (entry,) = contents(session(case_of(manifest=f"{folder}/x.json"))).cases
+    for link in entry.links.values():
+        assert not re.match(r"[a-z]+:|/", link, re.IGNORECASE)
+        assert not set(link) & set(" #?\"'<>")
+
+
+def test_the_tables_hold_every_case_and_skip_without_scripts(results):
+    header, *rows = Page(render_page(results)).table("cases")
+    assert len(rows) == 6
+    assert {len(row) for row in rows} == {len(header)}
+    column = {name: place for place, name in enumerate(header)}
+    shown = {(row[column["pair"]], row[column["size"]], row[column["status"]]) for row in rows}
+    assert shown == {
+        ("wint4_aint8", "small", "measured"),
+        ("wint4_aint8", "medium", "measured"),
+        ("wint8_aint8", "small", "measured"),
+        ("wint4_aint8", "small", "alias"),
+        ("wfp8_afp8", "small", "failed"),
+        ("wfp4_afp8", "small", "needs-cuda"),
+    }
+    totals = {row[column["total score (per token)"]] for row in rows}
+    assert totals == {"4.5", "n/a"}
+    assert {row[column["remark"]] for row in rows} == {"", "alias of toy/other", "NaN", "no CUDA"}
+
+
+def test_the_page_says_what_failed_what_was_left_out_and_what_was_run(results):
+    results.left_out.append("a/x.json: is not JSON")
+    page = Page(render_page(results))
+    notices = [
+        text for attributes, text in page.all("section") if attributes.get("class") == "notice"
+    ]
+    assert ["is not JSON" in text for text in notices] == [True, False]
+    assert "wfp8_afp8" in notices[1]
+    assert "pytest --aq-pairs all" in page.text_of(id="section-origin")
+    assert page.text_of(id="counts").startswith("3 measured, 1 aliases, 1 failed, 1 skipped")
+
+
+def test_stability_is_a_table_without_scripts(results):
+    rows = Page(render_page(results)).table("size-stability")
+    assert rows[1:] == [
+        ["toy", "gradient", "wint4_aint8", "default", "small and medium", "-1.0000"]
+    ]
+
+
+def test_a_page_of_nothing_is_a_page():
+    page = Page(render_page(Results(left_out=["no manifest is here"])))
+    assert "no manifest is here" in [text for _, text in page.all("li")]
+    assert page.data["cases"] == page.data["views"] == []
+
+
+def test_cases_that_are_nowhere_measured_make_a_page(case_of):
+    lost = Results(lost=("toy/p/g/small/gradient",))
+    assert Page(render_page(lost)).data["grids"][0][0]["status"] == "lost"
+    broken = session(case_of({"a": None}, effective_bits=None))
+    assert Page(render_page(broken)).data["cases"][0]["total"] is None
+
+
+def test_scores_that_overflow_leave_no_number_that_is_none(case_of):
+    cases = (
+        case_of({"a": 1e308, "b": 1e308}, total_score=None),
+        case_of({"a": 1e308, "b": 5e-324}, pair="p", total_score=1e308, effective_bits=1e300),
+        case_of({"a": 1.0}, pair="q", total_score=5e-324),
+    )
+    page = Page(render_page(session(*cases)))
+    assert len(page.data["cases"]) == 3
+
+
+@settings(deadline=None, max_examples=25)
+@given(scores=st.lists(st.none() | st.floats(0, 1.7e308), min_size=1, max_size=4))
+def test_any_scores_are_strict_json(case_of, scores):
+    case = case_of({f"g{i}": s for i, s in enumerate(scores)}, total_score=None)
+    (vector,) = Page(render_page(session(case))).data["vectors"]
+    for shown, score in zip(vector, scores, strict=True):
+        assert (shown is None) == (score is None)
+        assert score is None or math.isclose(shown, score, rel_tol=1e-4, abs_tol=5e-324)
+
+
+# What it loads and runs
+
+
+def policy(page):
+    (content,) = [
+        a["content"]
+        for a, _ in page.all("meta")
+        if a.get("http-equiv") == "Content-Security-Policy"
+    ]
+    return {name: rest for name, *rest in (part.split() for part in content.split(";"))}
+
+
+def hashed(text):
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
+
+
+def test_the_policy_allows_just_the_style_and_the_scripts_that_stand_in_the_file(results):
+    page = Page(render_page(results))
+    allowed = policy(page)
+    scripts = [text for attributes, text in page.all("script") if "type" not in attributes]
+    assert len(scripts) == 2
+    assert sorted(allowed["script-src"]) == sorted(map(hashed, scripts))
+    assert allowed["style-src"] == [hashed(text) for _, text in page.all("style")]
+    assert allowed["default-src"] == ["'none'"]
+    assert allowed["base-uri"] == allowed["form-action"] == ["'none'"]
+    assert allowed["img-src"] == ["data:", "blob:"]
+    assert set(allowed) == {
+        *("default-src", "script-src", "style-src", "img-src", "base-uri", "form-action"),
+    }
+
+
+def test_the_policy_comes_before_all_that_it_governs(results):
+    tags = [tag for tag, _ in Page(render_page(results)).elements]
+    assert tags.index("meta") < min(tags.index("style"), tags.index("script"))
+    assert tags[:5] == ["html", "head", "meta", "meta", "meta"]
+
+
+def test_nothing_is_loaded_from_anywhere(results):
+    page = Page(render_page(results))
+    for tag, attributes in page.elements:
+        assert tag not in {"link", "iframe", "object", "embed", "base", "img", "form"}
+        assert not {"src", "srcset", "action", "style"} & set(attributes)
+        assert not [name for name in attributes if name.startswith("on")]
+        assert attributes.get("href", "#").startswith("#")
+    (style,) = [text for _, text in page.all("style")]
+    assert "@import" not in style
+    assert not re.search(r"url\(\s*['\"]?(?!data:|#)", style)
+
+
+def test_scripts_neither_fetch_nor_evaluate(results):
+    *_, script = [t for attributes, t in Page(render_page(results)).all("script")]
+    for forbidden in (
+        "eval(",
+        "new Function",
+        "fetch(",
+        "XMLHttpRequest",
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "import(",
+    ):
+        assert forbidden not in script
+
+
+def test_every_id_is_there_once_and_labels_lead_to_it(results):
+    page = Page(render_page(results))
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    labels = {a["aria-labelledby"] for _, a in page.elements if "aria-labelledby" in a}
+    assert labels <= set(ids)
+
+
+def test_the_same_session_is_the_same_page(results):
+    assert render_page(results) == render_page(results)
+
+
+# Hostile text
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:14]))
+def test_hostile_text_makes_no_element_and_no_attribute_and_is_shown(case_of, text):
+    harmless = Page(render_page(everything(case_of, "plain")))
+    page = Page(render_page(everything(case_of, text)))
+    assert page.structure == harmless.structure
+    assert sum(body.count(text) for tag, body in page.all("td")) >= 10
+    assert text in [body for _, body in page.all("dd")]
+    assert text in page.text_of(id="section-origin")
+    assert f"{text}1" in {case["pair"] for case in page.data["cases"]}
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:14]))
+def test_hostile_text_comes_back_from_the_data_as_it_was(case_of, text):
+    results = everything(case_of, text)
+    data = Page(render_page(results)).data
+    assert {case["id"] for case in data["cases"]} == set(results.cases)
+    assert {case["model"] for case in data["cases"]} == {text}
+    assert f"{text}.head" in data["group_sets"][0]["names"]
+
+
+@settings(deadline=None, max_examples=25)
+@given(text=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20))
+def test_any_text_makes_no_element_and_no_attribute(case_of, text):
+    harmless = Page(render_page(everything(case_of, "plain")))
+    page = Page(render_page(everything(case_of, text)))
+    assert page.structure == harmless.structure
+    assert {case["model"] for case in page.data["cases"]} == {text}
+
+
+@pytest.mark.parametrize(
+    "text", ["\x00", "\x1b[2J", "\ud800", "caf\udce9", "a\r\nb\tc", ""], ids=ascii
+)
+def test_text_that_html_cannot_hold_still_makes_a_page(case_of, text):
+    html = render_page(everything(case_of, text)).encode(errors="backslashreplace").decode()
+    page = Page(html)
+    if text:
+        assert page.structure == Page(render_page(everything(case_of, "plain"))).structure
+    assert len(page.data["cases"]) >= 1
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:14]))
+def test_addresses_of_cases_are_the_pages_own(case_of, text):
+    page = Page(render_page(everything(case_of, text)))
+    for attributes, _ in page.all("a"):
+        assert re.fullmatch(r"#[\w=%./&:~-]+", attributes["href"])
+
+
+# Two runs
+
+
+def test_a_page_of_two_runs_compares_case_by_case(tmp_path, manifest, scored):
+    for folder, score in (("before", 4.0), ("after", 5.0)):
+        write_case(tmp_path / folder, scored({"a": score, "b": 1.0}))
+    found = compare_runs(tmp_path / "before", tmp_path / "after")
+    write_comparison(tmp_path / "compare.html", found)
+    page = Page((tmp_path / "compare.html").read_text())
+    header, row = page.table("runs")
+    assert dict(zip(header, row, strict=True)) == {
+        "case": manifest.case.case_id,
+        "total score drift (%)": "+20.000",
+        "Spearman rank correlation": "1.0000",
+        "top ten kept (%)": "100",
+        "largest group drift (%)": "25.000",
+        "groups selected otherwise": "0",
+        "measured on something else": "",
+    }
+    assert {case["id"] for case in page.data["cases"]} == {
+        f"A: {manifest.case.case_id}",
+        f"B: {manifest.case.case_id}",
+    }
+    for entry in page.data["cases"]:
+        assert (tmp_path / entry["links"]["manifest"]).is_file()
+
+
+def test_infinite_drifts_leave_the_page_strict(tmp_path, scored):
+    for name, score in (("one.json", 1.0), ("two.json", math.inf)):
+        (tmp_path / name).write_text(dump_manifest(scored({"a": score, "b": 2.0})))
+    found = compare_runs(tmp_path / "one.json", tmp_path / "two.json")
+    page = Page(render_page(two_runs(found, tmp_path), found))
+    assert page.table("runs")[1][4] == "inf"
+    assert len(page.data["cases"]) == 2
+
+
+def test_case_entries_name_every_field_that_the_script_gets(results):
+    names = {field.name for field in fields(CaseEntry)}
+    assert all(set(case) == names for case in Page(render_page(results)).data["cases"])

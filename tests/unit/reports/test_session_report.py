@@ -1,0 +1,474 @@
+"""The session's overview, on the page, in JSON and on the terminal."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytest_autoquant.errors import RecordError
+from pytest_autoquant.manifests.case_result import sensitivity_of
+from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
+from pytest_autoquant.manifests.sensitivity_manifest import SCHEMA_VERSION
+from pytest_autoquant.reports.session_report import (
+    Summary,
+    counts_sentence,
+    read_summary,
+    summary_json,
+    summary_markdown,
+    terminal_lines,
+)
+from pytest_autoquant.reports.session_results import Results
+
+MLP = "model.language_model.layers.0.mlp.gate_proj"
+OUTPUT = "model.language_model.layers.0.self_attn.o_proj"
+HOSTILE = "<script>x</script>|`a`\n# [b](c) \\"
+SHOWN = "<script>x</script>|`a` # [b](c) \\"
+IN_CODE = SHOWN.replace("`", "'")
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+HOSTILE_PARTS = ("schema_version", "errors", "structure", "gated", "lost", "shard")
+texts_or_worse = st.text(max_size=5) | json_values
+skip_objects = st.fixed_dictionaries(
+    {"case_id": texts_or_worse, "status": texts_or_worse, "reason": texts_or_worse}
+)
+
+
+def structure(pair, granularity, status):
+    return StructureCheck(
+        pair=pair,
+        granularity=granularity,
+        status=status,
+        reason="",
+        format_name="F",
+        effective_bits=8.0,
+        digest="d",
+    )
+
+
+def by_id(lines):
+    return {line.case_id: line for line in lines}
+
+
+def scored(line, total, group):
+    """Return the case with one group that makes up its total score."""
+    only = replace(line.groups[0], name=group, score=total, rank=1)
+    return replace(line, total_score=total, groups=(only,), module_order=(group,))
+
+
+@pytest.fixture
+def line(manifest):
+    return sensitivity_of(manifest)
+
+
+@pytest.fixture
+def results(line):
+    """Two measured cases, an alias, a failed one, one that raised, skips and structure cases."""
+    lighter = replace(line, case_id="lighter", pair="wint8_afp16", experimental=False)
+    lighter = scored(lighter, 2.5e-7, OUTPUT)
+    lighter = replace(lighter, selection=replace(line.selection, is_satisfied=False))
+    alias = replace(line, case_id="alias", status="alias", alias_of=line.case_id)
+    failed = replace(line, case_id="failed", status="failed", total_score=None, problems=("NaN",))
+    structures = [
+        structure("wint8_afp16", "default", "supported"),
+        structure("wint8_afp16", "w_group64", "supported"),
+        structure("wfp4_afp8", "default", "needs-cuda"),
+    ]
+    return Results(
+        cases=by_id([line, lighter, alias, failed]),
+        skips=by_id(
+            SkippedCase(case_id=f"skip {i}", status="needs-cuda", reason="RuntimeError: no CUDA")
+            for i in range(12)
+        ),
+        errors=by_id([FailedCase(case_id="raised", problem="out of memory")]),
+        structures={(s.pair, s.granularity): s for s in structures},
+        write_errors=["reports/x.json: cannot be written: No space left on device"],
+    )
+
+
+def test_the_json_summary_is_strict_and_complete(results, line):
+    document = json.loads(summary_json(results), parse_constant=pytest.fail)
+    assert document["counts"] == {
+        "measured": 2,
+        "alias": 1,
+        "failed": 2,
+        "skipped": 12,
+        "structure": 3,
+        "kept": 0,
+        "gated": 0,
+        "lost": 0,
+    }
+    cases = {case["case_id"]: case for case in document["cases"]}
+    assert set(cases) == {line.case_id, "lighter", "alias", "failed"}
+    assert cases[line.case_id]["total_score"] == 10.0
+    assert cases[line.case_id]["selection_bits"] == line.selection.bits
+    assert cases["failed"]["total_score"] is None
+    assert cases["alias"]["alias_of"] == line.case_id
+    assert "shares" not in cases["alias"]
+    assert document["errors"] == [{"case_id": "raised", "problem": "out of memory"}]
+    assert document["most_sensitive_groups"][:2] == [
+        {"group": MLP, "mean_share": 0.6},
+        {"group": OUTPUT, "mean_share": pytest.approx((0.1 + 1.0) / 2)},
+    ]
+    assert len(document["structure"]) == 3
+    assert document["write_errors"] == results.write_errors
+
+
+def test_the_page_shows_every_part_with_the_summarys_numbers(render, results, line):
+    page = render(summary_markdown(results))
+    failed, sensitive, measured, aliases, skipped, matrix, came_from = page.tables
+    assert failed[1:] == [
+        ["failed", "NaN"],
+        ["raised", "out of memory"],
+        ["not written", "reports/x.json: cannot be written: No space left on device"],
+    ]
+    assert sensitive[1:] == [
+        ["1", MLP, "60.0%"],
+        ["2", OUTPUT, "55.0%"],
+        ["3", "model.language_model.layers.0.self_attn.q_proj", "30.0%"],
+    ]
+    assert measured[1:] == [
+        [
+            *("wint8_afp16", "a_per_token_dynamic", "small", "4.125", "2.5e-07 *"),
+            *(OUTPUT, "infeasible", "7.518"),
+        ],
+        [
+            *("wint4_aint8 (exp.)", "a_per_token_dynamic", "small", "4.125", "10"),
+            *(MLP, "2 of 3", "7.518"),
+        ],
+    ]
+    assert page.links[0].startswith("toy/weight-int4-act-int8/a_per_token_dynamic/small/")
+    assert aliases[1:] == [["alias", line.case_id]]
+    assert skipped[1:] == [["needs-cuda", "RuntimeError: no CUDA", "12"]]
+    assert ["torch", "2.11.0"] in came_from
+    assert matrix == [
+        ["pair", "default", "w_group64"],
+        ["wint8_afp16", "supported", "supported"],
+        ["wfp4_afp8", "needs-cuda", ""],
+    ]
+
+
+def test_parts_with_nothing_in_them_are_left_out(render, line):
+    page = render(summary_markdown(Results(cases=by_id([line]))))
+    assert [table[0][0] for table in page.tables] == ["rank", "pair", ""]
+    for absent in ("Failed", "Aliases", "Skipped", "What can run"):
+        assert absent not in page.text
+
+
+def test_hostile_text_breaks_neither_tables_nor_the_page(render, line):
+    names = dict.fromkeys(("model", "pair", "granularity", "size", "case_id"), HOSTILE)
+    bad = replace(scored(line, 1.0, HOSTILE), **names, origin={HOSTILE: HOSTILE})
+    results = Results(
+        cases={
+            "measured": bad,
+            "alias": replace(bad, status="alias", alias_of=HOSTILE),
+            "failed": replace(bad, status="failed", problems=(HOSTILE, "second")),
+        },
+        skips={"a": SkippedCase(case_id=HOSTILE, status=HOSTILE, reason=HOSTILE)},
+        errors={"a": FailedCase(case_id=HOSTILE, problem=HOSTILE)},
+        structures={(HOSTILE, HOSTILE): structure(HOSTILE, HOSTILE, HOSTILE)},
+        left_out=[HOSTILE],
+        command=HOSTILE,
+        write_errors=[HOSTILE],
+    )
+    page = render(summary_markdown(results))
+    inline = {"h1", "h2", "p", "code", "a", "ul", "li", "img"}
+    assert page.images == []
+    assert page.tags <= inline | {"table", "thead", "tbody", "tr", "th", "td"}
+    failed, sensitive, measured, aliases, skipped, matrix, came_from = page.tables
+    assert failed[1:] == [[IN_CODE, f"{SHOWN}; second"], [IN_CODE, SHOWN], ["not written", SHOWN]]
+    assert sensitive[1:] == [["1", IN_CODE, "100.0%"]]
+    assert measured[1][:3] == [f"{IN_CODE} (exp.)", IN_CODE, SHOWN]
+    assert [len(row) for row in measured] == [8, 8]
+    assert aliases[1:] == [[IN_CODE, IN_CODE]]
+    assert skipped[1:] == [[SHOWN, SHOWN, "1"]]
+    assert matrix == [["pair", IN_CODE], [IN_CODE, SHOWN]]
+    assert came_from[1:] == [[SHOWN, SHOWN], ["command", IN_CODE]]
+    assert f"Left out {SHOWN}" in " ".join(page.text.split())
+    json.loads(summary_json(results), parse_constant=pytest.fail)
+
+
+def test_the_counts_read_as_a_sentence(results):
+    assert counts_sentence(results) == (
+        "2 measured, 1 aliases, 2 failed, 12 skipped (needs-cuda 12), 3 structure cases"
+    )
+
+
+def test_the_terminal_ends_with_counts_reasons_failures_and_the_worst_groups(results, line):
+    lines = terminal_lines(results)
+    assert lines[0] == counts_sentence(results)
+    assert lines[1:] == [
+        "  skipped   12  needs-cuda: RuntimeError: no CUDA",
+        f"  alias  alias = {line.case_id}",
+        "  failed failed: NaN",
+        "  failed raised: out of memory",
+        "most sensitive groups (q_proj is q, k and v; gate_proj is gate and up), by",
+        "mean share of a case's total score:",
+        f"   1.  60.0%  {MLP}",
+        f"   2.  55.0%  {OUTPUT}",
+        "   3.  30.0%  model.language_model.layers.0.self_attn.q_proj",
+        "NOT WRITTEN: reports/x.json: cannot be written: No space left on device",
+    ]
+
+
+def test_many_aliases_are_cut_on_the_terminal_but_not_on_the_page(render, line):
+    aliases = [
+        replace(line, case_id=f"alias {i}", status="alias", alias_of="first") for i in range(8)
+    ]
+    results = Results(cases=by_id(aliases))
+    lines = terminal_lines(results)
+    assert sum(" = first" in text for text in lines) == 5
+    assert lines[-1] == "  alias  and 3 more, listed in summary.md"
+    assert len(render(summary_markdown(results)).tables[0]) == 1 + 8
+
+
+def with_gate(results, line):
+    """The same session of a shard, resumed and gated, in which two cases were lost."""
+    return replace(
+        results,
+        shard="2/3",
+        command="pytest --aq-pairs all",
+        gated={line.case_id: "drifted: total score +9%"},
+        reruns={line.case_id: "torch 2.10 -> 2.11", "lighter": "torch 2.10 -> 2.11"},
+        kept={"lighter", "alias"},
+        lost=("gone", "missing"),
+        write_errors=[],
+    )
+
+
+def test_what_shards_resume_and_the_gate_did_is_in_the_json_summary(results, line):
+    document = json.loads(summary_json(with_gate(results, line)), parse_constant=pytest.fail)
+    counts = {name: document["counts"][name] for name in ("kept", "gated", "lost")}
+    assert counts == {"kept": 2, "gated": 1, "lost": 2}
+    assert document["shard"] == "2/3"
+    assert document["gated"] == {line.case_id: "drifted: total score +9%"}
+    assert document["reruns"] == dict.fromkeys((line.case_id, "lighter"), "torch 2.10 -> 2.11")
+    assert (document["kept"], document["lost"]) == (["alias", "lighter"], ["gone", "missing"])
+
+
+def test_kept_gated_and_lost_cases_are_counted_where_there_are_any(results, line):
+    sentence = counts_sentence(with_gate(results, line))
+    assert sentence.removeprefix(counts_sentence(results)) == (
+        ", 2 kept from an earlier run, 1 stopped by the gate, 2 lost"
+    )
+
+
+def test_the_terminal_names_gated_and_lost_cases_and_counts_reruns_by_reason(results, line):
+    plain, gated = terminal_lines(results), terminal_lines(with_gate(results, line))
+    assert [text for text in gated[1:] if text not in plain] == [
+        f"  gate   {line.case_id}",
+        "  lost   gone: was to run and sent no outcome",
+        "  lost   missing: was to run and sent no outcome",
+        "  re-run    2  changed: torch 2.10 -> 2.11",
+    ]
+
+
+def test_gated_and_lost_cases_are_on_the_page_among_the_failed(render, results, line):
+    failed = render(summary_markdown(with_gate(results, line))).tables[0]
+    assert failed[1:] == [
+        ["failed", "NaN"],
+        ["raised", "out of memory"],
+        [line.case_id, "drifted: total score +9%"],
+        ["gone", "lost: was to run and sent no outcome"],
+        ["missing", "lost: was to run and sent no outcome"],
+    ]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A file of the given text."""
+
+    def save(content):
+        path = tmp_path / "summary.json"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return save
+
+
+def test_what_has_no_manifest_is_read_back_from_a_summary(saved, results, line):
+    assert read_summary(saved(summary_json(with_gate(results, line)))) == Summary(
+        cases=tuple(results.cases),
+        skips=tuple(results.skips.values()),
+        errors=tuple(results.errors.values()),
+        structures=tuple(results.structures.values()),
+        gated={line.case_id: "drifted: total score +9%"},
+        lost=("gone", "missing"),
+        shard=(2, 3),
+        command="pytest --aq-pairs all",
+    )
+
+
+def test_a_session_that_was_no_shard_is_read_back_as_none(saved, results):
+    assert read_summary(saved(summary_json(results))).shard is None
+
+
+def test_a_summary_from_before_shards_and_the_gate_can_be_read(saved, results):
+    document = json.loads(summary_json(results))
+    for name in ("shard", "gated", "reruns", "kept", "lost"):
+        del document[name]
+    found = read_summary(saved(json.dumps(document)))
+    assert found.skips == tuple(results.skips.values())
+    assert (found.gated, found.lost, found.shard) == ({}, (), None)
+
+
+def test_a_missing_summary_is_refused_by_its_path(tmp_path):
+    with pytest.raises(RecordError) as caught:
+        read_summary(tmp_path / "summary.json")
+    said = f"{tmp_path / 'summary.json'}: cannot be read: No such file or directory"
+    assert str(caught.value) == said
+
+
+def test_a_newer_summary_is_refused_with_what_to_do(saved):
+    path = saved(json.dumps({"schema_version": SCHEMA_VERSION + 1, "new": "shape"}))
+    with pytest.raises(RecordError) as caught:
+        read_summary(path)
+    assert str(caught.value) == (
+        f"{path}: written by a newer version: schema {SCHEMA_VERSION + 1}, this one reads up to "
+        f"{SCHEMA_VERSION}; upgrade pytest-autoquant"
+    )
+
+
+EMPTY = {
+    "schema_version": SCHEMA_VERSION,
+    "cases": [],
+    "skipped": [],
+    "errors": [],
+    "structure": [],
+}
+
+
+def test_a_summary_of_nothing_is_a_summary(saved):
+    assert read_summary(saved(json.dumps(EMPTY))) == Summary()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"schema_version": None},
+        {"schema_version": "1"},
+        {"skipped": None},
+        {"skipped": 3},
+        {"skipped": ["a"]},
+        {"skipped": [{"case_id": "a"}]},
+        {"skipped": [{"case_id": [], "status": "no-effect", "reason": "r"}]},
+        {"skipped": [{"case_id": "a", "status": None, "reason": {}}]},
+        {"skipped": [{"case_id": "a", "status": "s", "reason": "r", "more": "m"}]},
+        {"errors": [{"case_id": "a", "problem": 3}]},
+        {"structure": [{"pair": "p", "effective_bits": "8"}]},
+        {"gated": ["a"]},
+        {"command": 3},
+        {"skipped": [{"case_id": "a", "status": "s", "reason": "r", "effective_bits": "4"}]},
+        {"gated": None},
+        {"lost": 3},
+        {"lost": None},
+        {"shard": "1"},
+        {"shard": "1/2/3"},
+        {"shard": "a/b"},
+        {"shard": [1, 2]},
+        {"shard": 3},
+    ],
+)
+def test_a_summary_with_a_part_that_is_none_is_refused_by_its_path(saved, changed):
+    path = saved(json.dumps(EMPTY | changed))
+    with pytest.raises(RecordError) as caught:
+        read_summary(path)
+    assert str(caught.value).startswith(f"{path}: is no summary of a run: ")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "null",
+        "[]",
+        "{}",
+        b"\xff\xfe",
+        pytest.param('{"skipped": ' + "[" * 100_000, id="too deep"),
+    ],
+)
+def test_a_file_that_is_no_summary_is_refused_by_its_path(saved, content):
+    path = saved(content)
+    with pytest.raises(RecordError) as caught:
+        read_summary(path)
+    assert str(caught.value).startswith(f"{path}: is no summary of a run: ")
+
+
+def summary_or_none(path, content):
+    """Read a summary; None where it is refused."""
+    path.write_text(content, encoding="utf-8", errors="surrogatepass")
+    try:
+        return read_summary(path)
+    except RecordError:
+        return None
+
+
+@settings(deadline=None, max_examples=200)
+@given(skipped=st.lists(skip_objects | json_values, max_size=4) | json_values)
+def test_whatever_is_read_as_skips_can_be_reported(tmp_path_factory, skipped):
+    path = tmp_path_factory.getbasetemp() / "skips.json"
+    found = summary_or_none(path, json.dumps(EMPTY | {"skipped": skipped}))
+    skips = () if found is None else found.skips
+    results = Results(skips={skip.case_id: skip for skip in skips})
+    again = summary_or_none(path, summary_json(results))
+    assert again.skips == tuple(results.skips.values())
+    assert summary_markdown(results).count("Skipped") == bool(skips)
+
+
+@settings(deadline=None, max_examples=200)
+@given(changed=st.fixed_dictionaries({}, optional=dict.fromkeys(HOSTILE_PARTS, json_values)))
+def test_whatever_is_read_as_a_summary_is_of_the_kinds_it_says(tmp_path_factory, changed):
+    path = tmp_path_factory.getbasetemp() / "parts.json"
+    found = summary_or_none(path, json.dumps(EMPTY | changed))
+    if found is not None:
+        texts = [*found.gated, *found.gated.values(), *found.lost]
+        assert {type(value) for value in texts} <= {str}
+        assert found.shard is None or {type(number) for number in found.shard} == {int}
+
+
+@settings(deadline=None, max_examples=100)
+@given(content=st.text())
+def test_any_other_text_is_refused(tmp_path_factory, content):
+    assert summary_or_none(tmp_path_factory.getbasetemp() / "text.json", content) is None
+
+
+def test_the_bits_of_a_skip_come_back_from_a_summary_and_may_be_missing(saved):
+    known = SkippedCase(case_id="a", status="needs-cuda", reason="no CUDA", effective_bits=4.25)
+    older = SkippedCase(case_id="b", status="needs-cuda", reason="no CUDA")
+    written = json.loads(summary_json(Results(skips=by_id([known, older]))))
+    del written["skipped"][1]["effective_bits"]
+    assert read_summary(saved(json.dumps(written))).skips == (known, older)
+
+
+def test_what_was_left_out_is_listed_in_markdown_and_json(render):
+    reasons = ["a/x.json: is not JSON", "b/y.json: is the same case as c"]
+    results = Results(left_out=reasons)
+    text = " ".join(render(summary_markdown(results)).text.split())
+    assert "Left out a/x.json: is not JSON b/y.json: is the same case as c" in text
+    assert json.loads(summary_json(results))["left_out"] == reasons
+
+
+def test_cases_on_the_frontier_are_starred(render, line):
+    line = replace(line, experimental=False)
+    worse = replace(line, case_id="worse", pair="wint8_afp16", effective_bits=8.25)
+    better = replace(line, case_id="better", pair="wfp8_afp8", effective_bits=8.0, total_score=1.0)
+    tables = render(summary_markdown(Results(cases=by_id([line, worse, better])))).tables
+    (cases,) = [table for table in tables if table[0][0] == "pair"]
+    assert sorted((row[0], row[4]) for row in cases[1:]) == [
+        ("wfp8_afp8", "1 *"),
+        ("wint4_aint8", "10 *"),
+        ("wint8_afp16", "10"),
+    ]
+
+
+def test_every_measured_view_has_its_picture_in_the_summary(line):
+    large = replace(line, case_id="large", size="large")
+    markdown = summary_markdown(Results(cases=by_id([line, large])))
+    assert "](grid-toy-small.svg)" in markdown
+    assert "](grid-toy-large.svg)" in markdown

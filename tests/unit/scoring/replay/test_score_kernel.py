@@ -1,0 +1,67 @@
+"""The score's reduction against the formula in double precision."""
+
+import pytest
+import torch
+from pytest_autoquant.scoring.replay.score_kernel import CLAMP, LinearScorer
+from torch.nn import functional
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def problem(tokens, width, inner, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((tokens, inner), (width, inner), (width,), (tokens, width))
+    x, weight, bias, gradient = (torch.randn(*shape, generator=generator) for shape in shapes)
+    return [t.to(DEVICE, dtype) for t in (x, weight, bias, gradient)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("tokens", "width"), [(1, 1), (37, 129), (700, 520)])
+def test_it_is_the_formula(dtype, tokens, width):
+    x, weight, bias, gradient = problem(tokens, width, 64, dtype)
+    plain = functional.linear(x, weight, bias)
+    versions = [weight * 1.5, weight * 0.5]
+    scorer = LinearScorer(plain, gradient, bias, versions=2)
+    for index, version in enumerate(versions):
+        scorer.add(index, x, version)
+    for found, version in zip(scorer.totals().tolist(), versions, strict=True):
+        change = functional.linear(x, version, bias) - plain
+        expected = (gradient.double() * change.double()).square().sum()
+        assert found == pytest.approx(float(expected), rel=1e-5 if dtype.itemsize == 4 else 2e-2)
+
+
+def test_products_are_clamped_as_in_modelopt():
+    x, weight, bias, gradient = problem(4, 3, 8, torch.float32)
+    plain = functional.linear(x, weight, bias)
+    scorer = LinearScorer(plain, gradient * 1e30, bias, versions=1)
+    scorer.add(0, x, weight * 2)
+    assert float(scorer.totals()) == pytest.approx(12 * CLAMP**2, rel=1e-6)
+
+
+def test_a_version_that_never_came_scores_zero_and_leaves_the_others_alone():
+    x, weight, bias, gradient = problem(9, 5, 8, torch.float32)
+    scorer = LinearScorer(functional.linear(x, weight, bias), gradient, bias, versions=3)
+    scorer.add(1, x, weight * 2)
+    totals = scorer.totals().tolist()
+    assert (totals[0], totals[2]) == (0.0, 0.0)
+    assert totals[1] > 0
+
+
+def test_equal_inputs_give_equal_bits():
+    x, weight, bias, gradient = problem(300, 520, 64, torch.float32)
+    scorer = LinearScorer(functional.linear(x, weight, bias), gradient, bias, versions=2)
+    scorer.add(0, x, weight * 1.01)
+    scorer.add(1, x, weight * 1.01)
+    first, second = scorer.totals().tolist()
+    assert first == second > 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_not_hidden_by_the_clamp(value):
+    x, weight, bias, gradient = problem(9, 5, 8, torch.float32)
+    plain = functional.linear(x, weight, bias)
+    gradient[3, 2] = float("nan") if value != value else value
+    scorer = LinearScorer(plain, gradient, bias, versions=1)
+    scorer.add(0, x, weight * 2)
+    total = float(scorer.totals())
+    assert total != total if value != value else total >= CLAMP**2

@@ -1,0 +1,279 @@
+"""From scores to a manifest, with numbers small enough to check by hand (see conftest)."""
+
+import json
+from dataclasses import replace
+from math import inf, nan
+
+import pytest
+from pytest_autoquant.calibration.captions import Batch
+from pytest_autoquant.formats.effective_config import effective_config
+from pytest_autoquant.grid.vocabulary import load_vocabulary
+from pytest_autoquant.manifests.sensitivity_manifest import (
+    RankedGroup,
+    dump_manifest,
+    load_manifest,
+)
+from pytest_autoquant.scoring.build_manifest import Layer, build_manifest
+
+ATTENTION = "model.language_model.layers.0.self_attn.q_proj.quant_recipe"
+OUTPUT = "model.language_model.layers.0.self_attn.o_proj.quant_recipe"
+MLP = "model.language_model.layers.0.mlp.gate_proj.quant_recipe"
+
+
+def with_groups(findings, *, scores=(30.0, 10.0, 60.0), quantized=(True, True, True)):
+    groups = tuple(
+        replace(group, score=score, quantized=on)
+        for group, score, on in zip(findings.measurement.groups, scores, quantized, strict=True)
+    )
+    return replace(findings, measurement=replace(findings.measurement, groups=groups))
+
+
+def with_budget(findings, bits):
+    return replace(findings, run_config=replace(findings.run_config, effective_bits=bits))
+
+
+def kept(manifest):
+    """The groups that the budget leaves unquantized."""
+    return {layer.group for layer in manifest.layers.values() if not layer.selected}
+
+
+def test_rank_1_is_the_most_sensitive_and_scores_are_per_scored_token(manifest):
+    assert manifest.sensitivity_ranking == (
+        RankedGroup(name=MLP, importance=6.0),
+        RankedGroup(name=ATTENTION, importance=3.0),
+        RankedGroup(name=OUTPUT, importance=1.0),
+    )
+    groups = manifest.layer_sensitivity
+    assert {name: group.rank for name, group in groups.items()} == {ATTENTION: 2, OUTPUT: 3, MLP: 1}
+    assert {name: group.scores for name, group in groups.items()} == {
+        ATTENTION: (3.0, 0.0),
+        OUTPUT: (1.0, 0.0),
+        MLP: (6.0, 0.0),
+    }
+    assert all(group.importance == group.scores[0] for group in groups.values())
+    assert manifest.case.status == "measured"
+    assert manifest.case.problems == ()
+
+
+def test_equal_scores_keep_the_order_of_the_model(findings):
+    ranking = build_manifest(with_groups(findings, scores=(1.0, 2.0, 1.0))).sensitivity_ranking
+    assert [group.name for group in ranking] == [OUTPUT, ATTENTION, MLP]
+
+
+def test_twice_the_captions_with_twice_the_sum_give_the_same_scores(findings, manifest):
+    doubled = replace(findings.data, scored=findings.data.scored * 2)
+    twice = with_groups(replace(findings, data=doubled), scores=(60.0, 20.0, 120.0))
+    assert build_manifest(twice).sensitivity_ranking == manifest.sensitivity_ranking
+    assert build_manifest(twice).dataset.num_scored_tokens == 20
+
+
+def test_costs_are_storage_in_units_of_unquantized_weights_as_modelopt_counts(manifest):
+    groups = manifest.layer_sensitivity
+    assert groups[ATTENTION].costs == (131_072 * 4.125 / 16, 131_072.0)
+    assert groups[OUTPUT].costs == (65_536 * 4.125 / 16, 65_536.0)
+    assert groups[MLP].costs == (262_144 * 4.125 / 16, 262_144.0)
+    assert groups[MLP].formats == (
+        "INT4_WEIGHT_INT8_ACT_CFG(effective-bits: 4.125)",
+        "NONE(effective-bits: 16.0)",
+    )
+
+
+def test_the_selection_is_the_best_within_the_budget_not_the_top_of_the_ranking(manifest):
+    state = manifest.autoquant_state
+    assert kept(manifest) == {ATTENTION}
+    assert (state.score, state.total_score) == (7.0, 10.0)
+    assert state.effective_bits == (131_072 * 16 + 327_680 * 4.125) / 458_752
+    assert state.minimum_effective_bits == 4.125
+    assert state.constraints.effective_bits == 8.0
+    assert state.is_satisfied
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected", "score"),
+    [
+        (4.125, set(), 10.0),
+        (6.0, {OUTPUT}, 9.0),
+        (11.0, {MLP}, 4.0),
+        (12.7, {MLP, OUTPUT}, 3.0),
+        (14.5, {MLP, ATTENTION}, 1.0),
+        (16.0, {MLP, ATTENTION, OUTPUT}, 0.0),
+    ],
+)
+def test_a_larger_budget_keeps_what_hurts_most_per_budget(findings, budget, expected, score):
+    manifest = build_manifest(with_budget(findings, budget))
+    assert kept(manifest) == expected
+    assert manifest.autoquant_state.score == score
+
+
+def test_a_budget_that_cannot_be_met_is_recorded_with_the_smallest_one(findings):
+    manifest = build_manifest(with_budget(findings, 3.0))
+    state = manifest.autoquant_state
+    assert not state.is_satisfied
+    assert state.constraints.effective_bits == 3.0
+    assert state.effective_bits == state.minimum_effective_bits == 4.125
+    assert state.score == state.total_score == 10.0
+    assert kept(manifest) == set()
+    assert manifest.case.status == "measured"
+
+
+@pytest.mark.parametrize("broken", [nan, inf])
+def test_a_score_that_is_not_finite_fails_the_case_and_names_the_group(findings, broken):
+    scored = with_groups(findings, scores=(30.0, broken, 60.0))
+    manifest = build_manifest(with_budget(scored, 6.0))
+    assert manifest.case.status == "failed"
+    assert manifest.case.problems == (f"scores are not finite in 1 groups: {OUTPUT}",)
+    assert manifest.layer_sensitivity[OUTPUT].scores == (None, 0.0)
+    assert manifest.layer_sensitivity[OUTPUT].importance is None
+    assert manifest.sensitivity_ranking[0] == RankedGroup(name=OUTPUT, importance=None)
+    assert [group.importance for group in manifest.sensitivity_ranking[1:]] == [6.0, 3.0]
+    assert manifest.autoquant_state.total_score is None
+    assert kept(manifest) == {OUTPUT}
+    text = dump_manifest(manifest)
+    json.loads(text, parse_constant=pytest.fail)
+    assert load_manifest(text, source="x") == manifest
+
+
+def test_a_case_of_nothing_but_broken_scores_is_still_a_manifest(findings):
+    manifest = build_manifest(with_groups(findings, scores=(nan, nan, nan)))
+    assert manifest.case.status == "failed"
+    assert all(f in manifest.case.problems[0] for f in ("3 groups", ATTENTION, OUTPUT, MLP))
+    assert load_manifest(dump_manifest(manifest), source="x") == manifest
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-6, 1e-12])
+@pytest.mark.parametrize(("attention", "mlp", "worse"), [(3, 2, ATTENTION), (2, 3, MLP)])
+def test_a_broken_score_does_not_blur_the_choice_among_the_others(
+    findings, attention, mlp, worse, unit
+):
+    # The budget keeps the broken group and either of the others, not both.
+    scored = with_groups(findings, scores=(attention * unit, nan, mlp * unit))
+    assert kept(build_manifest(with_budget(scored, 13.0))) == {OUTPUT, worse}
+
+
+def test_linears_without_a_score_are_named_and_belong_to_no_group(findings):
+    extra = {
+        f"model.language_model.layers.{i}.mlp.extra": Layer(
+            module_type="Linear", out_features=8, in_features=8, padded_to=16
+        )
+        for i in range(7)
+    }
+    manifest = build_manifest(replace(findings, layers={**findings.layers, **extra}))
+    names = ", ".join(list(extra)[:5])
+    assert manifest.case.status == "failed"
+    assert manifest.case.problems == (f"7 linears have no score: {names} and 2 more",)
+    unscored = manifest.layers["model.language_model.layers.6.mlp.extra"]
+    assert (unscored.group, unscored.quantized, unscored.selected) == ("", False, False)
+    assert (unscored.out_features, unscored.in_features, unscored.padded_to) == (8, 8, 16)
+    assert manifest.num_quantized_layers == 6
+
+
+def test_a_group_whose_quantizers_were_off_is_a_problem_and_not_counted_as_quantized(findings):
+    manifest = build_manifest(with_groups(findings, quantized=(False, True, True)))
+    assert manifest.case.status == "failed"
+    assert manifest.case.problems == (f"quantizers were off in 1 groups: {ATTENTION}",)
+    assert manifest.num_quantized_layers == 3
+    assert {n for n, layer in manifest.layers.items() if not layer.quantized} == {
+        f"model.language_model.layers.0.self_attn.{x}_proj" for x in "qkv"
+    }
+
+
+def test_a_search_that_found_no_group_fails_and_is_still_a_manifest(findings):
+    empty = replace(findings, measurement=replace(findings.measurement, groups=()))
+    manifest = build_manifest(empty)
+    assert manifest.case.status == "failed"
+    assert manifest.case.problems == ("nothing was quantized: AutoQuant searched no layer group",)
+    assert manifest.num_quantized_layers == 0
+    assert manifest.sensitivity_ranking == ()
+    assert manifest.autoquant_state.effective_bits == 16.0
+    assert load_manifest(dump_manifest(manifest), source="x") == manifest
+
+
+def test_an_alias_carries_the_same_scores_names_who_measured_and_claims_no_time(findings, manifest):
+    measured_as = "toy/wint4_aint8/default/small/gradient"
+    alias = build_manifest(replace(findings, alias_of=measured_as))
+    assert (alias.case.status, alias.case.alias_of) == ("alias", measured_as)
+    assert alias.layer_sensitivity == manifest.layer_sensitivity
+    assert alias.timing == {}
+    assert manifest.timing == {"calibrate": 1.5, "score": 2.5}
+
+
+def test_an_alias_of_a_broken_measurement_is_a_failure_too(findings):
+    broken = with_groups(findings, scores=(nan, 1.0, 1.0))
+    case = build_manifest(replace(broken, alias_of="other")).case
+    assert (case.status, case.alias_of) == ("failed", "other")
+
+
+def test_the_dataset_counts_what_was_used(manifest):
+    data = manifest.dataset
+    assert (data.name, data.size, data.sha256) == ("mine.txt", "small", "c" * 64)
+    assert (data.num_requested, data.num_calib_samples, data.num_score_samples) == (16, 4, 3)
+    assert (data.num_tokens, data.num_scored_tokens) == (4 + 4 + 5 + 3, 3 + 3 + 4)
+    assert data.token_lengths == {3: 1, 4: 2, 5: 1}
+    assert (data.num_calib_batches, data.num_score_batches, data.batch_size) == (3, 2, 2)
+    assert data.num_dropped == 1
+
+
+def test_the_scheme_speaks_the_terms_of_older_manifests(manifest):
+    scheme = manifest.scheme
+    assert scheme.name == "wint4_aint8_autoquant_lm"
+    assert scheme.quant_formats == ("INT4_WEIGHT_INT8_ACT_CFG",)
+    assert (scheme.auto_quantize_bits, scheme.auto_quantize_score_size) == (8.0, 3)
+    assert (scheme.auto_quantize_method, scheme.coverage_mode) == ("gradient", "lm_only")
+
+
+@pytest.mark.parametrize(
+    ("pair", "granularity", "preset", "weight_cfg", "bits", "overrides"),
+    [
+        (
+            "wfp4_afp8",
+            "default",
+            True,
+            {
+                "num_bits": [2, 1],
+                "block_sizes": {"-1": 32, "type": "dynamic", "scale_bits": [8, 0]},
+            },
+            4.25,
+            {},
+        ),
+        (
+            "wint8_afp8",
+            "w_group64",
+            False,
+            {"num_bits": 8, "block_sizes": {"-1": 64}},
+            8.25,
+            {"*weight_quantizer": {"block_sizes": {"-1": 64}}},
+        ),
+    ],
+)
+def test_the_quantization_is_recorded_as_json_holds_it(
+    findings, pair, granularity, preset, weight_cfg, bits, overrides
+):
+    vocabulary = load_vocabulary()
+    config = effective_config(vocabulary.pairs[pair], vocabulary.granularities[granularity])
+    manifest = build_manifest(replace(findings, config=config))
+    record = manifest.quantization
+    entries = {entry["quantizer_name"]: entry for entry in record.effective_quant_cfg}
+    assert entries["*weight_quantizer"]["cfg"] == weight_cfg
+    assert list(entries)[-2:] == ["*lm_head*", "*visual*"]
+    assert record.base_is_modelopt_preset is preset
+    assert record.effective_bits == bits
+    assert record.quant_granularity.quant_cfg_overrides == overrides
+    assert record.algorithm == "max"
+    assert record.digest == config.digest
+    assert load_manifest(dump_manifest(manifest), source="x") == manifest
+
+
+def test_notes_of_the_config_come_before_those_of_the_run(findings):
+    vocabulary = load_vocabulary()
+    config = effective_config(vocabulary.pairs["wfp4_afp8"], vocabulary.granularities["default"])
+    notes = build_manifest(replace(findings, config=config)).case.notes
+    assert len(notes) == 2
+    assert "algorithm set to max" in notes[0]
+    assert notes[1] == "mine.txt holds 5 captions, size small needs 16: measured on 5"
+
+
+def test_captions_that_only_calibrate_do_not_dilute_the_scores(findings, manifest):
+    more = replace(findings.data, unscored=(Batch(rows=((1, 2, 3, 4, 5, 6),) * 2),))
+    diluted = build_manifest(replace(findings, data=more))
+    assert diluted.sensitivity_ranking == manifest.sensitivity_ranking
+    assert diluted.dataset.num_tokens == 13 + 12
