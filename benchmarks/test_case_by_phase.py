@@ -12,7 +12,7 @@ from pytest_autoquant.formats.effective_config import effective_config
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.models.loading import load_model, resolve_device, resolve_dtype
 from pytest_autoquant.models.registry import REGISTRY
-from pytest_autoquant.scoring.stock import ModelOptEngine
+from pytest_autoquant.scoring.stock import StockEngine
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def test_one_case_by_phase(benchmark, model, size):
     config = effective_config(vocabulary.pairs["wint4_aint8"], vocabulary.granularities["default"])
     captions = load_captions(None, size)
     data = calibration_data(captions, model.tokenize(captions.lines), batch_size=32, score_size=128)
-    engine = ModelOptEngine(model, method="gradient")
+    engine = StockEngine(model, method="gradient")
     arguments = ([config], data, lambda *_: None)
     engine.score(*arguments)
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from page_reading import go, settle
-from pytest_autoquant.manifests.case_result import sensitivity_of
+from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.sensitivity_manifest import (
     MANIFEST_SUFFIX,
     find_manifests,
     read_manifest,
 )
-from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import rebuild, write_case, write_summary
 
 from benchmarks import generated
@@ -172,7 +172,7 @@ def report_of(tmp_path):
 
     def make(*manifests, **remembered):
         if remembered:
-            write_summary(tmp_path, Results(**remembered))
+            write_summary(tmp_path, SessionResults(**remembered))
         for manifest in manifests:
             write_case(tmp_path, manifest)
         rebuild(tmp_path)
@@ -184,9 +184,9 @@ def report_of(tmp_path):
 @pytest.fixture(scope="session")
 def large(tmp_path_factory):
     """The page of 600 cases of 250 groups; the files beside it would take half a minute."""
-    results = Results()
+    results = SessionResults()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generated, "write_case", lambda _, made: results.add(sensitivity_of(made)))
+        patch.setattr(generated, "write_case", lambda _, made: results.add(case_result_of(made)))
         generated.write_manifests(None, cases=600, groups=250)
     root = tmp_path_factory.mktemp("large")
     write_summary(root, results)

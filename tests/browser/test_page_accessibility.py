@@ -16,9 +16,9 @@ from page_reading import (
     total,
     written_in,
 )
-from pytest_autoquant.manifests.case_result import sensitivity_of
+from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
-from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import rebuild, write_summary
 
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
@@ -132,13 +132,13 @@ def test_every_shade_of_the_scale_has_a_label_that_can_be_read(
     page, template, tmp_path, open_report
 ):
     """The totals of one row, from the mildest to the worst in even steps of the log scale."""
-    results = Results()
+    results = SessionResults()
     for index in range(101):
         granularity = f"g{index:03d}"
         case_id = f"{template.model.name}/{template.case.pair}/{granularity}/small/gradient"
         case = replace(template.case, case_id=case_id, granularity=granularity, size="small")
         state = replace(template.autoquant_state, total_score=10 ** (index / 50))
-        results.add(sensitivity_of(replace(template, case=case, autoquant_state=state)))
+        results.add(case_result_of(replace(template, case=case, autoquant_state=state)))
     write_summary(tmp_path, results)
     open_report(page, tmp_path / "index.html")
     ratios = label_contrasts(page)

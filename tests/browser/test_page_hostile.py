@@ -6,7 +6,7 @@ import pytest
 from page_reading import GROUP_SUFFIX, SECTIONS, cells, column, go, open_case, table
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.manifests.sensitivity_manifest import GroupSensitivity
-from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import rebuild, write_case, write_summary
 
 SCRIPT = "</script><script>window.pwned=1</script>"
@@ -96,7 +96,7 @@ def remembered():
 def hostile(tmp_path_factory, template):
     """One report for all of these tests: its names make it slow to draw."""
     root = tmp_path_factory.mktemp("hostile")
-    write_summary(root, Results(**remembered()))
+    write_summary(root, SessionResults(**remembered()))
     for index, name in enumerate(NAMES):
         write_case(root, hostile_case(template, index, name))
     results = rebuild(root)

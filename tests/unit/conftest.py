@@ -18,7 +18,7 @@ from pytest_autoquant.calibration.captions import Batch, CalibrationData, Captio
 from pytest_autoquant.formats.effective_config import effective_config
 from pytest_autoquant.grid.case import Case, Combination
 from pytest_autoquant.grid.vocabulary import load_vocabulary
-from pytest_autoquant.manifests.case_result import Group, Selection, Sensitivity
+from pytest_autoquant.manifests.case_result import CaseResult, Group, SelectionResult
 from pytest_autoquant.manifests.fingerprint import Fingerprint
 from pytest_autoquant.manifests.scheme_manifest import (
     AllocationRecord,
@@ -204,11 +204,11 @@ def case_of():
             "groups": groups,
             "module_order": tuple(scores),
             "total_score": sum(finite) if len(finite) == len(scores) else None,
-            "selection": Selection(),
+            "selection": SelectionResult(),
             "manifest": "/".join((*names.values(), "x.json")),
             "fingerprint": known,
         }
-        return Sensitivity(**names, **(values | given))
+        return CaseResult(**names, **(values | given))
 
     return build
 

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from pytest_autoquant.errors import AutoquantError, RecordError, UsageError
 from pytest_autoquant.formats.effective_config import effective_config
 from pytest_autoquant.grid.vocabulary import load_vocabulary
-from pytest_autoquant.manifests.case_result import sensitivity_of
+from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest, load_manifest
 from pytest_autoquant.reports.case_report import LAYERS_JSON, layer_report_markdown
 from pytest_autoquant.reports.session_report import read_summary, summary_markdown, terminal_lines
-from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import rebuild, write_case
 
 BUILTIN = load_vocabulary()
@@ -571,7 +571,7 @@ def hostile_documents(manifest, text):
 
 def results_of(manifest, text):
     """A session with one of everything, all of it named ``text``."""
-    line = sensitivity_of(manifest)
+    line = case_result_of(manifest)
     cases = (
         line,
         *(
@@ -588,7 +588,7 @@ def results_of(manifest, text):
         effective_bits=8.0,
         digest=text,
     )
-    return Results(
+    return SessionResults(
         cases={case.case_id: case for case in cases},
         skips={text: SkippedCase(case_id=text, status=text, reason=text)},
         errors={text: FailedCase(case_id=text, problem=text)},
@@ -610,7 +610,7 @@ def shape(page):
 def check_pages(render, manifest, text):
     for plain, hostile in hostile_documents(manifest, text):
         pages = [
-            tuple(layer_report_markdown(m, sensitivity_of(m)) for m in (plain, hostile)),
+            tuple(layer_report_markdown(m, case_result_of(m)) for m in (plain, hostile)),
             *(
                 (summary_markdown(mine), summary_markdown(theirs))
                 for mine, theirs in [(results_of(plain, "plain"), results_of(hostile, text))]

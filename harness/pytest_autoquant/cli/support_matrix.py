@@ -13,7 +13,7 @@ from pytest_autoquant.modelopt_support.status import Status
 from pytest_autoquant.models.loading import architecture_linears
 from pytest_autoquant.models.registry import ModelSource
 from pytest_autoquant.plugin.session import AutoquantSession
-from pytest_autoquant.scoring.runner import Bench
+from pytest_autoquant.scoring.runner import MeasurementRunner
 
 _SHORT = {
     Status.SUPPORTED: "ok",
@@ -31,7 +31,7 @@ def matrix_report(session: AutoquantSession) -> str:
     return "\n".join([render_matrix(bench, session.combinations), *widths])
 
 
-def render_matrix(bench: Bench, combinations: Sequence[Combination]) -> str:
+def render_matrix(bench: MeasurementRunner, combinations: Sequence[Combination]) -> str:
     """Return the matrix with one status per cell, then every reason with its combinations.
 
     ``=`` marks an alias: the same effective config as a combination before it.
@@ -65,7 +65,11 @@ def render_matrix(bench: Bench, combinations: Sequence[Combination]) -> str:
 
 
 def layer_misfits(
-    bench: Bench, source: ModelSource, combinations: Sequence[Combination], *, trust: bool
+    bench: MeasurementRunner,
+    source: ModelSource,
+    combinations: Sequence[Combination],
+    *,
+    trust: bool,
 ) -> list[str]:
     """Say which layers' input widths a block size does not divide, from the config alone."""
     try:

@@ -48,7 +48,7 @@ from pytest_autoquant.modelopt_support.status import SUPPORTED, Status, Support
 from pytest_autoquant.models.loading import peak_cuda_bytes
 from pytest_autoquant.scoring.build_manifest import dataset_record, per_token
 from pytest_autoquant.scoring.engine import Measurement
-from pytest_autoquant.scoring.runner import Bench, memory
+from pytest_autoquant.scoring.runner import MeasurementRunner, memory
 
 BUDGETS = 64
 """Points of the frontier, evenly from the smallest choice to no quantization."""
@@ -57,7 +57,7 @@ HELD_OUT_BATCH = 8
 _ALONE = tuple(name for name in ALGORITHMS if name != MIXED)
 
 
-class Deriver:
+class SchemeRunner:
     """Derives schemes on a worker's bench.
 
     Args:
@@ -69,7 +69,7 @@ class Deriver:
 
     def __init__(
         self,
-        bench: Bench,
+        bench: MeasurementRunner,
         *,
         held_out: CaptionSet,
         target: str | None,

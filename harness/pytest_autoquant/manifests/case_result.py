@@ -53,7 +53,7 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
+class SelectionResult:
     """What the bit budget chose: bits per weight and scores as in the manifest."""
 
     budget: float | None = None
@@ -64,7 +64,7 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sensitivity:
+class CaseResult:
     """One case.
 
     Attributes:
@@ -93,7 +93,7 @@ class Sensitivity:
     groups: tuple[Group, ...]
     module_order: tuple[str, ...]
     total_score: float | None
-    selection: Selection
+    selection: SelectionResult
     manifest: str
     quantizers: Mapping[str, str] = field(default_factory=dict)
     origin: Mapping[str, str] = field(default_factory=dict)
@@ -133,7 +133,7 @@ class Sensitivity:
         return {group.name: (group.score or 0.0) / self.total_score for group in self.groups}
 
 
-def sensitivity_of(manifest: Manifest, path: Path | None = None) -> Sensitivity:
+def case_result_of(manifest: Manifest, path: Path | None = None) -> CaseResult:
     """Return what reports show of a manifest; ``path`` is its file below the report root."""
     case, state = manifest.case, manifest.autoquant_state
     groups = tuple(
@@ -148,7 +148,7 @@ def sensitivity_of(manifest: Manifest, path: Path | None = None) -> Sensitivity:
         for ranked in manifest.sensitivity_ranking
         for members in [_members(manifest, ranked.name)]
     )
-    return Sensitivity(
+    return CaseResult(
         case_id=case.case_id,
         model=manifest.model.name,
         pair=case.pair,
@@ -165,7 +165,7 @@ def sensitivity_of(manifest: Manifest, path: Path | None = None) -> Sensitivity:
         groups=groups,
         module_order=tuple(name.removesuffix(GROUP_SUFFIX) for name in manifest.layer_sensitivity),
         total_score=state.total_score,
-        selection=Selection(
+        selection=SelectionResult(
             budget=state.constraints.effective_bits,
             bits=state.effective_bits,
             minimum_bits=state.minimum_effective_bits,

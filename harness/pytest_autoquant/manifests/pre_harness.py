@@ -17,10 +17,10 @@ from pytest_autoquant.errors import RecordError
 from pytest_autoquant.files import load_json
 from pytest_autoquant.manifests.case_result import (
     UNKNOWN,
+    CaseResult,
     Group,
-    Selection,
-    Sensitivity,
-    sensitivity_of,
+    SelectionResult,
+    case_result_of,
 )
 from pytest_autoquant.manifests.sensitivity_manifest import (
     GROUP_SUFFIX,
@@ -131,19 +131,19 @@ class _OldManifest:
     autoquant_state: _State = field(default_factory=_State)
 
 
-def read_sensitivity(path: Path, root: Path) -> Sensitivity:
+def read_sensitivity(path: Path, root: Path) -> CaseResult:
     """Read a manifest of any age as reports see it; see ``read_any``."""
     found = read_any(path, root)
-    if isinstance(found, Sensitivity):
+    if isinstance(found, CaseResult):
         return found
-    return sensitivity_of(found, path.relative_to(root))
+    return case_result_of(found, path.relative_to(root))
 
 
-def read_any(path: Path, root: Path) -> Manifest | Sensitivity:
+def read_any(path: Path, root: Path) -> Manifest | CaseResult:
     """Read a manifest of this harness as it is, and one from before it as far as it goes.
 
     Args:
-        root: what ``Sensitivity.manifest`` and the errors name the file below.
+        root: what ``CaseResult.manifest`` and the errors name the file below.
 
     Raises:
         RecordError: it cannot be read, is no manifest, or a newer version wrote it.
@@ -176,7 +176,7 @@ def _mapping(content: bytes) -> Mapping[str, Any] | None:
     return raw if isinstance(raw, Mapping) else None
 
 
-def _sensitivity(old: _OldManifest, relative: PurePosixPath, parts: tuple[str, ...]) -> Sensitivity:
+def _sensitivity(old: _OldManifest, relative: PurePosixPath, parts: tuple[str, ...]) -> CaseResult:
     groups = tuple(_ranked(old.layer_sensitivity))
     scores = [group.score for group in groups if group.score is not None]
     model = slug(_last_part(old.model.id))
@@ -187,7 +187,7 @@ def _sensitivity(old: _OldManifest, relative: PurePosixPath, parts: tuple[str, .
         old.quantization.quant_granularity.name or _granularity_folder(parts, size)
     )
     formats = old.scheme.quant_formats
-    return Sensitivity(
+    return CaseResult(
         case_id="/".join((model, pair, granularity, size, method)),
         model=model,
         pair=pair,
@@ -208,7 +208,7 @@ def _sensitivity(old: _OldManifest, relative: PurePosixPath, parts: tuple[str, .
             if group.quantized_format is not None
         ),
         total_score=sum(scores) if len(scores) == len(groups) else None,
-        selection=Selection(
+        selection=SelectionResult(
             budget=old.autoquant_state.constraints.effective_bits or old.scheme.auto_quantize_bits,
             score=old.autoquant_state.score,
             is_satisfied=old.autoquant_state.is_satisfied,

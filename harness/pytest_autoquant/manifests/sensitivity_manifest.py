@@ -58,7 +58,7 @@ class CaseRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scheme:
+class AutoquantRun:
     """The AutoQuant run in the terms older manifests use."""
 
     __pydantic_config__ = _STRICT
@@ -256,7 +256,7 @@ class Manifest:
     __pydantic_config__ = _STRICT
     schema_version: int = SCHEMA_VERSION
     case: CaseRecord
-    scheme: Scheme
+    scheme: AutoquantRun
     model: ModelRecord
     dataset: DatasetRecord
     quantization: QuantizationRecord

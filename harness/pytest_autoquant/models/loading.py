@@ -23,7 +23,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LinearInfo:
+class Linear:
     """A language-model linear: weight shape ``(out_features, in_features)``.
 
     ModelOpt takes the fused experts of a layer as one unit. They stand here as one linear of the
@@ -57,7 +57,7 @@ class LoadedModel:
     module: Any
     tokenizer: Any
     record: ModelRecord
-    linears: tuple[LinearInfo, ...]
+    linears: tuple[Linear, ...]
     others: tuple[str, ...]
     device: torch.device
 
@@ -148,7 +148,7 @@ def load_model(
     )
 
 
-def architecture_linears(source: ModelSource, *, trust_remote_code: bool) -> tuple[LinearInfo, ...]:
+def architecture_linears(source: ModelSource, *, trust_remote_code: bool) -> tuple[Linear, ...]:
     """Return the language model's linears without any weights, from its config alone."""
     config = _load_config(source, random=True, trust=trust_remote_code)
     with torch.device("meta"):
@@ -158,7 +158,7 @@ def architecture_linears(source: ModelSource, *, trust_remote_code: bool) -> tup
     return language_model_linears(module)
 
 
-def language_model_linears(module: Any) -> tuple[LinearInfo, ...]:
+def language_model_linears(module: Any) -> tuple[Linear, ...]:
     """Return what ModelOpt quantizes in the decoder: its linears and fused experts, in order.
 
     Vision tower and ``lm_head`` are not in the decoder.
@@ -172,10 +172,10 @@ def language_model_linears(module: Any) -> tuple[LinearInfo, ...]:
     )
 
 
-def _linear_info(name: str, child: nn.Module) -> LinearInfo:
+def _linear_info(name: str, child: nn.Module) -> Linear:
     matrices = [child.weight] if isinstance(child, nn.Linear) else _stacked(child)
     widths = tuple(matrix.shape[-1] for matrix in matrices)
-    return LinearInfo(
+    return Linear(
         name=name,
         module_type=type(child).__name__,
         out_features=sum(matrix.numel() for matrix in matrices) // widths[0],
@@ -337,7 +337,7 @@ def _load_tokenizer(source: ModelSource, *, random: bool, trust: bool) -> Any:
     return tokenizer
 
 
-def _other_weighted_modules(module: nn.Module, linears: tuple[LinearInfo, ...]) -> tuple[str, ...]:
+def _other_weighted_modules(module: nn.Module, linears: tuple[Linear, ...]) -> tuple[str, ...]:
     measured = {linear.name for linear in linears}
     convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     return tuple(

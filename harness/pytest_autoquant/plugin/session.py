@@ -22,7 +22,7 @@ from pytest_autoquant.grid.case import (
 )
 from pytest_autoquant.grid.sharding import partition
 from pytest_autoquant.grid.vocabulary import Vocabulary, load_vocabulary
-from pytest_autoquant.manifests.case_result import sensitivity_of
+from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.fingerprint import Difference, differences
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.manifests.scheme_manifest import (
@@ -38,14 +38,14 @@ from pytest_autoquant.plugin.outcome import Message, load_message
 from pytest_autoquant.redact import command_line
 from pytest_autoquant.regression.baselines import PASSED, Baselines, Tolerances, Verdict
 from pytest_autoquant.regression.resume import Earlier, earlier_manifest, read_earlier
-from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_expected, write_summary
 
 if TYPE_CHECKING:
-    from pytest_autoquant.export.pipeline import Deriver
+    from pytest_autoquant.export.pipeline import SchemeRunner
     from pytest_autoquant.manifests.sensitivity_manifest import Manifest
     from pytest_autoquant.scoring.progress import Progress
-    from pytest_autoquant.scoring.runner import Bench, Warn
+    from pytest_autoquant.scoring.runner import MeasurementRunner, Warn
 
 
 class AutoquantSession:
@@ -58,7 +58,7 @@ class AutoquantSession:
     def __init__(self, settings: Settings, rootdir: Path) -> None:
         self.settings = settings
         self.root = settings.report_root(rootdir)
-        self.results = Results()
+        self.results = SessionResults()
         known = load_vocabulary(settings.conf)
         self.vocabulary: Vocabulary = select_vocabulary(
             known, settings.pairs, settings.granularities
@@ -76,13 +76,13 @@ class AutoquantSession:
             size=self.sizes[-1],
         )
         self._held_out = load_held_out(settings.held_out) if settings.schemes else None
-        self._deriver: Deriver | None = None
+        self._deriver: SchemeRunner | None = None
         self._tolerances = Tolerances.of(settings)
         self._selected: tuple[Case, ...] = ()
         self._parts: dict[str, int] = {}
         self._earlier: Earlier | None = None
         self._expected: set[str] = set()
-        self._bench: Bench | None = None
+        self._bench: MeasurementRunner | None = None
         self.workers_here = 1
 
     @cached_property
@@ -166,7 +166,7 @@ class AutoquantSession:
         """The schemes by test id."""
         return {case.id: case for case in self.schemes}
 
-    def deriver(self, bench: Bench) -> Deriver:
+    def deriver(self, bench: MeasurementRunner) -> SchemeRunner:
         """Return what turns scores into checkpoints, built on first use.
 
         Raises:
@@ -175,10 +175,10 @@ class AutoquantSession:
         if self._held_out is None:
             raise UsageError("no scheme was asked for; give --aq-schemes")
         if self._deriver is None:
-            from pytest_autoquant.export.pipeline import Deriver
+            from pytest_autoquant.export.pipeline import SchemeRunner
 
             settings = self.settings
-            self._deriver = Deriver(
+            self._deriver = SchemeRunner(
                 bench,
                 held_out=self._held_out,
                 target=None if settings.target == "none" else settings.target,
@@ -197,17 +197,17 @@ class AutoquantSession:
             self._expected |= new
             write_expected(self.root, self._unfinished())
 
-    def _unfinished(self) -> Results:
+    def _unfinished(self) -> SessionResults:
         lost = tuple(sorted(self._expected - self.results.case_ids))
         shard = self.settings.shard
-        return Results(lost=lost, shard=None if shard is None else str(shard))
+        return SessionResults(lost=lost, shard=None if shard is None else str(shard))
 
-    def bench(self, progress: Progress, warn: Warn) -> Bench:
+    def bench(self, progress: Progress, warn: Warn) -> MeasurementRunner:
         """Return the measuring side, built on first use: this is where torch is imported."""
         if self._bench is None:
-            from pytest_autoquant.scoring.runner import Bench
+            from pytest_autoquant.scoring.runner import MeasurementRunner
 
-            self._bench = Bench(
+            self._bench = MeasurementRunner(
                 self.settings, self.source, progress, warn, workers=self.workers_here
             )
         return self._bench
@@ -217,7 +217,7 @@ class AutoquantSession:
         """Whether the measuring side exists in this process."""
         return self._bench is not None
 
-    def canonical(self, case: Case, bench: Bench) -> Case:
+    def canonical(self, case: Case, bench: MeasurementRunner) -> Case:
         """Return the first selected case with the same effective config, which measures for all."""
         wanted = bench.config(case.combination).digest
         for other in self._selected:
@@ -228,7 +228,7 @@ class AutoquantSession:
                 return other
         return case
 
-    def measure(self, case: Case, bench: Bench) -> tuple[Manifest, bytes | None]:
+    def measure(self, case: Case, bench: MeasurementRunner) -> tuple[Manifest, bytes | None]:
         """Measure one case."""
         first = self.canonical(case, bench)
         peers = (other for other in self._peers(case) if not self.is_kept(other, bench))
@@ -253,7 +253,7 @@ class AutoquantSession:
     def earlier(self, found: Earlier) -> None:
         self._earlier = found
 
-    def changes(self, case: Case, bench: Bench) -> tuple[Difference, ...] | None:
+    def changes(self, case: Case, bench: MeasurementRunner) -> tuple[Difference, ...] | None:
         """Return what changed since a case was measured before, None if it never was.
 
         Raises:
@@ -262,11 +262,11 @@ class AutoquantSession:
         before = self.earlier.get(case.case_id)
         return None if before is None else differences(before, bench.fingerprint(case))
 
-    def is_kept(self, case: Case, bench: Bench) -> bool:
+    def is_kept(self, case: Case, bench: MeasurementRunner) -> bool:
         """Whether a resumed run leaves a case as it was measured before."""
         return self.changes(case, bench) == ()
 
-    def structure(self, combination: Combination, bench: Bench) -> StructureCheck:
+    def structure(self, combination: Combination, bench: MeasurementRunner) -> StructureCheck:
         """Resolve a combination, have ModelOpt validate it, and find its status."""
         config = bench.config(combination)
         bench.prober.accepts(config)
@@ -352,7 +352,7 @@ class AutoquantSession:
             self.results.written.add(manifest.case.case_id)
         except AutoquantError as error:
             self.results.write_errors.append(str(error))
-        self.results.add(sensitivity_of(manifest))
+        self.results.add(case_result_of(manifest))
         if message.rerun is not None:
             self.results.reruns[manifest.case.case_id] = message.rerun
         return manifest
@@ -380,7 +380,7 @@ class AutoquantSession:
             text = f"{case_id}: its manifest vanished while the run was resumed; run it again"
             self.results.add(FailedCase(case_id=case_id, problem=text))
             return Verdict(outcome="failed", text=text)
-        self.results.add(sensitivity_of(manifest))
+        self.results.add(case_result_of(manifest))
         self.results.kept.add(case_id)
         return self._gate(manifest, message)
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pytest_autoquant.manifests.sensitivity_manifest import Manifest
     from pytest_autoquant.plugin.outcome import Message
     from pytest_autoquant.plugin.session import AutoquantSession
-    from pytest_autoquant.scoring.runner import Bench
+    from pytest_autoquant.scoring.runner import MeasurementRunner
 
 _MESSAGE: pytest.StashKey[Message] = pytest.StashKey()
 _RERUN = pytest.StashKey[str]()
@@ -214,7 +214,7 @@ def _given(marker: pytest.Mark) -> dict[str, Any]:
     return {**{f"argument {i}": value for i, value in enumerate(marker.args, 1)}, **marker.kwargs}
 
 
-def _bench(config: pytest.Config) -> Bench:
+def _bench(config: pytest.Config) -> MeasurementRunner:
     session = session_of(config)
     if not session.has_bench:
         _prepare(config, session)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pytest_autoquant.errors import RecordError, UsageError
 from pytest_autoquant.files import check_writable, write_atomic
-from pytest_autoquant.manifests.case_result import sensitivity_of
+from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.sensitivity_manifest import (
     Manifest,
     dump_manifest,
@@ -115,7 +115,7 @@ class Baselines:
         if found is None:
             return self._first(path, manifest)
         blessed_at, blessed = found
-        comparison = compare(sensitivity_of(blessed), sensitivity_of(manifest))
+        comparison = compare(case_result_of(blessed), case_result_of(manifest))
         refused = [d for d in comparison.differing if d.field not in self._allowed]
         if refused:
             names = ",".join(difference.field for difference in refused)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_autoquant.manifests.case_result import Sensitivity
+from pytest_autoquant.manifests.case_result import CaseResult
 from pytest_autoquant.manifests.fingerprint import Difference, differences
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Comparison:
         return tuple(sorted(self.groups, key=lambda group: -abs(group.drift))[:count])
 
 
-def compare(before: Sensitivity, after: Sensitivity) -> Comparison:
+def compare(before: CaseResult, after: CaseResult) -> Comparison:
     """Compare two measurements of the same case, or of two cases with groups in common."""
     first = {group.name: group for group in before.groups}
     second = {group.name: group for group in after.groups}
@@ -155,12 +155,12 @@ def _order(score: float | None) -> float:
     return math.inf if score is None else score
 
 
-def _top_ten(before: Sensitivity, after: Sensitivity) -> float:
+def _top_ten(before: CaseResult, after: CaseResult) -> float:
     first, second = ({group.name for group in side.groups[:TOP]} for side in (before, after))
     return len(first & second) / len(first) if first else 1.0
 
 
-def _differing(before: Sensitivity, after: Sensitivity) -> tuple[Difference, ...]:
+def _differing(before: CaseResult, after: CaseResult) -> tuple[Difference, ...]:
     if before.fingerprint is None or after.fingerprint is None:
         return ()
     return differences(before.fingerprint, after.fingerprint)

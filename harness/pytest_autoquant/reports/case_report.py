@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
-from pytest_autoquant.manifests.case_result import Sensitivity, finite
+from pytest_autoquant.manifests.case_result import CaseResult, finite
 from pytest_autoquant.manifests.sensitivity_manifest import Manifest
 from pytest_autoquant.reports.markdown import (
     GROUPS_MEAN,
@@ -30,7 +30,7 @@ def link(path: PurePosixPath) -> str:
     return quote(os.fsencode(path))
 
 
-def report_links(case: Sensitivity) -> dict[str, str]:
+def report_links(case: CaseResult) -> dict[str, str]:
     """Return the addresses of a case's files, by what they are; the first is the one to read.
 
     A manifest from before the harness has no report of ours beside it.
@@ -58,7 +58,7 @@ class LayerRow:
     selected: bool | None
 
 
-def layer_rows(case: Sensitivity) -> tuple[LayerRow, ...]:
+def layer_rows(case: CaseResult) -> tuple[LayerRow, ...]:
     """Return the groups of a case, most sensitive first."""
     total = case.total_score
     rows: list[LayerRow] = []
@@ -92,7 +92,7 @@ class LayerCell:
     score: float | None
 
 
-def layer_cells(case: Sensitivity) -> tuple[LayerCell, ...]:
+def layer_cells(case: CaseResult) -> tuple[LayerCell, ...]:
     """Return the layer map: decoder layers across, projections down, in module order.
 
     A score of zero has no place on a log scale, and none in the map.
@@ -112,7 +112,7 @@ def layer_cells(case: Sensitivity) -> tuple[LayerCell, ...]:
     )
 
 
-def layer_report_json(manifest: Manifest, case: Sensitivity) -> bytes:
+def layer_report_json(manifest: Manifest, case: CaseResult) -> bytes:
     """Return the report as JSON: the case, its selection and one object per group."""
     from pydantic_core import to_json
 
@@ -130,7 +130,7 @@ def layer_report_json(manifest: Manifest, case: Sensitivity) -> bytes:
     return to_json(report, indent=2) + b"\n"
 
 
-def layer_report_markdown(manifest: Manifest, case: Sensitivity) -> str:
+def layer_report_markdown(manifest: Manifest, case: CaseResult) -> str:
     """Return the report as Markdown that reads well in a code review.
 
     ``case`` is the manifest's, with its picture beside the report.
@@ -140,7 +140,7 @@ def layer_report_markdown(manifest: Manifest, case: Sensitivity) -> str:
         _facts(manifest),
         KL_SCORE_MEANS if case.method == "kl_div" else SCORE_MEANS,
         *_notes(manifest),
-        "## Selection",
+        "## SelectionResult",
         text(selection_sentence(case)),
         "## Layer map",
         f"![Score of every layer group, by decoder layer and projection: {_spoken(case)}]"
@@ -152,14 +152,14 @@ def layer_report_markdown(manifest: Manifest, case: Sensitivity) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _spoken(case: Sensitivity) -> str:
+def _spoken(case: CaseResult) -> str:
     """Say the three most sensitive groups, for those who do not see the picture."""
     shares = case.shares
     named = [f"{text(group.name)} {percent(shares.get(group.name))}" for group in case.groups[:3]]
     return "highest are " + ", ".join(named)
 
 
-def selection_sentence(case: Sensitivity) -> str:
+def selection_sentence(case: CaseResult) -> str:
     """Say in one sentence what the bit budget keeps quantized; empty if that is unknown."""
     chosen = case.selection
     if chosen.budget is None or chosen.bits is None or chosen.minimum_bits is None:
@@ -209,7 +209,7 @@ def _notes(manifest: Manifest) -> list[str]:
     return ["\n".join(lines)] if lines else []
 
 
-def _groups(case: Sensitivity) -> str:
+def _groups(case: CaseResult) -> str:
     rows = [
         (
             row.rank,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.files import check_writable, write_atomic
-from pytest_autoquant.manifests.case_result import sensitivity_of
+from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.fingerprint import fingerprint_of
 from pytest_autoquant.manifests.scheme_manifest import (
     SchemeManifest,
@@ -24,7 +24,7 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
     read_manifest,
 )
 from pytest_autoquant.reports.session_report import SUMMARY_JSON, Summary, read_summary
-from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_summary
 
 _COMMON = (
@@ -44,7 +44,7 @@ class Source:
     schemes: tuple[SchemeManifest, ...]
 
 
-def merge(folders: Sequence[Path], target: Path, *, partial: bool = False) -> Results:
+def merge(folders: Sequence[Path], target: Path, *, partial: bool = False) -> SessionResults:
     """Write the cases of several report folders to ``target`` as one report.
 
     Args:
@@ -62,11 +62,11 @@ def merge(folders: Sequence[Path], target: Path, *, partial: bool = False) -> Re
     if problems:
         raise RecordError("\n".join(problems))
     check_writable(target)
-    results = Results()
+    results = SessionResults()
     for source in sources:
         for path, manifest in source.manifests.items():
             write_case(target, manifest, _search_state(path))
-            results.add(sensitivity_of(manifest))
+            results.add(case_result_of(manifest))
         for scheme in source.schemes:  # checkpoints stay where they are
             write_atomic(target / scheme.path, dump_scheme(scheme))
             results.schemes[scheme.case_id] = scheme
@@ -87,7 +87,7 @@ def _read(folder: Path) -> Source:
     )
 
 
-def _take_lines(results: Results, source: Source) -> None:
+def _take_lines(results: SessionResults, source: Source) -> None:
     summary = source.summary
     for skip in summary.skips:
         results.add(skip)

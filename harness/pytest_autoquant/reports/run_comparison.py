@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pytest_autoquant.errors import RecordError
-from pytest_autoquant.manifests.case_result import Sensitivity
+from pytest_autoquant.manifests.case_result import CaseResult
 from pytest_autoquant.manifests.pre_harness import read_sensitivity
 from pytest_autoquant.manifests.sensitivity_manifest import find_manifests
 from pytest_autoquant.regression.comparison import Comparison, compare
 from pytest_autoquant.reports.markdown import code, number, table, text
-from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.session_results import SessionResults
 
 _WORST = 10
 _MOST_NAMED = 20
@@ -30,8 +30,8 @@ class RunComparison:
         only_before: case ids, ``only_after`` likewise.
     """
 
-    before: Mapping[str, Sensitivity]
-    after: Mapping[str, Sensitivity]
+    before: Mapping[str, CaseResult]
+    after: Mapping[str, CaseResult]
     roots: tuple[Path, Path]
     cases: Mapping[str, Comparison]
     only_before: tuple[str, ...]
@@ -66,9 +66,9 @@ def compare_runs(before: Path, after: Path) -> RunComparison:
     )
 
 
-def two_runs(comparison: RunComparison, folder: Path) -> Results:
+def two_runs(comparison: RunComparison, folder: Path) -> SessionResults:
     """Return both runs as one session, A and B, whose files are named from ``folder``."""
-    results = Results()
+    results = SessionResults()
     sides = (comparison.before, comparison.after)
     for run, cases, root in zip("AB", sides, comparison.roots, strict=True):
         for case in cases.values():
@@ -85,7 +85,7 @@ def two_runs(comparison: RunComparison, folder: Path) -> Results:
     return results
 
 
-def _compare(before: Sensitivity, after: Sensitivity, where: str) -> Comparison:
+def _compare(before: CaseResult, after: CaseResult, where: str) -> Comparison:
     found = compare(before, after)
     if not found.groups:
         raise RecordError(f"{where} have no layer group in common; give two of one architecture")
@@ -156,11 +156,11 @@ def _groups(found: Comparison) -> str:
     return table(("group", "score before", "score after", "drift", "rank"), rows, right=" rrrr")
 
 
-def _read(place: Path) -> dict[str, Sensitivity]:
+def _read(place: Path) -> dict[str, CaseResult]:
     if not place.exists():
         raise RecordError(f"{place}: is not there; give a report folder or a manifest")
     paths = [place] if place.is_file() else find_manifests(place)
-    found: dict[str, Sensitivity] = {}
+    found: dict[str, CaseResult] = {}
     for path in paths:
         try:
             case = read_sensitivity(path, _root(place))

@@ -16,7 +16,7 @@ from pytest_autoquant.calibration.sizes import SIZES
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.files import load_json
 from pytest_autoquant.grid.sharding import Shard
-from pytest_autoquant.manifests.case_result import UNKNOWN, Sensitivity
+from pytest_autoquant.manifests.case_result import UNKNOWN, CaseResult
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.manifests.sensitivity_manifest import SCHEMA_VERSION, refuse_newer
 from pytest_autoquant.reports.case_report import report_links
@@ -35,7 +35,7 @@ from pytest_autoquant.reports.markdown import (
     text,
 )
 from pytest_autoquant.reports.scheme_report import SCHEMES_MARKDOWN, agreement_sentence
-from pytest_autoquant.reports.session_results import Results, most_sensitive_groups, origin
+from pytest_autoquant.reports.session_results import SessionResults, most_sensitive_groups, origin
 from pytest_autoquant.text import one_line
 
 MOST_LOST = 5
@@ -46,7 +46,7 @@ _CASE_FIELDS = (
 SUMMARY_MARKDOWN, SUMMARY_JSON = "summary.md", "summary.json"
 
 
-def summary_json(results: Results) -> str:
+def summary_json(results: SessionResults) -> str:
     """Return the overview as JSON."""
     document = {
         "schema_version": SCHEMA_VERSION,
@@ -155,7 +155,7 @@ def _shard(text_of_shard: str | None) -> tuple[int, int] | None:
     return shard.index, shard.count
 
 
-def summary_markdown(results: Results) -> str:
+def summary_markdown(results: SessionResults) -> str:
     """Return the overview as Markdown, fit for a CI job summary."""
     parts = ["# Quantization sensitivity", text(counts_sentence(results)), SCORE_MEANS]
     parts += _failed(results)
@@ -172,7 +172,7 @@ def summary_markdown(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def counts_sentence(results: Results) -> str:
+def counts_sentence(results: SessionResults) -> str:
     """Return the counts: measured, aliases, failed, skipped by status, structure cases."""
     statuses: dict[str, int] = {}
     for status, _, count in results.skip_counts():
@@ -196,7 +196,7 @@ def counts_sentence(results: Results) -> str:
     return ", ".join(parts)
 
 
-def terminal_lines(results: Results) -> list[str]:
+def terminal_lines(results: SessionResults) -> list[str]:
     """Return the summary that ends a pytest run."""
     lines = [counts_sentence(results)]
     for status, reason, count in results.skip_counts():
@@ -231,12 +231,12 @@ def terminal_lines(results: Results) -> list[str]:
     return [one_line(line) for line in lines]
 
 
-def _rerun_lines(results: Results) -> list[str]:
+def _rerun_lines(results: SessionResults) -> list[str]:
     reasons = Counter(results.reruns.values())
     return [f"  re-run {count:4d}  changed: {reason}" for reason, count in reasons.most_common()]
 
 
-def _case(case: Sensitivity) -> dict[str, object]:
+def _case(case: CaseResult) -> dict[str, object]:
     return {
         **{name: getattr(case, name) for name in _CASE_FIELDS},
         "num_groups": len(case.groups),
@@ -245,7 +245,7 @@ def _case(case: Sensitivity) -> dict[str, object]:
     }
 
 
-def _failed(results: Results) -> list[str]:
+def _failed(results: SessionResults) -> list[str]:
     rows = [(code(line.case_id), text(line.problem)) for line in results.failures]
     rows += [(code(case_id), text(why)) for case_id, why in results.gated.items()]
     rows += [(code(case_id), "lost: was to run and sent no outcome") for case_id in results.lost]
@@ -255,13 +255,13 @@ def _failed(results: Results) -> list[str]:
     return ["## Failed", table(("case", "problem"), rows)]
 
 
-def _left_out(results: Results) -> list[str]:
+def _left_out(results: SessionResults) -> list[str]:
     if not results.left_out:
         return []
     return ["## Left out", "\n".join(f"- {text(reason)}" for reason in results.left_out)]
 
 
-def _grids(results: Results) -> list[str]:
+def _grids(results: SessionResults) -> list[str]:
     """Show the pictures; every number in them stands in the tables below."""
     pictures = [
         f"![Total score of every quant pair under every granularity, {text(view.model)}, "
@@ -271,7 +271,7 @@ def _grids(results: Results) -> list[str]:
     return ["## Grid", *pictures] if pictures else []
 
 
-def _stability(results: Results) -> list[str]:
+def _stability(results: SessionResults) -> list[str]:
     """Say per pair of sizes how alike they rank the groups, over all cases."""
     found: dict[tuple[str, str, str], list[float]] = {}
     for point in stability(results):
@@ -291,7 +291,7 @@ def _stability(results: Results) -> list[str]:
     ]
 
 
-def _schemes(results: Results) -> list[str]:
+def _schemes(results: SessionResults) -> list[str]:
     if not results.schemes:
         return []
     sentence = text(agreement_sentence(results.schemes))
@@ -306,14 +306,14 @@ def _correlation(value: float) -> str:
     return f"{value:.4f}"
 
 
-def _origin(results: Results) -> list[str]:
+def _origin(results: SessionResults) -> list[str]:
     rows = [(text(label), ", ".join(map(text, values))) for label, values in origin(results)]
     if results.command is not None:
         rows.append(("command", code(results.command)))
     return ["## Where it came from", table(("", ""), rows)] if rows else []
 
 
-def _sensitive(results: Results) -> list[str]:
+def _sensitive(results: SessionResults) -> list[str]:
     ranked = most_sensitive_groups(results.cases.values())
     if not ranked:
         return []
@@ -327,7 +327,7 @@ def _sensitive(results: Results) -> list[str]:
     ]
 
 
-def _measured(results: Results) -> list[str]:
+def _measured(results: SessionResults) -> list[str]:
     measured = results.by_status("measured")
     if not measured:
         return []
@@ -363,12 +363,12 @@ def _measured(results: Results) -> list[str]:
     ]
 
 
-def _linked(case: Sensitivity) -> str:
+def _linked(case: CaseResult) -> str:
     address = next(iter(report_links(case).values()))
     return f"[{code(case.pair)}]({address})"
 
 
-def quantized(case: Sensitivity) -> str:
+def quantized(case: CaseResult) -> str:
     """Say how many groups the bit budget keeps quantized."""
     if case.is_old:
         return UNKNOWN
@@ -377,12 +377,12 @@ def quantized(case: Sensitivity) -> str:
     return f"{case.selected_groups} of {len(case.groups)}"
 
 
-def _by_damage(line: Sensitivity) -> tuple[int, float, str]:
+def _by_damage(line: CaseResult) -> tuple[int, float, str]:
     order = list(SIZES).index(line.size) if line.size in SIZES else len(SIZES)
     return order, line.total_score or 0.0, line.case_id
 
 
-def _aliases(aliases: Sequence[Sensitivity]) -> list[str]:
+def _aliases(aliases: Sequence[CaseResult]) -> list[str]:
     if not aliases:
         return []
     rows = [(code(line.case_id), code(line.alias_of)) for line in aliases]
@@ -393,14 +393,14 @@ def _aliases(aliases: Sequence[Sensitivity]) -> list[str]:
     ]
 
 
-def _skipped(results: Results) -> list[str]:
+def _skipped(results: SessionResults) -> list[str]:
     if not results.skips:
         return []
     rows = [(text(s), text(reason), count) for s, reason, count in results.skip_counts()]
     return ["## Skipped", table(("status", "reason", "cases"), rows, right="  r")]
 
 
-def _matrix(results: Results) -> list[str]:
+def _matrix(results: SessionResults) -> list[str]:
     if not results.structures:
         return []
     granularities = list(dict.fromkeys(key[1] for key in results.structures))

@@ -9,14 +9,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pytest_autoquant.manifests.case_result import Sensitivity
+from pytest_autoquant.manifests.case_result import CaseResult
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
 from pytest_autoquant.redact import without_paths
 
 
 @dataclass(slots=True)
-class Results:
+class SessionResults:
     """Everything that arrived, keyed by case so that a repeated report replaces its first.
 
     Attributes:
@@ -29,7 +29,7 @@ class Results:
         shard: ``I/N`` where the session ran a part of the cases only.
     """
 
-    cases: dict[str, Sensitivity] = field(default_factory=dict)
+    cases: dict[str, CaseResult] = field(default_factory=dict)
     skips: dict[str, SkippedCase] = field(default_factory=dict)
     errors: dict[str, FailedCase] = field(default_factory=dict)
     structures: dict[tuple[str, str], StructureCheck] = field(default_factory=dict)
@@ -44,11 +44,11 @@ class Results:
     shard: str | None = None
     write_errors: list[str] = field(default_factory=list)
 
-    def add(self, line: Sensitivity | SkippedCase | FailedCase) -> None:
+    def add(self, line: CaseResult | SkippedCase | FailedCase) -> None:
         """Take a case in, in place of whatever was known of it."""
         for known in (self.cases, self.skips, self.errors):
             known.pop(line.case_id, None)
-        if isinstance(line, Sensitivity):
+        if isinstance(line, CaseResult):
             self.cases[line.case_id] = line
         elif isinstance(line, SkippedCase):
             self.skips[line.case_id] = line
@@ -65,7 +65,7 @@ class Results:
         self.gated = dict(sorted(self.gated.items()))
         self.reruns = dict(sorted(self.reruns.items()))
 
-    def public(self, root: Path) -> Results:
+    def public(self, root: Path) -> SessionResults:
         """Return what reports may show: texts that name files below ``root``, and no folder."""
 
         def told(text: str) -> str:
@@ -91,7 +91,7 @@ class Results:
         """Every case that sent an outcome."""
         return {*self.cases, *self.schemes, *self.skips, *self.errors}
 
-    def by_status(self, status: str) -> list[Sensitivity]:
+    def by_status(self, status: str) -> list[CaseResult]:
         """Return the cases that ended as ``measured``, ``alias`` or ``failed``."""
         return [line for line in self.cases.values() if line.status == status]
 
@@ -111,7 +111,7 @@ class Results:
         return [(status, reason, count) for (status, reason), count in ordered]
 
 
-def most_sensitive_groups(cases: Iterable[Sensitivity], most: int = 10) -> list[tuple[str, float]]:
+def most_sensitive_groups(cases: Iterable[CaseResult], most: int = 10) -> list[tuple[str, float]]:
     """Return the groups with the largest mean share of a measured case's total score.
 
     Totals differ by orders of magnitude between formats; shares let every case count once.
@@ -126,7 +126,7 @@ def most_sensitive_groups(cases: Iterable[Sensitivity], most: int = 10) -> list[
     return sorted(finite, key=lambda item: -item[1])[:most]
 
 
-def origin(results: Results) -> list[tuple[str, tuple[str, ...]]]:
+def origin(results: SessionResults) -> list[tuple[str, tuple[str, ...]]]:
     """Return where the numbers come from: each label with its distinct values over all cases."""
     found: dict[str, dict[str, None]] = defaultdict(dict)
     for case in results.cases.values():

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.files import write_atomic
-from pytest_autoquant.manifests.case_result import Sensitivity, sensitivity_of
+from pytest_autoquant.manifests.case_result import CaseResult, case_result_of
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
 from pytest_autoquant.manifests.pre_harness import read_any
 from pytest_autoquant.manifests.scheme_manifest import find_schemes, read_scheme_manifest
@@ -40,7 +40,7 @@ from pytest_autoquant.reports.session_report import (
     summary_json,
     summary_markdown,
 )
-from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.text import well_formed
 
 
@@ -51,21 +51,21 @@ def write_case(root: Path, manifest: Manifest, state: bytes | None = None) -> Pa
     Returns the manifest's path. Raises RecordError when a file cannot be written.
     """
     path = root / manifest.path
-    write_layer_reports(path.parent, manifest, sensitivity_of(manifest))
+    write_layer_reports(path.parent, manifest, case_result_of(manifest))
     if state is not None:
         write_atomic(path.with_name(path.name.replace(MANIFEST_SUFFIX, STATE_SUFFIX)), state)
     write_atomic(path, dump_manifest(manifest))
     return path
 
 
-def write_layer_reports(folder: Path, manifest: Manifest, case: Sensitivity) -> None:
+def write_layer_reports(folder: Path, manifest: Manifest, case: CaseResult) -> None:
     """Write the layer reports of a case and its layer map beside its manifest."""
     write_atomic(folder / LAYERS_PICTURE, layer_map(case))
     write_atomic(folder / LAYERS_MARKDOWN, layer_report_markdown(manifest, case))
     write_atomic(folder / LAYERS_JSON, layer_report_json(manifest, case))
 
 
-def write_summary(root: Path, results: Results) -> tuple[Path, ...]:
+def write_summary(root: Path, results: SessionResults) -> tuple[Path, ...]:
     """Write the summaries, their pictures and the page at the report root; return the paths.
 
     The smallest files come first: a disk that fills up then takes the page, not the record.
@@ -102,7 +102,7 @@ def write_comparison(path: Path, comparison: RunComparison) -> None:
     write_atomic(path, render_page(two_runs(comparison, path.parent), comparison))
 
 
-def write_expected(root: Path, results: Results) -> None:
+def write_expected(root: Path, results: SessionResults) -> None:
     """Write the ``summary.json`` of a session that has only begun.
 
     Raises:
@@ -111,16 +111,16 @@ def write_expected(root: Path, results: Results) -> None:
     write_atomic(root / SUMMARY_JSON, summary_json(results))
 
 
-def rebuild(root: Path) -> Results:
+def rebuild(root: Path) -> SessionResults:
     """Rebuild every report under ``root`` from its manifests, without torch.
 
     Skipped and structure cases have no manifest; those of the last ``summary.json`` are kept unless
-    they have been measured since. ``Results.left_out`` says which files were left out, and why.
+    they have been measured since. ``SessionResults.left_out`` names the files left out, and why.
 
     Raises:
         RecordError: a report cannot be written.
     """
-    results = Results()
+    results = SessionResults()
     old = []
     for path in find_manifests(root):
         try:
@@ -148,20 +148,20 @@ def rebuild(root: Path) -> Results:
     return results
 
 
-def _rebuild_case(root: Path, path: Path) -> Sensitivity:
+def _rebuild_case(root: Path, path: Path) -> CaseResult:
     """Write a case's layer reports anew.
 
     Whatever lies beside a manifest from before the harness is its author's, and stays.
     """
     found = read_any(path, root)
-    if isinstance(found, Sensitivity):
+    if isinstance(found, CaseResult):
         return found
-    case = sensitivity_of(found, path.relative_to(root))
+    case = case_result_of(found, path.relative_to(root))
     write_layer_reports(path.parent, found, case)
     return case
 
 
-def _take_case(results: Results, case: Sensitivity) -> None:
+def _take_case(results: SessionResults, case: CaseResult) -> None:
     """Take a case in; of two manifests of one case, the first in path order stays."""
     known = results.cases.setdefault(case.case_id, case)
     if known is not case:
@@ -170,7 +170,7 @@ def _take_case(results: Results, case: Sensitivity) -> None:
         )
 
 
-def _take_old(results: Results, case: Sensitivity) -> None:
+def _take_old(results: SessionResults, case: CaseResult) -> None:
     """Take a case in that lacks the fields which tell it from others: its place then does."""
     file = PurePosixPath(well_formed(case.manifest))
     known, granularity, place = case.case_id, case.granularity, file.parent
@@ -180,13 +180,13 @@ def _take_old(results: Results, case: Sensitivity) -> None:
     results.cases[case.case_id] = case
 
 
-def rebuilt_report(root: Path, results: Results) -> str:
+def rebuilt_report(root: Path, results: SessionResults) -> str:
     """Return what ``rebuild`` found, one line each."""
     left_out = (f"left out: {reason}" for reason in results.left_out)
     return "\n".join([*left_out, f"{root}: {counts_sentence(results)}", f"wrote {root / PAGE}"])
 
 
-def _take_earlier(results: Results, path: Path) -> None:
+def _take_earlier(results: SessionResults, path: Path) -> None:
     """Keep what has no manifest from the summary that is about to be replaced."""
     if not path.is_file():
         return

@@ -12,6 +12,7 @@ from pytest_autoquant.calibration.captions import CalibrationData
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS, EffectiveConfig
 from pytest_autoquant.grid.case import Case
 from pytest_autoquant.manifests.sensitivity_manifest import (
+    AutoquantRun,
     AutoquantState,
     CaseRecord,
     Constraints,
@@ -26,7 +27,6 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
     QuantizationRecord,
     RankedGroup,
     RunConfig,
-    Scheme,
 )
 from pytest_autoquant.scoring.engine import GroupScore, Measurement
 
@@ -137,9 +137,9 @@ def _case_record(findings: Findings, problems: tuple[str, ...]) -> CaseRecord:
     )
 
 
-def _scheme(findings: Findings) -> Scheme:
+def _scheme(findings: Findings) -> AutoquantRun:
     case, run = findings.case, findings.run_config
-    return Scheme(
+    return AutoquantRun(
         name=f"{case.combination.pair.name}_autoquant_lm",
         auto_quantize_bits=run.effective_bits,
         auto_quantize_method=case.method,

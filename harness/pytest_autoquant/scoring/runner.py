@@ -35,12 +35,12 @@ from pytest_autoquant.scoring.build_manifest import Findings, Layer, build_manif
 from pytest_autoquant.scoring.engine import Engine, Failure, Measurement
 from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
-from pytest_autoquant.scoring.stock import ModelOptEngine
+from pytest_autoquant.scoring.stock import StockEngine
 
 Warn = Callable[[str], None]
 
 
-class Bench:
+class MeasurementRunner:
     """Loads lazily and keeps: the model, the captions of each size, the measurements."""
 
     def __init__(
@@ -99,9 +99,9 @@ class Bench:
             raise
 
     @cached_property
-    def stock(self) -> ModelOptEngine:
+    def stock(self) -> StockEngine:
         """The reference engine."""
-        return ModelOptEngine(
+        return StockEngine(
             self.model, method=self._settings.method, save_state=self._settings.save_state
         )
 

@@ -27,7 +27,7 @@ _NO_BUDGET = {"effective_bits": 16.0}
 """Scores do not depend on the budget; the harness selects layers itself."""
 
 
-class ModelOptEngine:
+class StockEngine:
     """Runs AutoQuant as its documentation says, with summed loss and batches without padding."""
 
     name = "modelopt"

@@ -16,7 +16,7 @@ from pytest_autoquant.calibration.captions import (
 from pytest_autoquant.errors import CaptionError, MeasurementError, UsageError
 from pytest_autoquant.export import pipeline as derive_module
 from pytest_autoquant.export.apply_scheme import Decision, applied, damage
-from pytest_autoquant.export.pipeline import BUDGETS, Deriver
+from pytest_autoquant.export.pipeline import BUDGETS, SchemeRunner
 from pytest_autoquant.export.vllm_rules import check_export
 from pytest_autoquant.grid.case import Combination, SchemeCase
 from pytest_autoquant.grid.vocabulary import load_vocabulary
@@ -57,7 +57,7 @@ def bench(tmp_path_factory):
 
 
 def deriver(bench, *, root=None, target=None, held_out=SHORT, may_replace=False):
-    return Deriver(bench, held_out=held_out, target=target, root=root, may_replace=may_replace)
+    return SchemeRunner(bench, held_out=held_out, target=target, root=root, may_replace=may_replace)
 
 
 def case_of(scheme, model="tiny-qwen3-vl"):

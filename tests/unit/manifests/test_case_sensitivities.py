@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pytest_autoquant.manifests.case_result import Group, finite, sensitivity_of
+from pytest_autoquant.manifests.case_result import Group, case_result_of, finite
 from pytest_autoquant.manifests.fingerprint import fingerprint_of
 
 LAYER = "model.language_model.layers.0"
@@ -33,7 +33,7 @@ def with_total(manifest, total):
 
 @pytest.fixture
 def case(manifest):
-    return sensitivity_of(manifest)
+    return case_result_of(manifest)
 
 
 def test_a_case_says_what_its_manifest_says(case, manifest):
@@ -85,7 +85,7 @@ def test_a_group_is_selected_only_if_all_its_linears_are(manifest):
     layers = manifest.layers | {
         f"{LAYER}.mlp.up_proj": replace(manifest.layers[f"{LAYER}.mlp.up_proj"], selected=False)
     }
-    found = sensitivity_of(replace(manifest, layers=layers))
+    found = case_result_of(replace(manifest, layers=layers))
     assert [g.selected for g in found.groups] == [False, False, True]
     assert found.selected_groups == 1
 
@@ -96,7 +96,7 @@ def test_shares_are_parts_of_the_total_score(case):
 
 @pytest.mark.parametrize("total", [None, 0.0])
 def test_there_are_no_shares_without_a_total(manifest, total):
-    assert sensitivity_of(with_total(manifest, total)).shares == {}
+    assert case_result_of(with_total(manifest, total)).shares == {}
 
 
 def test_a_group_whose_score_is_not_finite_has_no_share(case):
@@ -110,17 +110,17 @@ def test_a_group_whose_score_is_not_finite_has_no_share(case):
 
 def test_a_case_without_groups_has_no_top_group(manifest):
     empty = replace(manifest, sensitivity_ranking=(), layer_sensitivity={}, layers={})
-    found = sensitivity_of(with_total(empty, 0.0))
+    found = case_result_of(with_total(empty, 0.0))
     assert (found.top_group, found.selected_groups, found.groups) == ("", 0, ())
     assert (found.in_module_order, found.shares) == ((), {})
 
 
 def test_the_file_is_named_below_the_root_with_slashes(manifest):
-    assert sensitivity_of(manifest).manifest == (
+    assert case_result_of(manifest).manifest == (
         "toy/weight-int4-act-int8/a_per_token_dynamic/small/"
         "wint4_aint8_autoquant_lm_quant_manifest.json"
     )
-    assert sensitivity_of(manifest, Path("moved") / "x.json").manifest == "moved/x.json"
+    assert case_result_of(manifest, Path("moved") / "x.json").manifest == "moved/x.json"
 
 
 def test_the_origin_names_what_the_numbers_hang_on(case):

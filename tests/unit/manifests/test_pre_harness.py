@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest_autoquant.errors import RecordError
-from pytest_autoquant.manifests.case_result import Sensitivity, sensitivity_of
+from pytest_autoquant.manifests.case_result import CaseResult, case_result_of
 from pytest_autoquant.manifests.pre_harness import NOTE, read_any, read_sensitivity
 from pytest_autoquant.manifests.sensitivity_manifest import Manifest, dump_manifest
 from pytest_autoquant.regression.comparison import compare
@@ -128,7 +128,7 @@ def refusal(read, document):
 
 def test_an_old_manifest_is_read_as_far_as_it_goes(read):
     case = read(old_manifest())
-    assert isinstance(case, Sensitivity)
+    assert isinstance(case, CaseResult)
     assert case.case_id == "toy-vl-1b/wint4_aint8/w_group64/medium/gradient"
     assert (case.model, case.pair, case.granularity) == ("toy-vl-1b", "wint4_aint8", "w_group64")
     assert (case.size, case.method, case.status) == ("medium", "gradient", "measured")
@@ -374,16 +374,16 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 def test_a_manifest_of_this_harness_is_read_as_it_is(tmp_path, manifest):
     path = write_case(tmp_path, manifest)
     assert read_any(path, tmp_path) == manifest
-    assert read_sensitivity(path, tmp_path) == sensitivity_of(manifest)
+    assert read_sensitivity(path, tmp_path) == case_result_of(manifest)
 
 
 def test_a_word_in_a_note_does_not_make_an_old_manifest_a_new_one(read):
     document = old_manifest() | {"remark": 'no "schema_version" here'}
-    assert isinstance(read(document), Sensitivity)
+    assert isinstance(read(document), CaseResult)
 
 
 def test_an_old_measurement_compares_by_rank_with_one_of_the_harness(read, scored):
-    ours = sensitivity_of(scored({name: 2 * score for name, score in SCORES.items()}))
+    ours = case_result_of(scored({name: 2 * score for name, score in SCORES.items()}))
     found = compare(read(old_manifest()), ours)
     assert found.spearman == 1.0
     assert {(group.rank_before, group.rank_after) for group in found.groups} == {

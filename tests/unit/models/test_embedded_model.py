@@ -9,7 +9,7 @@ from pytest_autoquant.formats.effective_config import effective_config
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.models.loading import load_model
 from pytest_autoquant.models.registry import REGISTRY
-from pytest_autoquant.scoring.stock import ModelOptEngine
+from pytest_autoquant.scoring.stock import StockEngine
 from scipy.stats import spearmanr
 from transformers import AutoProcessor, AutoTokenizer
 
@@ -54,7 +54,7 @@ def group_scores(tiny):
             captions, tiny.tokenize(captions.lines), batch_size=32, score_size=128
         )
         effective = effective_config(VOCABULARY.pairs[pair], VOCABULARY.granularities[granularity])
-        engine = ModelOptEngine(tiny, method="gradient")
+        engine = StockEngine(tiny, method="gradient")
         (measured,) = engine.score([effective], data, lambda *_: None).values()
         return [group.score / data.scored_tokens for group in measured.groups]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pytest_autoquant.errors import RecordError, UsageError
 from pytest_autoquant.files import write_atomic
-from pytest_autoquant.manifests.case_result import sensitivity_of
+from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest, read_manifest
 from pytest_autoquant.options.settings import read_settings
 from pytest_autoquant.regression.baselines import (
@@ -33,7 +33,7 @@ def settings_of(**given):
 
 def compare(before, after):
     """Compare two manifests."""
-    return compare_sensitivities(sensitivity_of(before), sensitivity_of(after))
+    return compare_sensitivities(case_result_of(before), case_result_of(after))
 
 
 def changed(manifest, part, **values):

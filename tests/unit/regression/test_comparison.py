@@ -7,7 +7,7 @@ from string import ascii_lowercase
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pytest_autoquant.manifests.case_result import sensitivity_of
+from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.fingerprint import Difference
 from pytest_autoquant.regression.comparison import GroupDrift, spearman
 from pytest_autoquant.regression.comparison import compare as compare_sensitivities
@@ -22,7 +22,7 @@ scores = st.floats(0, 1e6, allow_subnormal=False)
 
 def compare(before, after):
     """Compare two manifests."""
-    return compare_sensitivities(sensitivity_of(before), sensitivity_of(after))
+    return compare_sensitivities(case_result_of(before), case_result_of(after))
 
 
 def drifts(comparison):

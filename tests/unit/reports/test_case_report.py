@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from pytest_autoquant.manifests.case_result import sensitivity_of
+from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.reports import case_report as layers
 from pytest_autoquant.scoring.build_manifest import build_manifest
 
@@ -14,19 +14,19 @@ PREFIX = "model.language_model.layers.0"
 
 
 def layer_rows(manifest):
-    return layers.layer_rows(sensitivity_of(manifest))
+    return layers.layer_rows(case_result_of(manifest))
 
 
 def layer_report_markdown(manifest):
-    return layers.layer_report_markdown(manifest, sensitivity_of(manifest))
+    return layers.layer_report_markdown(manifest, case_result_of(manifest))
 
 
 def layer_report_json(manifest):
-    return layers.layer_report_json(manifest, sensitivity_of(manifest))
+    return layers.layer_report_json(manifest, case_result_of(manifest))
 
 
 def selection_sentence(manifest):
-    return layers.selection_sentence(sensitivity_of(manifest))
+    return layers.selection_sentence(case_result_of(manifest))
 
 
 def with_score(findings, index, score):

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 from pytest_autoquant.errors import RecordError
-from pytest_autoquant.manifests.case_result import sensitivity_of
+from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.reports.merge import merge
-from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_summary
 
 NAMES = ("default", "w_group64", "w_group128", "a_per_token_dynamic")
@@ -57,10 +57,10 @@ def ran(tmp_path):
     """Write what a run leaves: its manifests and its summary. Returns the folder."""
 
     def run(name, manifests=(), **known):
-        root, results = tmp_path / name, Results(**known)
+        root, results = tmp_path / name, SessionResults(**known)
         for manifest in manifests:
             write_case(root, manifest)
-            results.add(sensitivity_of(manifest))
+            results.add(case_result_of(manifest))
         write_summary(root, results)
         return root
 

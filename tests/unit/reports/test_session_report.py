@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest_autoquant.errors import RecordError
-from pytest_autoquant.manifests.case_result import sensitivity_of
+from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.manifests.sensitivity_manifest import SCHEMA_VERSION
 from pytest_autoquant.reports.session_report import (
@@ -18,7 +18,7 @@ from pytest_autoquant.reports.session_report import (
     summary_markdown,
     terminal_lines,
 )
-from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.session_results import SessionResults
 
 MLP = "model.language_model.layers.0.mlp.gate_proj"
 OUTPUT = "model.language_model.layers.0.self_attn.o_proj"
@@ -64,7 +64,7 @@ def scored(line, total, group):
 
 @pytest.fixture
 def line(manifest):
-    return sensitivity_of(manifest)
+    return case_result_of(manifest)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def results(line):
         structure("wint8_afp16", "w_group64", "supported"),
         structure("wfp4_afp8", "default", "needs-cuda"),
     ]
-    return Results(
+    return SessionResults(
         cases=by_id([line, lighter, alias, failed]),
         skips=by_id(
             SkippedCase(case_id=f"skip {i}", status="needs-cuda", reason="RuntimeError: no CUDA")
@@ -155,7 +155,7 @@ def test_the_page_shows_every_part_with_the_summarys_numbers(render, results, li
 
 
 def test_parts_with_nothing_in_them_are_left_out(render, line):
-    page = render(summary_markdown(Results(cases=by_id([line]))))
+    page = render(summary_markdown(SessionResults(cases=by_id([line]))))
     assert [table[0][0] for table in page.tables] == ["rank", "pair", ""]
     for absent in ("Failed", "Aliases", "Skipped", "What can run"):
         assert absent not in page.text
@@ -164,7 +164,7 @@ def test_parts_with_nothing_in_them_are_left_out(render, line):
 def test_hostile_text_breaks_neither_tables_nor_the_page(render, line):
     names = dict.fromkeys(("model", "pair", "granularity", "size", "case_id"), HOSTILE)
     bad = replace(scored(line, 1.0, HOSTILE), **names, origin={HOSTILE: HOSTILE})
-    results = Results(
+    results = SessionResults(
         cases={
             "measured": bad,
             "alias": replace(bad, status="alias", alias_of=HOSTILE),
@@ -221,7 +221,7 @@ def test_many_aliases_are_cut_on_the_terminal_but_not_on_the_page(render, line):
     aliases = [
         replace(line, case_id=f"alias {i}", status="alias", alias_of="first") for i in range(8)
     ]
-    results = Results(cases=by_id(aliases))
+    results = SessionResults(cases=by_id(aliases))
     lines = terminal_lines(results)
     assert sum(" = first" in text for text in lines) == 5
     assert lines[-1] == "  alias  and 3 more, listed in summary.md"
@@ -415,7 +415,7 @@ def test_whatever_is_read_as_skips_can_be_reported(tmp_path_factory, skipped):
     path = tmp_path_factory.getbasetemp() / "skips.json"
     found = summary_or_none(path, json.dumps(EMPTY | {"skipped": skipped}))
     skips = () if found is None else found.skips
-    results = Results(skips={skip.case_id: skip for skip in skips})
+    results = SessionResults(skips={skip.case_id: skip for skip in skips})
     again = summary_or_none(path, summary_json(results))
     assert again.skips == tuple(results.skips.values())
     assert summary_markdown(results).count("Skipped") == bool(skips)
@@ -441,14 +441,14 @@ def test_any_other_text_is_refused(tmp_path_factory, content):
 def test_the_bits_of_a_skip_come_back_from_a_summary_and_may_be_missing(saved):
     known = SkippedCase(case_id="a", status="needs-cuda", reason="no CUDA", effective_bits=4.25)
     older = SkippedCase(case_id="b", status="needs-cuda", reason="no CUDA")
-    written = json.loads(summary_json(Results(skips=by_id([known, older]))))
+    written = json.loads(summary_json(SessionResults(skips=by_id([known, older]))))
     del written["skipped"][1]["effective_bits"]
     assert read_summary(saved(json.dumps(written))).skips == (known, older)
 
 
 def test_what_was_left_out_is_listed_in_markdown_and_json(render):
     reasons = ["a/x.json: is not JSON", "b/y.json: is the same case as c"]
-    results = Results(left_out=reasons)
+    results = SessionResults(left_out=reasons)
     text = " ".join(render(summary_markdown(results)).text.split())
     assert "Left out a/x.json: is not JSON b/y.json: is the same case as c" in text
     assert json.loads(summary_json(results))["left_out"] == reasons
@@ -458,7 +458,7 @@ def test_cases_on_the_frontier_are_starred(render, line):
     line = replace(line, experimental=False)
     worse = replace(line, case_id="worse", pair="wint8_afp16", effective_bits=8.25)
     better = replace(line, case_id="better", pair="wfp8_afp8", effective_bits=8.0, total_score=1.0)
-    tables = render(summary_markdown(Results(cases=by_id([line, worse, better])))).tables
+    tables = render(summary_markdown(SessionResults(cases=by_id([line, worse, better])))).tables
     (cases,) = [table for table in tables if table[0][0] == "pair"]
     assert sorted((row[0], row[4]) for row in cases[1:]) == [
         ("wfp8_afp8", "1 *"),
@@ -469,6 +469,6 @@ def test_cases_on_the_frontier_are_starred(render, line):
 
 def test_every_measured_view_has_its_picture_in_the_summary(line):
     large = replace(line, case_id="large", size="large")
-    markdown = summary_markdown(Results(cases=by_id([line, large])))
+    markdown = summary_markdown(SessionResults(cases=by_id([line, large])))
     assert "](grid-toy-small.svg)" in markdown
     assert "](grid-toy-large.svg)" in markdown

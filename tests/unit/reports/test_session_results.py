@@ -3,14 +3,14 @@
 from dataclasses import replace
 
 import pytest
-from pytest_autoquant.manifests.case_result import sensitivity_of
+from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
-from pytest_autoquant.reports.session_results import Results, most_sensitive_groups, origin
+from pytest_autoquant.reports.session_results import SessionResults, most_sensitive_groups, origin
 
 
 @pytest.fixture
 def line(manifest):
-    return sensitivity_of(manifest)
+    return case_result_of(manifest)
 
 
 def with_scores(line, total, **scores):
@@ -49,7 +49,7 @@ def test_skips_are_counted_by_status_and_reason_most_frequent_first():
         skip("d", "no-effect", "another reason"),
         skip("e", "no-effect", "ignored"),
     ]
-    results = Results(skips={line.case_id: line for line in skips})
+    results = SessionResults(skips={line.case_id: line for line in skips})
     assert results.skip_counts() == [
         ("no-effect", "ignored", 3),
         ("needs-cuda", "no kernel", 1),
@@ -60,7 +60,7 @@ def test_skips_are_counted_by_status_and_reason_most_frequent_first():
 def test_failures_are_failed_manifests_and_cases_that_raised(line):
     failed = replace(line, case_id="broken", status="failed", problems=("first", "second"))
     raised = FailedCase(case_id="raised", problem="out of memory")
-    results = Results(cases={"ok": line, "broken": failed}, errors={"raised": raised})
+    results = SessionResults(cases={"ok": line, "broken": failed}, errors={"raised": raised})
     assert results.failures == [FailedCase(case_id="broken", problem="first; second"), raised]
     assert results.by_status("measured") == [line]
 
@@ -75,20 +75,20 @@ def test_results_are_empty_until_anything_of_ours_arrives(line):
         effective_bits=8.0,
         digest="d",
     )
-    assert Results().is_empty
+    assert SessionResults().is_empty
     for filled in (
-        Results(cases={"a": line}),
-        Results(skips={"a": skip("a", "no-effect", "ignored")}),
-        Results(errors={"a": FailedCase(case_id="a", problem="x")}),
-        Results(structures={("p", "g"): structure}),
-        Results(lost=("a",)),
-        Results(write_errors=["disk full"]),
+        SessionResults(cases={"a": line}),
+        SessionResults(skips={"a": skip("a", "no-effect", "ignored")}),
+        SessionResults(errors={"a": FailedCase(case_id="a", problem="x")}),
+        SessionResults(structures={("p", "g"): structure}),
+        SessionResults(lost=("a",)),
+        SessionResults(write_errors=["disk full"]),
     ):
         assert not filled.is_empty
 
 
 def test_the_last_thing_known_of_a_case_is_what_counts(line):
-    results = Results()
+    results = SessionResults()
     lines = (
         skip(line.case_id, "needs-cuda", "no kernel"),
         FailedCase(case_id=line.case_id, problem="out of memory"),
@@ -103,7 +103,7 @@ def test_the_last_thing_known_of_a_case_is_what_counts(line):
 
 
 def test_every_case_that_sent_an_outcome_is_known(line):
-    results = Results()
+    results = SessionResults()
     results.add(line)
     results.add(skip("skipped", "no-effect", "ignored"))
     results.add(FailedCase(case_id="raised", problem="x"))
@@ -111,7 +111,7 @@ def test_every_case_that_sent_an_outcome_is_known(line):
 
 
 def test_sorting_orders_every_part_by_id_and_loses_nothing(line):
-    results = Results(
+    results = SessionResults(
         cases={name: replace(line, case_id=name) for name in "ba"},
         skips={name: skip(name, "no-effect", "ignored") for name in "dc"},
         errors={name: FailedCase(case_id=name, problem="x") for name in "fe"},
@@ -127,9 +127,9 @@ def test_where_numbers_come_from_is_told_once_per_value_in_the_order_of_the_case
         replace(line, case_id="a", origin={"torch": "2.11", "device": "CPU"}),
         replace(line, case_id="b", origin={"torch": "2.12", "device": "CPU", "CUDA": "13"}),
     ]
-    assert origin(Results(cases={case.case_id: case for case in cases})) == [
+    assert origin(SessionResults(cases={case.case_id: case for case in cases})) == [
         ("torch", ("2.11", "2.12")),
         ("device", ("CPU",)),
         ("CUDA", ("13",)),
     ]
-    assert origin(Results()) == []
+    assert origin(SessionResults()) == []

@@ -9,11 +9,11 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from pytest_autoquant.errors import RecordError
-from pytest_autoquant.manifests.case_result import sensitivity_of
+from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcomes import SkippedCase, StructureCheck
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest, read_manifest
 from pytest_autoquant.reports.session_report import summary_markdown
-from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import rebuild, write_case, write_layer_reports, write_summary
 
 FOLDER = Path("toy/weight-int4-act-int8/a_per_token_dynamic/small")
@@ -50,10 +50,10 @@ def manifests(manifest):
 @pytest.fixture
 def session(tmp_path, manifests):
     """A report folder as a pytest session leaves it: three cases and a skip."""
-    results = Results()
+    results = SessionResults()
     for manifest in manifests:
         write_case(tmp_path, manifest)
-        line = sensitivity_of(manifest)
+        line = case_result_of(manifest)
         results.cases[line.case_id] = line
     skip = SkippedCase(case_id="toy/wfp4_afp8", status="needs-cuda", reason="RuntimeError: no CUDA")
     results.skips[skip.case_id] = skip
@@ -282,14 +282,14 @@ def test_a_report_that_cannot_be_written_is_an_error_that_names_it(tmp_path, man
     with pytest.raises(RecordError, match=f"^{first}: cannot be written"):
         write_case(root, manifest)
     with pytest.raises(RecordError, match=f"^{root / 'summary.json'}: cannot be written"):
-        write_summary(root, Results())
+        write_summary(root, SessionResults())
 
 
 def test_layer_reports_replace_older_ones(tmp_path, manifest, render):
-    write_layer_reports(tmp_path, manifest, sensitivity_of(manifest))
+    write_layer_reports(tmp_path, manifest, case_result_of(manifest))
     state = replace(manifest.autoquant_state, is_satisfied=False, minimum_effective_bits=9.5)
     changed = replace(manifest, autoquant_state=state)
-    write_layer_reports(tmp_path, changed, sensitivity_of(changed))
+    write_layer_reports(tmp_path, changed, case_result_of(changed))
     page = render((tmp_path / "layer-sensitivity-report.md").read_text())
     assert "the smallest reachable is 9.5," in page.text
     report = json.loads((tmp_path / "layer-sensitivity-report.json").read_text())

@@ -14,7 +14,7 @@ from pytest_autoquant.models.loading import load_model, preserved
 from pytest_autoquant.models.next_token import next_token_logits, next_token_loss
 from pytest_autoquant.models.registry import REGISTRY
 from pytest_autoquant.scoring.engine import Failure
-from pytest_autoquant.scoring.stock import ModelOptEngine
+from pytest_autoquant.scoring.stock import StockEngine
 
 VOCABULARY = load_vocabulary()
 LAYER = "model.language_model.layers.2"
@@ -48,12 +48,12 @@ def measure(engine, effective, data, progress=ignore_progress):
 
 
 def scores(tiny, effective, data, method="gradient"):
-    measurement = measure(ModelOptEngine(tiny, method=method), effective, data)
+    measurement = measure(StockEngine(tiny, method=method), effective, data)
     return {group.name: group.score / data.scored_tokens for group in measurement.groups}
 
 
 def test_groups_are_modelopts_decision_units_and_cover_every_linear(tiny):
-    engine = ModelOptEngine(tiny, method="gradient")
+    engine = StockEngine(tiny, method="gradient")
     measured = measure(engine, config("wint8_aint8"), batches(tiny))
     by_name = {group.name: group for group in measured.groups}
     assert by_name[f"{LAYER}.self_attn.q_proj.quant_recipe"].modules == (
@@ -191,14 +191,14 @@ def test_a_failing_measurement_leaves_the_model_as_it_was(tiny):
         if phase == "score":
             raise KeyboardInterrupt
 
-    engine = ModelOptEngine(tiny, method="gradient")
+    engine = StockEngine(tiny, method="gradient")
     with pytest.raises(KeyboardInterrupt):
         measure(engine, config("wint8_aint8"), batches(tiny), interrupt)
     assert_same(before, everything(tiny.module))
 
 
 def test_a_config_that_modelopt_cannot_run_is_its_own_outcome(tiny):
-    engine, data = ModelOptEngine(tiny, method="gradient"), batches(tiny, score_size=4)
+    engine, data = StockEngine(tiny, method="gradient"), batches(tiny, score_size=4)
     broken, fine = config("wfp8_afp16"), config("wint8_afp16")
     broken.entries[1]["cfg"]["num_bits"] = -1
     before = everything(tiny.module)
@@ -211,7 +211,7 @@ def test_a_config_that_modelopt_cannot_run_is_its_own_outcome(tiny):
 def test_progress_names_phases_and_batches(tiny):
     seen = []
     data = batches(tiny)
-    engine = ModelOptEngine(tiny, method="gradient")
+    engine = StockEngine(tiny, method="gradient")
     measure(engine, config("wint8_aint8"), data, lambda *step: seen.append(step))
     assert [step[0] for step in seen] == ["calibrate"] * len(data.batches) + ["score"] * len(
         data.scored
@@ -233,7 +233,7 @@ def test_the_search_state_is_saved_on_request(tiny):
 
     from modelopt.torch.utils.serialization import safe_load
 
-    engine = ModelOptEngine(tiny, method="gradient", save_state=True)
+    engine = StockEngine(tiny, method="gradient", save_state=True)
     saved = measure(engine, config("wint8_aint8"), batches(tiny)).state
     state = safe_load(io.BytesIO(saved))
     assert state["method"] == "gradient"

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pytest_autoquant.calibration.sizes import size_order
 from pytest_autoquant.grid.case import CaseName
 from pytest_autoquant.grid.vocabulary import load_vocabulary
-from pytest_autoquant.manifests.case_result import Sensitivity
+from pytest_autoquant.manifests.case_result import CaseResult
 from pytest_autoquant.reports.markdown import bits, number
-from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.session_results import SessionResults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,18 +43,18 @@ class GridCell:
     case: str
 
 
-def views(results: Results) -> tuple[View, ...]:
+def views(results: SessionResults) -> tuple[View, ...]:
     """Return every model, method and size that a case names; the smallest size first."""
     named = {view_of(name) for name in _names(results)}
     return tuple(sorted(named, key=lambda v: (v.model, v.method, size_order(v.size))))
 
 
-def view_of(case: CaseName | Sensitivity) -> View:
+def view_of(case: CaseName | CaseResult) -> View:
     """Return the view that shows a case."""
     return View(model=case.model, method=case.method, size=case.size)
 
 
-def grid_cells(results: Results, view: View) -> tuple[GridCell, ...]:
+def grid_cells(results: SessionResults, view: View) -> tuple[GridCell, ...]:
     """Return one cell per pair and granularity that a case of the view names, row by row."""
     names = {
         (name.pair, name.granularity): name for name in _names(results) if view_of(name) == view
@@ -88,7 +88,7 @@ class _Outcome:
     case: str = ""
 
 
-def _cell(results: Results, name: CaseName, row: int, column: int) -> GridCell:
+def _cell(results: SessionResults, name: CaseName, row: int, column: int) -> GridCell:
     found = _outcome(results, name.case_id)
     stored = "" if found.bits is None else f"{bits(found.bits)} bits"
     said = f"{name.pair}, {name.granularity}: {found.said}"
@@ -107,7 +107,7 @@ def _cell(results: Results, name: CaseName, row: int, column: int) -> GridCell:
     )
 
 
-def _outcome(results: Results, case_id: str) -> _Outcome:
+def _outcome(results: SessionResults, case_id: str) -> _Outcome:
     if case_id in results.cases:
         return _measured(results.cases[case_id])
     if case_id in results.skips:
@@ -120,7 +120,7 @@ def _outcome(results: Results, case_id: str) -> _Outcome:
     return _Outcome(status="lost", shown="lost", said="lost: was to run and sent no outcome")
 
 
-def _measured(case: Sensitivity) -> _Outcome:
+def _measured(case: CaseResult) -> _Outcome:
     if case.status == "failed":
         shown, said = "failed", f"failed: {'; '.join(case.problems)}"
     else:
@@ -137,7 +137,7 @@ def _measured(case: Sensitivity) -> _Outcome:
     )
 
 
-def _names(results: Results) -> Iterator[CaseName]:
+def _names(results: SessionResults) -> Iterator[CaseName]:
     for case in results.cases.values():
         yield CaseName(
             case_id=case.case_id,

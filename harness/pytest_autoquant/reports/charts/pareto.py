@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from pytest_autoquant.reports.charts.grid import View, view_of
 from pytest_autoquant.reports.markdown import bits, number
-from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.session_results import SessionResults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FrontierPoint:
+class ParetoPoint:
     """A case on the plot of score against bits; ``best``: no case has less of one and not more of
     the other."""
 
@@ -23,7 +23,7 @@ class FrontierPoint:
     detail: str
 
 
-def frontier(results: Results, view: View) -> tuple[FrontierPoint, ...]:
+def frontier(results: SessionResults, view: View) -> tuple[ParetoPoint, ...]:
     """Return the measured cases of a view by bits, with those that no other beats marked.
 
     A case is beaten by one with no more bits and no more score, and less of either (Pareto). Only
@@ -42,7 +42,7 @@ def frontier(results: Results, view: View) -> tuple[FrontierPoint, ...]:
         if best:
             last = weight_bits, score
         points.append(
-            FrontierPoint(
+            ParetoPoint(
                 case=case.case_id,
                 bits=weight_bits,
                 score=score,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from pytest_autoquant.calibration.sizes import size_order
-from pytest_autoquant.manifests.case_result import Sensitivity
+from pytest_autoquant.manifests.case_result import CaseResult
 from pytest_autoquant.regression.comparison import spearman
-from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.session_results import SessionResults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,9 +26,9 @@ class StabilityPoint:
     detail: str
 
 
-def stability(results: Results) -> Iterator[StabilityPoint]:
+def stability(results: SessionResults) -> Iterator[StabilityPoint]:
     """Yield how alike every two sizes of a pair and granularity rank the groups."""
-    families: dict[tuple[str, ...], dict[str, Sensitivity]] = {}
+    families: dict[tuple[str, ...], dict[str, CaseResult]] = {}
     for case in results.cases.values():
         if case.status == "measured":
             key = (case.model, case.method, case.pair, case.granularity)
@@ -49,7 +49,7 @@ def stability(results: Results) -> Iterator[StabilityPoint]:
                 )
 
 
-def _correlation(before: Sensitivity, after: Sensitivity) -> float | None:
+def _correlation(before: CaseResult, after: CaseResult) -> float | None:
     known = {group.name: group.score for group in before.groups}
     pairs = [(known[group.name], group.score) for group in after.groups if group.name in known]
     return spearman(pairs) if len(pairs) > 1 else None

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pytest_autoquant.manifests.case_result import Group, Sensitivity
+from pytest_autoquant.manifests.case_result import CaseResult, Group
 from pytest_autoquant.reports.case_report import report_links, selection_sentence
 from pytest_autoquant.reports.charts.grid import GridCell, View, grid_cells, views
-from pytest_autoquant.reports.charts.pareto import FrontierPoint, frontier
+from pytest_autoquant.reports.charts.pareto import ParetoPoint, frontier
 from pytest_autoquant.reports.charts.size_stability import StabilityPoint, stability
 from pytest_autoquant.reports.scheme_report import (
     BudgetPoint,
@@ -16,7 +16,7 @@ from pytest_autoquant.reports.scheme_report import (
     budget_points,
     scheme_points,
 )
-from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.session_results import SessionResults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ class Contents:
 
     views: list[View] = field(default_factory=list)
     grids: list[tuple[GridCell, ...]] = field(default_factory=list)
-    frontiers: list[tuple[FrontierPoint, ...]] = field(default_factory=list)
+    frontiers: list[tuple[ParetoPoint, ...]] = field(default_factory=list)
     stability: list[StabilityPoint] = field(default_factory=list)
     group_sets: list[GroupSet] = field(default_factory=list)
     vectors: list[tuple[float | None, ...]] = field(default_factory=list)
@@ -78,7 +78,7 @@ class Contents:
     budgets: tuple[BudgetPoint, ...] = ()
 
 
-def contents(results: Results) -> Contents:
+def contents(results: SessionResults) -> Contents:
     """Gather what the page shows of a session."""
     found = Contents()
     sets: dict[tuple[str, ...], int] = {}
@@ -104,7 +104,7 @@ def contents(results: Results) -> Contents:
     return found
 
 
-def _entry(case: Sensitivity, ordered: tuple[Group, ...], groups: int, scores: int) -> CaseEntry:
+def _entry(case: CaseResult, ordered: tuple[Group, ...], groups: int, scores: int) -> CaseEntry:
     known = all(group.selected is not None for group in ordered)
     return CaseEntry(
         id=case.case_id,

@@ -27,7 +27,7 @@ from pytest_autoquant.reports.page.contents import contents
 from pytest_autoquant.reports.run_comparison import RunComparison
 from pytest_autoquant.reports.scheme_report import HEADERS, MEANING, agreement_sentence, cells
 from pytest_autoquant.reports.session_report import counts_sentence, quantized
-from pytest_autoquant.reports.session_results import Results, most_sensitive_groups, origin
+from pytest_autoquant.reports.session_results import SessionResults, most_sensitive_groups, origin
 from pytest_autoquant.text import well_formed
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ _PARTS = {
 _LICENCES = _HERE / "vendor" / "LICENSES.txt"
 
 
-def render_page(results: Results, comparison: RunComparison | None = None) -> str:
+def render_page(results: SessionResults, comparison: RunComparison | None = None) -> str:
     """Return ``index.html`` of a session, with everything it needs in it.
 
     Args:
@@ -127,5 +127,5 @@ def _fields(value: object) -> dict[str, Any]:
     return {item.name: getattr(value, item.name) for item in fields(value)}
 
 
-def _uses_kl(results: Results) -> bool:
+def _uses_kl(results: SessionResults) -> bool:
     return any(case.method == "kl_div" for case in results.cases.values())

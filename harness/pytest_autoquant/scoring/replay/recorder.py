@@ -16,7 +16,7 @@ from pytest_autoquant.errors import NotReplayableError
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.next_token import next_token_logits, next_token_loss
 from pytest_autoquant.scoring.progress import Progress
-from pytest_autoquant.scoring.replay.tape import Fingerprint, Tape, tape_fingerprint
+from pytest_autoquant.scoring.replay.tape import Tape, TapeFingerprint, tape_fingerprint
 
 
 def capture(
@@ -103,7 +103,7 @@ class _Recorder:
             self._model.module(input_ids=self._model.tensor(batch), use_cache=False)
         self._forget()
 
-    def finish(self, fingerprint: Fingerprint) -> Tape:
+    def finish(self, fingerprint: TapeFingerprint) -> Tape:
         """Return what was recorded."""
         silent = [x.name for x in self._model.linears if x.name not in self._gradients]
         if silent:

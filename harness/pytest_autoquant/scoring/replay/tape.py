@@ -25,7 +25,7 @@ TAPE_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fingerprint:
+class TapeFingerprint:
     """What a tape was captured from; a tape of anything else is refused."""
 
     format: int
@@ -59,7 +59,7 @@ class Tape:
         broken: linears whose gradients are not finite.
     """
 
-    fingerprint: Fingerprint
+    fingerprint: TapeFingerprint
     source: Mapping[str, str]
     inputs: Mapping[str, torch.Tensor]
     amax: Mapping[str, torch.Tensor]
@@ -74,12 +74,12 @@ class Tape:
         return sum(t.nbytes for part in parts for t in part.values())
 
 
-def tape_fingerprint(model: LoadedModel, data: CalibrationData) -> Fingerprint:
+def tape_fingerprint(model: LoadedModel, data: CalibrationData) -> TapeFingerprint:
     """Return the fingerprint of the tape that ``capture`` would make."""
     import transformers
 
     rows = [batch.rows for batch in data.batches]
-    return Fingerprint(
+    return TapeFingerprint(
         format=TAPE_FORMAT,
         model=model.record.digest,
         dtype=model.record.dtype,
@@ -134,7 +134,7 @@ def save_tape(tape: Tape, path: Path) -> None:
 
 
 def load_tape(
-    path: Path, wanted: Fingerprint, device: torch.device, *, pinned: bool = False
+    path: Path, wanted: TapeFingerprint, device: torch.device, *, pinned: bool = False
 ) -> Tape:
     """Read a tape.
 

@@ -6,13 +6,13 @@ from pytest_autoquant.grid.case import CaseName
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
 from pytest_autoquant.reports.charts.grid import View, grid_cells, view_of, views
-from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.session_results import SessionResults
 
 SMALL = View(model="toy", method="gradient", size="small")
 
 
 def session(*cases, skips=(), errors=(), lost=(), gated=()):
-    results = Results(lost=tuple(lost), gated=dict(gated))
+    results = SessionResults(lost=tuple(lost), gated=dict(gated))
     for line in (*cases, *skips, *errors):
         results.add(line)
     return results
@@ -58,8 +58,8 @@ def test_a_name_that_is_no_case_has_no_cell():
 
 
 def test_nothing_has_no_views():
-    assert views(Results()) == ()
-    assert grid_cells(Results(), SMALL) == ()
+    assert views(SessionResults()) == ()
+    assert grid_cells(SessionResults(), SMALL) == ()
 
 
 def test_rows_and_columns_follow_the_built_in_vocabulary_and_others_come_after(case_of):

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest_autoquant.reports.charts.grid import View
 from pytest_autoquant.reports.charts.pareto import frontier
-from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.session_results import SessionResults
 
 VIEW = View(model="toy", method="gradient", size="small")
 
@@ -14,7 +14,7 @@ anything = st.floats(min_value=0, exclude_min=True, max_value=1e300)
 
 
 def session(cases):
-    return Results(cases={case.case_id: case for case in cases})
+    return SessionResults(cases={case.case_id: case for case in cases})
 
 
 @pytest.fixture(scope="session")
@@ -102,4 +102,4 @@ def test_what_cannot_be_compared_takes_no_part_and_beats_nothing(case_of, change
 
 
 def test_a_session_of_nothing_has_no_frontier():
-    assert frontier(Results(), VIEW) == ()
+    assert frontier(SessionResults(), VIEW) == ()

@@ -5,14 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest_autoquant.regression.comparison import spearman
 from pytest_autoquant.reports.charts.size_stability import stability
-from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.session_results import SessionResults
 from scipy.stats import spearmanr
 
 values = st.floats(0, 1e6, allow_subnormal=False) | st.sampled_from([0.0, 1.0, 2.0])
 
 
 def found_in(*cases):
-    return list(stability(Results(cases={case.case_id: case for case in cases})))
+    return list(stability(SessionResults(cases={case.case_id: case for case in cases})))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pytest_autoquant.manifests.outcomes import SkippedCase
 from pytest_autoquant.reports.case_report import LayerCell, layer_cells
 from pytest_autoquant.reports.charts.grid import GridCell, View, grid_cells
-from pytest_autoquant.reports.charts.pareto import FrontierPoint
+from pytest_autoquant.reports.charts.pareto import ParetoPoint
 from pytest_autoquant.reports.charts.pictures import grid_file, grid_pictures, layer_map
 from pytest_autoquant.reports.charts.size_stability import StabilityPoint
 from pytest_autoquant.reports.charts.static_svg import (
@@ -22,7 +22,7 @@ from pytest_autoquant.reports.charts.static_svg import (
     picture,
     specification,
 )
-from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.session_results import SessionResults
 
 SVG = "{http://www.w3.org/2000/svg}"
 GREY = "#d9dde3"
@@ -57,7 +57,7 @@ def texts(svg):
 
 
 def by_id(*cases):
-    return Results(cases={case.case_id: case for case in cases})
+    return SessionResults(cases={case.case_id: case for case in cases})
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +99,7 @@ def test_every_chart_is_strict_json_whose_data_is_named_and_empty(chart):
     [
         ("grid", GridCell),
         ("layers", LayerCell),
-        ("frontier", FrontierPoint),
+        ("frontier", ParetoPoint),
         ("stability", StabilityPoint),
     ],
 )

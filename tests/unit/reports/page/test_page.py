@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytest_autoquant.manifests.case_result import sensitivity_of
+from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
 from pytest_autoquant.reports.charts.grid import grid_cells, views
@@ -21,7 +21,7 @@ from pytest_autoquant.reports.charts.static_svg import CHARTS, specification
 from pytest_autoquant.reports.page.contents import CaseEntry, contents
 from pytest_autoquant.reports.page.render import render_page
 from pytest_autoquant.reports.run_comparison import compare_runs, two_runs
-from pytest_autoquant.reports.session_results import Results
+from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_comparison
 
 LAYER = "model.language_model.layers.0"
@@ -108,7 +108,7 @@ class Page(HTMLParser):
 
 
 def session(*lines, **given):
-    results = Results(**given)
+    results = SessionResults(**given)
     for line in lines:
         results.add(line)
     results.sort()
@@ -222,7 +222,7 @@ def test_cases_with_the_same_groups_and_scores_share_them(results):
 
 
 def test_a_case_entry_carries_the_cases_own_facts(manifest):
-    (entry,) = contents(session(sensitivity_of(manifest))).cases
+    (entry,) = contents(session(case_result_of(manifest))).cases
     expected = {
         "id": "toy/wint4_aint8/a_per_token_dynamic/small/gradient",
         "status": "measured",
@@ -308,13 +308,13 @@ def test_stability_is_a_table_without_scripts(results):
 
 
 def test_a_page_of_nothing_is_a_page():
-    page = Page(render_page(Results(left_out=["no manifest is here"])))
+    page = Page(render_page(SessionResults(left_out=["no manifest is here"])))
     assert "no manifest is here" in [text for _, text in page.all("li")]
     assert page.data["cases"] == page.data["views"] == []
 
 
 def test_cases_that_are_nowhere_measured_make_a_page(case_of):
-    lost = Results(lost=("toy/p/g/small/gradient",))
+    lost = SessionResults(lost=("toy/p/g/small/gradient",))
     assert Page(render_page(lost)).data["grids"][0][0]["status"] == "lost"
     broken = session(case_of({"a": None}, effective_bits=None))
     assert Page(render_page(broken)).data["cases"][0]["total"] is None

@@ -22,7 +22,7 @@ from pytest_autoquant.plugin.pytest_config import session_of
 from pytest_autoquant.scoring.replay import engine as replay
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
 from pytest_autoquant.scoring.replay.score_kernel import LinearScorer
-from pytest_autoquant.scoring.stock import ModelOptEngine
+from pytest_autoquant.scoring.stock import StockEngine
 
 VOCABULARY = load_vocabulary()
 TOLERANCE = {"float32": 1e-6, "bfloat16": 1e-3}
@@ -72,7 +72,7 @@ def swept(tiny, configs):
 
 def assert_parity(tiny, config, replayed, data):
     """Return the largest relative difference of a group."""
-    engine = ModelOptEngine(tiny, method="gradient")
+    engine = StockEngine(tiny, method="gradient")
     (stock,) = engine.score([config], data, ignore_progress).values()
     assert [g.modules for g in replayed.groups] == [g.modules for g in stock.groups]
     for ours, theirs in zip(replayed.groups, stock.groups, strict=True):

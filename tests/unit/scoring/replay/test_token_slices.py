@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pytest_autoquant.scoring.replay.tape import Fingerprint, Tape
+from pytest_autoquant.scoring.replay.tape import Tape, TapeFingerprint
 from pytest_autoquant.scoring.replay.token_slices import count_strips, strips
 
 CPU = torch.device("cpu")
@@ -14,10 +14,10 @@ TOKENS, TOGETHER = 10, 7
 
 @pytest.fixture
 def tape():
-    fields = dict.fromkeys(Fingerprint.__dataclass_fields__, "")
+    fields = dict.fromkeys(TapeFingerprint.__dataclass_fields__, "")
     numbers = torch.arange(TOKENS * 4.0)
     return Tape(
-        fingerprint=Fingerprint(**{**fields, "format": 0, "batch_size": 1, "num_scored": 1}),
+        fingerprint=TapeFingerprint(**{**fields, "format": 0, "batch_size": 1, "num_scored": 1}),
         source=SOURCE,
         inputs={"a.q": numbers.view(TOKENS, 4), "a.o": -numbers.view(TOKENS, 4)},
         amax={"a.q": torch.ones(4), "a.o": torch.zeros(4)},
