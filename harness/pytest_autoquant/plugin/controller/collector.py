@@ -191,9 +191,9 @@ class Collector:
         manifest = load_manifest(outcome.manifest, source="a worker's report")
         case_id = manifest.case.case_id
         if case_id not in self.results.written:
+            self.results.add(case_result_of(manifest))
             write_case(self._root, manifest, end.state)
             self.results.written.add(case_id)
-            self.results.add(case_result_of(manifest))
         if outcome.rerun is not None:
             self.results.reruns[case_id] = outcome.rerun
         return self._judge(manifest, report, end)

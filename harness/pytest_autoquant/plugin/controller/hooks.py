@@ -262,7 +262,7 @@ class Controller:
 
 
 def num_workers(config: pytest.Config) -> int | None:
-    """Return how many xdist workers ``-n auto`` starts: one per GPU; None for xdist's own number."""
+    """Return the number of workers of ``-n auto``, one per GPU; None for xdist's own number."""
     from pytest_autoquant.plugin.gpus import visible_gpus
 
     device = plan_of(config).settings.device
