@@ -21,6 +21,7 @@ from pytest_autoquant.manifests.json_record import (
 )
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.manifests.sensitivity_manifest import CaseStatus
+from pytest_autoquant.text import well_formed
 
 SUMMARY_JSON = "summary.json"
 
@@ -131,7 +132,8 @@ class SessionSummary:
 
 def dump_summary(summary: SessionSummary) -> str:
     """Return the summary as indented JSON with a final newline."""
-    return json.dumps(asdict(summary), indent=2, allow_nan=False) + "\n"
+    text = json.dumps(asdict(summary), indent=2, allow_nan=False, ensure_ascii=False)
+    return well_formed(text) + "\n"
 
 
 def read_summary(path: Path) -> SessionSummary:

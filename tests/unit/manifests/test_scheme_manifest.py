@@ -7,25 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from pytest_autoquant.errors import RecordError
-from pytest_autoquant.manifests.scheme_manifest import (
-    AllocationRecord,
-    ExportRecord,
-    FrontierPoint,
-    GroupDecision,
-    MeasuredDamage,
-    SchemeManifest,
-    SchemeRecord,
-    ViolationRecord,
-    dump_scheme,
-    find_schemes,
-    load_scheme,
-    scheme_folder,
-)
-from pytest_autoquant.manifests.sensitivity_manifest import SCHEMA_VERSION
-from test_hostile_input import (
+from fuzz import (
     HOSTILE_NAMES,
     JSON_TOKENS,
     LONGEST_MESSAGE,
@@ -37,6 +19,23 @@ from test_hostile_input import (
     json_values,
     places,
     put,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from pytest_autoquant.errors import RecordError
+from pytest_autoquant.manifests.json_record import SCHEMA_VERSION
+from pytest_autoquant.manifests.layout import find_schemes, scheme_folder
+from pytest_autoquant.manifests.scheme_manifest import (
+    AllocationRecord,
+    ExportRecord,
+    FrontierPoint,
+    GroupDecision,
+    MeasuredDamage,
+    SchemeManifest,
+    SchemeRecord,
+    ViolationRecord,
+    dump_scheme,
+    load_scheme,
 )
 
 
