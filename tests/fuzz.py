@@ -236,3 +236,13 @@ def controls(text):
     """The control characters and exotic line breaks in a text, newlines and tabs aside."""
     kinds = ("Cc", "Zl", "Zp")
     return {c for c in text if unicodedata.category(c) in kinds and c not in "\n\t"}
+
+
+def check_message(error):
+    """Return an error's message, checked to be one short printable line that names source x."""
+    message = str(error)
+    assert message.startswith("x: ")
+    assert controls(message) == set()
+    assert "\n" not in message
+    assert len(message) < LONGEST_MESSAGE
+    return message

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pytest_autoquant.files import read_bytes
 from pytest_autoquant.manifests.json_record import (
@@ -14,7 +14,6 @@ from pytest_autoquant.manifests.json_record import (
     STRICT,
     dump_record,
     load_record,
-    record_schema,
 )
 from pytest_autoquant.manifests.layout import SCHEME_MANIFEST, scheme_folder
 from pytest_autoquant.manifests.sensitivity_manifest import (
@@ -184,11 +183,6 @@ def read_scheme_manifest(path: Path, root: Path) -> SchemeManifest:
     """Read a scheme manifest file; errors name it below ``root``."""
     name = path.relative_to(root).as_posix()
     return load_scheme(read_bytes(path, name), source=name)
-
-
-def scheme_schema() -> dict[str, Any]:
-    """Return the JSON schema of a scheme manifest file."""
-    return record_schema(SchemeManifest)
 
 
 def _exponential(loss: float) -> float:

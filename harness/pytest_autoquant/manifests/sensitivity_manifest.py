@@ -18,7 +18,6 @@ from pytest_autoquant.manifests.json_record import (
     first_problem,
     invalid_record,
     load_record,
-    record_schema,
 )
 from pytest_autoquant.manifests.layout import CasePlace, manifest_path
 
@@ -311,11 +310,6 @@ def load_manifest(text: str | bytes, *, source: str) -> Manifest:
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest file; see ``load_manifest``."""
     return load_manifest(read_bytes(path), source=str(path))
-
-
-def manifest_schema() -> dict[str, Any]:
-    """Return the JSON schema of a manifest file."""
-    return record_schema(Manifest)
 
 
 def _serialization_problems(manifest: Manifest) -> Iterator[str]:

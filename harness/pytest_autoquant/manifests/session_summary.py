@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pytest_autoquant.files import read_bytes
 from pytest_autoquant.grid.sharding import Shard
@@ -17,7 +16,6 @@ from pytest_autoquant.manifests.json_record import (
     SCHEMA_VERSION,
     STRICT,
     load_record,
-    record_schema,
 )
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.manifests.sensitivity_manifest import CaseStatus
@@ -143,8 +141,3 @@ def read_summary(path: Path) -> SessionSummary:
         RecordError: the file cannot be read, is not a summary, or a newer version wrote it.
     """
     return load_record(SessionSummary, read_bytes(path), source=str(path), name="session summary")
-
-
-def summary_schema() -> dict[str, Any]:
-    """Return the JSON schema of a ``summary.json``."""
-    return record_schema(SessionSummary)

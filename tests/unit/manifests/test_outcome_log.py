@@ -22,6 +22,7 @@ STRUCTURE = StructureCheck(
     digest="d",
 )
 ALL = (SKIP, FAILED, KEPT, STRUCTURE)
+INVALID = "is not a valid logged outcome: "
 LINE = b'{"schema_version": 1, "kind": "kept", "case_id": "c"}\n'
 
 
@@ -99,29 +100,29 @@ def test_killed_session_loses_no_appended_outcome(tmp_path):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        (b"", "is not a valid logged outcome: Expecting value"),
-        (b'{"schema_version": 1, "kind": "kept"', "is not a valid logged outcome: Expecting"),
-        (b"\xff", "is not a valid logged outcome: 'utf-8' codec can't decode"),
+        (b"", f"{INVALID}Expecting value"),
+        (b'{"schema_version": 1, "kind": "kept"', f"{INVALID}Expecting"),
+        (b"\xff", f"{INVALID}'utf-8' codec can't decode"),
         (b"[]", "is not a logged outcome: it has no schema_version"),
         (b'{"kind": "kept", "case_id": "c"}', "is not a logged outcome: it has no schema_version"),
         (b'{"schema_version": 2, "kind": "new"}', "was written by a newer version: schema 2"),
         (
             b'{"schema_version": 1, "case_id": "c"}',
-            "is not a valid logged outcome: kind: must be one of skipped, failed, kept, structure, got",
+            f"{INVALID}kind: must be one of skipped, failed, kept, structure, got",
         ),
         (
             b'{"schema_version": 1, "kind": ["kept"]}',
-            "is not a valid logged outcome: kind: must be",
+            f"{INVALID}kind: must be",
         ),
-        (b'{"schema_version": 1, "kind": "lost"}', "is not a valid logged outcome: kind: must be"),
-        (b'{"schema_version": 1, "kind": "kept"}', "is not a valid logged outcome: case_id: Field"),
+        (b'{"schema_version": 1, "kind": "lost"}', f"{INVALID}kind: must be"),
+        (b'{"schema_version": 1, "kind": "kept"}', f"{INVALID}case_id: Field"),
         (
             b'{"schema_version": 1, "kind": "kept", "case_id": "c", "more": 1}',
-            "is not a valid logged outcome: more: ",
+            f"{INVALID}more: ",
         ),
         (
             b'{"schema_version": 1, "kind": "failed", "case_id": "c", "problem": NaN}',
-            "is not a valid logged outcome: NaN is not a JSON number",
+            f"{INVALID}NaN is not a JSON number",
         ),
     ],
 )
