@@ -164,6 +164,7 @@ class MeasurementRunner:
         config, data = self.config(case.combination), self.data(case.size)
         measurement = self._measurement(case, config)
         original, layers = self._original(case), layers_of(self.model, config)
+        reason = self._choose(config, case.size).reason
         manifest = build_manifest(
             Findings(
                 case=case,
@@ -176,7 +177,7 @@ class MeasurementRunner:
                 model=self.model.record,
                 environment=self.environment,
                 memory=memory_record(measurement.peak_cuda_bytes),
-                run_config=self._run_config(config, measurement, data),
+                run_config=self._run_config(measurement.engine, reason, data),
                 started=started,
             )
         )
@@ -203,15 +204,14 @@ class MeasurementRunner:
             AutoquantError: model, captions or preset cannot be loaded.
         """
         config, data = self.config(case.combination), self.data(case.size)
+        chosen = self._choose(config, case.size)
         return fingerprint(
-            self.model.record,
-            self.environment,
-            captions=data.sha256,
-            config=config.digest,
-            method=case.method,
-            engine=self._choose(config, case.size).engine.name,
-            score_size=self._settings.score_size,
-            budget=self._settings.effective_bits,
+            case=case,
+            config=config,
+            captions=data,
+            model=self.model.record,
+            environment=self.environment,
+            run=self._run_config(chosen.engine.name, chosen.reason, data),
         )
 
     def changes(self, case: Case) -> tuple[Difference, ...] | None:
@@ -311,12 +311,10 @@ class MeasurementRunner:
             return "--aq-save-state asks for ModelOpt's own search state"
         return self._unreplayable.get(size) or self._replay.refuses(config)
 
-    def _run_config(
-        self, config: EffectiveConfig, measurement: Measurement, data: CalibrationData
-    ) -> RunConfig:
+    def _run_config(self, engine: str, reason: str, data: CalibrationData) -> RunConfig:
         return RunConfig(
-            engine=measurement.engine,
-            engine_reason=self._choose(config, data.captions.size).reason,
+            engine=engine,
+            engine_reason=reason,
             device=self.device.type,
             dtype=self.model.record.dtype,
             weights=self.model.record.weights,
