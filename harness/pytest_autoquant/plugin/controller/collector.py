@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ from pytest_autoquant.plugin.messages.outcome import (
     WorkerReport,
     load_report,
 )
-from pytest_autoquant.redact import command_line, without_root
+from pytest_autoquant.redact import command_line, without_paths
 from pytest_autoquant.regression.resume import earlier_manifest
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_expected, write_summary
@@ -257,9 +258,10 @@ class Collector:
         """Return the outcome without folders of this machine, unless the host is recorded."""
         if self._plan.settings.record_host:
             return outcome
+        prefix = f"{self._root}{os.sep}"
         if isinstance(outcome, FailedCase):
-            return replace(outcome, problem=without_root(outcome.problem, self._root))
-        return replace(outcome, reason=without_root(outcome.reason, self._root))
+            return replace(outcome, problem=without_paths(outcome.problem.replace(prefix, "")))
+        return replace(outcome, reason=without_paths(outcome.reason.replace(prefix, "")))
 
     def _unfinished(self) -> SessionResults:
         shard = self._plan.settings.shard
