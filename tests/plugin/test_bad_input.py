@@ -284,7 +284,7 @@ def test_a_checkpoint_without_a_tokenizer_fails_as_such(failed, checkpoint):
 def test_captions_of_one_token_alone_fail_the_case(failed, project):
     (project.path / "letters.txt").write_text("a\nb\n")
     message = failed("--aq-captions=letters.txt")
-    assert message.startswith("letters.txt: none of the 2 captions has 2 tokens or more")
+    assert message.startswith("letters.txt: no caption has 2 tokens or more")
 
 
 def test_scores_that_are_no_numbers_fail_the_case_and_name_their_groups(

@@ -11,12 +11,8 @@ from pathlib import Path
 
 from pytest_autoquant.allocation.knapsack import frontier
 from pytest_autoquant.allocation.scheme import Allocation, Measured, allocate, candidates_of
-from pytest_autoquant.calibration.captions import (
-    Batch,
-    CaptionSet,
-    calibration_data,
-    captions_digest,
-)
+from pytest_autoquant.calibration.batches import Batch, calibration_data, captions_digest
+from pytest_autoquant.calibration.captions import CaptionSet
 from pytest_autoquant.errors import MeasurementError
 from pytest_autoquant.export.apply_scheme import Decision, applied, damage
 from pytest_autoquant.export.vllm_load import load_in_vllm

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_autoquant.allocation.knapsack import Candidate, Selection, select
-from pytest_autoquant.calibration.captions import CalibrationData
+from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS, EffectiveConfig
 from pytest_autoquant.grid.case import Case
 from pytest_autoquant.manifests.sensitivity_manifest import (

@@ -13,7 +13,8 @@ from functools import cached_property
 
 import torch
 
-from pytest_autoquant.calibration.captions import CalibrationData, calibration_data, load_captions
+from pytest_autoquant.calibration.batches import CalibrationData, calibration_data
+from pytest_autoquant.calibration.captions import load_captions
 from pytest_autoquant.errors import AutoquantError, MeasurementError, NotReplayableError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.grid.case import Case, Combination

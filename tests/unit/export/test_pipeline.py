@@ -7,12 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 from pytest_autoquant.allocation.scheme import Measured, Scheme, allocate, builtin_schemes
-from pytest_autoquant.calibration.captions import (
-    CaptionSet,
-    calibration_data,
-    captions_digest,
-    load_held_out,
-)
+from pytest_autoquant.calibration.batches import calibration_data, captions_digest
+from pytest_autoquant.calibration.captions import CaptionSet, load_held_out
 from pytest_autoquant.errors import CaptionError, MeasurementError, UsageError
 from pytest_autoquant.export import pipeline as derive_module
 from pytest_autoquant.export.apply_scheme import Decision, applied, damage
@@ -335,7 +331,7 @@ def test_a_score_that_is_no_number_is_refused_by_its_group(bench, monkeypatch):
 
 def test_held_out_captions_that_predict_nothing_are_refused(bench):
     empty = CaptionSet(name="mine.txt", size="held-out", requested=1, lines=("a",))
-    with pytest.raises(CaptionError, match=r"^mine.txt: none of the 1 captions has 2 tokens"):
+    with pytest.raises(CaptionError, match=r"^mine.txt: no caption has 2 tokens"):
         deriver(bench, held_out=empty).derive(mine("wfp8_afp8"))
 
 
