@@ -101,9 +101,7 @@ def test_dropped_captions_do_not_count_towards_the_score_size():
 
 
 def test_captions_that_are_all_too_short_are_an_error():
-    with pytest.raises(
-        CaptionError, match=r"^mine\.txt: no caption has 2 tokens or more \(captions read: 3\)"
-    ):
+    with pytest.raises(CaptionError, match=r"^mine\.txt: no caption has 2 tokens .*read: 3"):
         data([1, 0, 1])
 
 

@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from pytest_autoquant.allocation.scheme import Measured, Scheme, allocate, builtin_schemes
+from pytest_autoquant.allocation.scheme import Scheme, allocate, builtin_schemes
+from pytest_autoquant.allocation.scored_group import ScoredGroup
 from pytest_autoquant.calibration.batches import calibration_data, captions_digest
 from pytest_autoquant.calibration.captions import CaptionSet, load_held_out
 from pytest_autoquant.errors import CaptionError, MeasurementError, UsageError
@@ -207,7 +208,7 @@ def test_the_decisions_of_a_manifest_are_the_allocation_and_its_sums(mixture):
     expected = allocate(
         builtin_schemes()["int4_fp8_autoquant_bits6"],
         [
-            Measured(
+            ScoredGroup(
                 name=g.name, scores=tuple(g.scores.values()), bits=(4.125, 8.0), weights=g.weights
             )
             for g in groups
@@ -314,8 +315,8 @@ def test_a_budget_that_what_is_left_cannot_reach_is_refused_with_the_minimum(ben
     with pytest.raises(UsageError) as caught:
         deriver(bench, target="vllm").derive(builtin("int4_fp8_autoquant_bits6"))
     assert str(caught.value) == (
-        "scheme 'int4_fp8_autoquant_bits6': 6 bits per weight cannot be reached with wfp8_afp8: "
-        "the smallest is 8; give at least that, or a candidate with fewer bits"
+        "scheme 'int4_fp8_autoquant_bits6': effective_bits 6 cannot be reached with wfp8_afp8; "
+        "give at least 8, or a candidate with fewer bits"
     )
 
 
