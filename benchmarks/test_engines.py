@@ -43,7 +43,7 @@ def size(session):
 @pytest.fixture(scope="module")
 def configs(session, bench):
     supported = [c for c in session.combinations if bench.support(c).is_supported]
-    return {bench.config(c).digest: (c.id, bench.config(c)) for c in reversed(supported)}
+    return {bench.config(c).digest: (c.test_id, bench.config(c)) for c in reversed(supported)}
 
 
 @pytest.fixture(scope="module")

@@ -174,7 +174,9 @@ def _undominated(
     order = order[units[order] <= most]
     least = np.minimum.accumulate(scores[order])
     order = order[np.append(True, least[1:] < least[:-1])]
-    return order[np.append(units[order][1:] != units[order][:-1], True)]
+    is_last_of_equal = np.append(np.diff(units[order]) > 0, True)
+    kept: NDArray[np.int64] = order[is_last_of_equal]
+    return kept
 
 
 def _effective_bits(groups: Sequence[ScoredGroup], chosen: Sequence[int]) -> float:

@@ -209,8 +209,8 @@ class SchemeRunner:
             scores = tuple(per_token(group, data) for group in groups)
             if not all(map(math.isfinite, scores)):
                 raise MeasurementError(
-                    f"scheme {case.id}: the score of {groups[0].modules[0]} is not finite; leave "
-                    "that candidate out"
+                    f"scheme {case.test_id}: the score of {groups[0].modules[0]} is not finite; "
+                    "leave that candidate out"
                 )
             members = [linears[name] for name in groups[0].modules]
             found.append(

@@ -25,6 +25,7 @@ from pytest_autoquant.plugin.pytest_config import (
 )
 
 if TYPE_CHECKING:
+    from pytest_autoquant.grid.case import CaseParameter
     from pytest_autoquant.plugin.session import AutoquantSession
 
 pytest_plugins = ("pytest_autoquant.plugin.worker",)
@@ -105,14 +106,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             items[:] = [item for item in items if item.get_closest_marker(marker)]
 
 
-def _grid(session: AutoquantSession, name: str) -> tuple[Any, ...]:
+def _grid(session: AutoquantSession, name: str) -> tuple[CaseParameter, ...]:
     if name == SCHEME_FIXTURE:
         return session.schemes
     return session.cases if name == CASE_FIXTURE else session.combinations
 
 
-def _param(item: Any) -> Any:
-    combinations = getattr(item, "candidates", [getattr(item, "combination", item)])
-    is_experimental = any(combination.pair.experimental for combination in combinations)
+def _param(item: CaseParameter) -> Any:
+    is_experimental = any(combination.pair.experimental for combination in item.combinations)
     marks = [pytest.mark.experimental] if is_experimental else []
-    return pytest.param(item, id=item.id, marks=marks)
+    return pytest.param(item, id=item.test_id, marks=marks)

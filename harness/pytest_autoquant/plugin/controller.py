@@ -170,7 +170,7 @@ class Controller:
             )
 
     def _is_ours(self, ids: Sequence[str]) -> bool:
-        known = {combination.id for combination in session_of(self._config).combinations}
+        known = {combination.test_id for combination in session_of(self._config).combinations}
         is_checked = any(_parameters(i) in known for i in ids)
         return is_checked or bool(self._cases(ids)) or bool(self._schemes(ids))
 

@@ -17,11 +17,14 @@ from pytest_autoquant.grid.case import (
     cases,
     combinations,
     scheme_cases,
+)
+from pytest_autoquant.grid.sharding import deal_cases
+from pytest_autoquant.grid.vocabulary import (
+    Vocabulary,
+    load_vocabulary,
     select_sizes,
     select_vocabulary,
 )
-from pytest_autoquant.grid.sharding import partition
-from pytest_autoquant.grid.vocabulary import Vocabulary, load_vocabulary
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.fingerprint import Difference, differences
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
@@ -122,7 +125,7 @@ class AutoquantSession:
     @cached_property
     def cases_by_id(self) -> Mapping[str, Case]:
         """The grid by test id."""
-        return {case.id: case for case in self.cases}
+        return {case.test_id: case for case in self.cases}
 
     def select(self, selected: Sequence[Case], *, workers: int) -> tuple[Case, ...]:
         """Say which cases are asked for, in order, and return those of this session's shard.
@@ -140,7 +143,7 @@ class AutoquantSession:
 
     def parts(self, selected: Sequence[Case], count: int) -> dict[str, int]:
         """Deal cases into equal parts, by ``case_id``."""
-        return partition(selected, count, self.settings.score_size) if selected else {}
+        return deal_cases(selected, count, self.settings.score_size)
 
     def takes(self, combination: Combination) -> bool:
         """Whether a structure case belongs to this session's shard."""
@@ -164,7 +167,7 @@ class AutoquantSession:
     @cached_property
     def schemes_by_id(self) -> Mapping[str, SchemeCase]:
         """The schemes by test id."""
-        return {case.id: case for case in self.schemes}
+        return {case.test_id: case for case in self.schemes}
 
     def deriver(self, bench: MeasurementRunner) -> SchemeRunner:
         """Return what turns scores into checkpoints, built on first use.

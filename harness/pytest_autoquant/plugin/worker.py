@@ -56,7 +56,7 @@ def aq_measure(request: pytest.FixtureRequest) -> Iterator[Callable[[Case], Mani
     def measure(case: Case) -> Manifest:
         from pytest_autoquant.plugin.outcome import manifest_message
 
-        progress.start(case.id)
+        progress.start(case.test_id)
         with _told(item, case):
             manifest, state = session_of(item.config).measure(case, _bench(item.config))
         rerun = item.stash.get(_RERUN, None)
@@ -77,7 +77,7 @@ def aq_derive(request: pytest.FixtureRequest) -> Iterator[Callable[[SchemeCase],
     def derive(case: SchemeCase) -> SchemeManifest:
         from pytest_autoquant.plugin.outcome import scheme_message
 
-        progress.start(case.id)
+        progress.start(case.test_id)
         with _told(item, case):
             manifest = session_of(item.config).deriver(_bench(item.config)).derive(case)
         item.stash[_MESSAGE] = scheme_message(manifest)

@@ -139,10 +139,10 @@ class MeasurementRunner:
 
     def config(self, combination: Combination) -> EffectiveConfig:
         """Return the effective config of a pair under an overlay."""
-        if combination.id not in self._configs:
+        if combination.test_id not in self._configs:
             resolved = self.prober.resolve(combination.pair, combination.granularity)
-            self._configs[combination.id] = resolved
-        return self._configs[combination.id]
+            self._configs[combination.test_id] = resolved
+        return self._configs[combination.test_id]
 
     def support(self, combination: Combination) -> Support:
         """Return whether a pair under an overlay can run here, and if not why."""
@@ -199,7 +199,7 @@ class MeasurementRunner:
         layers = self._layers(config)
         if (case.size, config.digest) not in self._outcomes:
             self._score(case.size, config, (peer.combination for peer in peers))
-        measurement = self._outcome(case.size, config, case.id)
+        measurement = self._outcome(case.size, config, case.test_id)
         findings = Findings(
             case=case,
             config=config,
@@ -229,7 +229,7 @@ class MeasurementRunner:
             config = self.config(combination)
             if (size, config.digest) not in self._outcomes:
                 self._score(size, config, combinations)
-            found.append(self._outcome(size, config, f"{combination.id}-{size}"))
+            found.append(self._outcome(size, config, f"{combination.test_id}-{size}"))
         return tuple(found)
 
     def _score(self, size: str, config: EffectiveConfig, peers: Iterable[Combination]) -> None:

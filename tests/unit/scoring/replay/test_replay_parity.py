@@ -62,7 +62,7 @@ def configs(pytestconfig, bench):
     for combination in session_of(pytestconfig).combinations:
         if bench.support(combination).is_supported:
             config = bench.config(combination)
-            found.setdefault(config.digest, (combination.id, config))
+            found.setdefault(config.digest, (combination.test_id, config))
     return dict(found.values())
 
 
@@ -227,7 +227,7 @@ def test_every_built_in_config_can_be_replayed(tiny):
     engine = ReplayEngine(tiny)
     for combination in combinations(VOCABULARY):
         config = effective_config(combination.pair, combination.granularity)
-        assert engine.refuses(config) is None, combination.id
+        assert engine.refuses(config) is None, combination.test_id
 
 
 def test_a_users_awq_preset_is_left_to_stock(tiny):
