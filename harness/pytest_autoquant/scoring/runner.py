@@ -9,7 +9,8 @@ from functools import cached_property
 
 import torch
 
-from pytest_autoquant.calibration.captions import CalibrationData, calibration_data, load_captions
+from pytest_autoquant.calibration.batches import CalibrationData, calibration_data
+from pytest_autoquant.calibration.captions import load_captions
 from pytest_autoquant.errors import AutoquantError, MeasurementError, NotReplayableError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.grid.assignment import Assignment
@@ -194,7 +195,7 @@ class MeasurementRunner:
             config = self.config(combination)
             if (size, config.digest) not in self._outcomes:
                 self._score(size, config, combinations)
-            found.append(self._outcome(size, config, f"{combination.id}-{size}"))
+            found.append(self._outcome(size, config, f"{combination.test_id}-{size}"))
         return tuple(found)
 
     def fingerprint(self, case: Case) -> Fingerprint:
@@ -227,7 +228,7 @@ class MeasurementRunner:
         if (case.size, config.digest) not in self._outcomes:
             batch = (other for other in self._assignment.batch_of(case) if not self._is_kept(other))
             self._score(case.size, config, (other.combination for other in batch))
-        return self._outcome(case.size, config, case.id)
+        return self._outcome(case.size, config, case.test_id)
 
     def _is_kept(self, case: Case) -> bool:
         return self.changes(case) == ()
