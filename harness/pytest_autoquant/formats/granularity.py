@@ -37,10 +37,14 @@ class Granularity:
         return {pattern: override for pattern, override in both.items() if override is not None}
 
 
+#: The overlay that changes nothing.
+DEFAULT = Granularity(name="default")
+
+
 def builtin_granularities() -> dict[str, Granularity]:
     """Return the built-in overlays by name, in the order tables and reports show them."""
     overlays = (
-        Granularity(name="default"),
+        DEFAULT,
         Granularity(
             name="recipe_match_channel_token", weight={"axis": 0}, input=_PER_TOKEN_DYNAMIC
         ),

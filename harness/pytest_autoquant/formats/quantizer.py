@@ -30,7 +30,7 @@ ScaleSharing = Literal[
     "token position",
     "token",
     "block",
-    "several axes",
+    "other axes",
 ]
 
 #: The two values of ``type``, of a quantizer and of its blocks.
@@ -188,7 +188,7 @@ class QuantizerAttributes:
         axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
         names = _AXIS_NAMES[tensor]
         is_known = len(axes) == 1 and -len(names) <= axes[0] < len(names)
-        return names[axes[0]] if is_known else "several axes"
+        return names[axes[0]] if is_known else "other axes"
 
     @property
     def width(self) -> int:
