@@ -4,11 +4,14 @@ A failure here after an upgrade of ModelOpt means: correct
 ``pytest_autoquant.modelopt_support.private_api``, then set its ``CHECKED_VERSION``.
 """
 
+import ast
 import io
+from pathlib import Path
 
 import modelopt
 import modelopt.torch.quantization as mtq
 import pytest
+import pytest_autoquant
 import torch
 from pytest_autoquant.formats.quantizer import QuantizerAttributes
 from pytest_autoquant.modelopt_support.private_api import (
@@ -66,6 +69,31 @@ def searched():
             method="gradient",
             verbose=False,
         )
+
+
+def imported_names(path):
+    """Yield what a module imports, as dotted names."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_other_modules_import_only_what_modelopt_documents():
+    package = Path(pytest_autoquant.__file__).parent
+    imported = {
+        name
+        for path in package.rglob("*.py")
+        if path.name != "private_api.py"
+        for name in imported_names(path)
+        if name.split(".")[0] == "modelopt"
+    }
+    assert imported == {
+        "modelopt",
+        "modelopt.torch.quantization",
+        "modelopt.torch.export.export_hf_checkpoint",
+    }
 
 
 def test_the_installed_release_is_the_one_that_was_checked():
