@@ -7,8 +7,8 @@ name, parent class or None, attributes or None, enabled).
 import copy
 
 from hypothesis import strategies as st
-from pytest_autoquant.formats.granularity import Granularity, parse_overrides
 from pytest_autoquant.formats.quant_pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER
+from pytest_autoquant.formats.user_yaml import granularity_of
 
 PATTERNS = (WEIGHT_QUANTIZER, INPUT_QUANTIZER)
 
@@ -39,10 +39,7 @@ def dict_form(rows, algorithm="max"):
 
 def overlay(raw):
     """The overlay that a YAML file with these overrides gives."""
-    overrides = parse_overrides(raw, where="test")
-    return Granularity(
-        name="drawn", weight=overrides.get(WEIGHT_QUANTIZER), input=overrides.get(INPUT_QUANTIZER)
-    )
+    return granularity_of({"name": "drawn", "quant_cfg_overrides": raw}, source="test")
 
 
 scaling_types = st.sampled_from(["static", "dynamic"])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest_autoquant.errors import UsageError
 from pytest_autoquant.formats.effective_config import apply_overlay, resolve
-from pytest_autoquant.formats.granularity import DEFAULT, Granularity, parse_overrides
+from pytest_autoquant.formats.granularity import DEFAULT, Granularity
 from pytest_autoquant.formats.quant_cfg import entry_list
 from pytest_autoquant.formats.quant_pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER, compose
 from pytest_autoquant.grid.vocabulary import load_vocabulary
@@ -126,7 +126,7 @@ def test_string_block_keys_from_yaml_are_normalised(base, raw):
         return override | ({"block_sizes": {str(k): blocks[k] for k in blocks}} if blocks else {})
 
     written = {pattern: with_string_keys(override) for pattern, override in raw.items()}
-    assert parse_overrides(written, where="test") == parse_overrides(raw, where="test")
+    assert overlay(written) == overlay(raw)
     spelled, plain = (resolve(ANY_PAIR, overlay(each), list_form(*base)) for each in (written, raw))
     assert repr(spelled.entries) == repr(plain.entries)
     assert spelled.digest == plain.digest

@@ -1,11 +1,9 @@
 """The support matrix: status, aliases and padded layers of each combination."""
 
 import pytest
-import torch
 from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.grid.case import Combination
 from pytest_autoquant.grid.vocabulary import load_vocabulary
-from pytest_autoquant.modelopt_support.probe import Prober
 from pytest_autoquant.modelopt_support.status import Status
 from pytest_autoquant.modelopt_support.support_matrix import (
     PaddedLayer,
@@ -13,6 +11,7 @@ from pytest_autoquant.modelopt_support.support_matrix import (
     support_matrix,
 )
 from pytest_autoquant.models.loading import Linear
+from pytest_autoquant.scoring.configurations import Configurations
 
 VOCABULARY = load_vocabulary()
 
@@ -29,8 +28,8 @@ def test_an_alias_names_the_first_supported_combination_with_an_equal_config():
     alias = combination("wint8_afp16", "w_per_out_channel")
     inert = combination("wint8_afp16", "a_per_token_dynamic")
     refused = combination("wfp4_afp16", "w_per_tensor")
-    prober = Prober(torch.device("cpu"), torch.float32)
-    cells = support_matrix(prober, (inert, first, grouped, alias, refused))
+    configs = Configurations("cpu", "fp32", lambda phase, done, total: None)
+    cells = support_matrix(configs, (inert, first, grouped, alias, refused))
     assert [(each.combination, each.support.status, each.alias_of) for each in cells] == [
         (inert, Status.NO_EFFECT, None),
         (first, Status.SUPPORTED, None),
