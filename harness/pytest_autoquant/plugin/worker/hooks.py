@@ -312,11 +312,12 @@ class Worker:
         """Attach the outcomes as a JSON string: it survives the way to an xdist controller."""
         report = yield
         is_end = report.when == "call" or not report.passed
-        if is_end and _OUTCOMES in item.stash:
+        outcomes = item.stash.get(_OUTCOMES, None)
+        if is_end and outcomes:
             marker = item.get_closest_marker("aq_tolerance")
             report.autoquant = dump_report(
                 WorkerReport(
-                    outcomes=tuple(item.stash[_OUTCOMES]),
+                    outcomes=tuple(outcomes),
                     tolerances=None if marker is None else dict(marker.kwargs),
                 )
             )
