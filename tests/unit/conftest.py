@@ -9,12 +9,14 @@ Ten tokens are scored. Within 8 bits per weight the most sensitive group, mlp, i
 kept at 16 bits; the best choice keeps attention and quantizes the other two.
 """
 
+import time
 from dataclasses import dataclass, field, fields, replace
 from html.parser import HTMLParser
 
 import pytest
 from markdown_it import MarkdownIt
-from pytest_autoquant.calibration.captions import Batch, CalibrationData, CaptionSet
+from pytest_autoquant.calibration.batches import Batch, CalibrationData
+from pytest_autoquant.calibration.captions import CaptionSet
 from pytest_autoquant.formats.effective_config import effective_config
 from pytest_autoquant.grid.case import Case, Combination
 from pytest_autoquant.grid.vocabulary import load_vocabulary
@@ -143,6 +145,7 @@ def findings(combination, measurement, data):
             effective_bits=8.0,
             seed=0,
         ),
+        started=time.perf_counter(),
     )
 
 
