@@ -9,6 +9,7 @@ Ten tokens are scored. Within 8 bits per weight the most sensitive group, mlp, i
 kept at 16 bits; the best choice keeps attention and quantizes the other two.
 """
 
+import time
 from dataclasses import dataclass, field, fields, replace
 from html.parser import HTMLParser
 
@@ -19,7 +20,7 @@ from pytest_autoquant.calibration.captions import CaptionSet
 from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.grid.case import Case, Combination
 from pytest_autoquant.grid.vocabulary import load_vocabulary
-from pytest_autoquant.manifests.case_result import CaseResult, Group, SelectionResult
+from pytest_autoquant.manifests.case_result import CaseResult, CaseSource, Group, SelectionResult
 from pytest_autoquant.manifests.fingerprint import Fingerprint
 from pytest_autoquant.manifests.scheme_manifest import (
     AllocationRecord,
@@ -144,6 +145,7 @@ def findings(combination, measurement, data):
             effective_bits=8.0,
             seed=0,
         ),
+        started=time.perf_counter(),
     )
 
 
@@ -206,10 +208,10 @@ def case_of():
             "module_order": tuple(scores),
             "total_score": sum(finite) if len(finite) == len(scores) else None,
             "selection": SelectionResult(),
-            "manifest": "/".join((*names.values(), "x.json")),
-            "fingerprint": known,
         }
-        return CaseResult(**names, **(values | given))
+        source = {"manifest": "/".join((*names.values(), "x.json")), "fingerprint": known}
+        source |= {name: given.pop(name) for name in CaseSource.__slots__ if name in given}
+        return CaseResult(**names, **(values | given), source=CaseSource(**source))
 
     return build
 
