@@ -10,7 +10,8 @@ import torch
 from pytest_autoquant.calibration.captions import calibration_data, load_captions
 from pytest_autoquant.formats.effective_config import effective_config
 from pytest_autoquant.grid.vocabulary import load_vocabulary
-from pytest_autoquant.models.loading import load_model, resolve_device, resolve_dtype
+from pytest_autoquant.models.device import resolve_device, resolve_dtype
+from pytest_autoquant.models.loading import load_model
 from pytest_autoquant.models.registry import REGISTRY
 from pytest_autoquant.scoring.stock import StockEngine
 

@@ -127,7 +127,7 @@ def padded_batches(bench, size):
 
 def test_stock_with_the_usual_padded_batches(benchmark, bench, configs, size, seconds):
     import modelopt.torch.quantization as mtq
-    from pytest_autoquant.models.loading import preserved
+    from pytest_autoquant.models.restore import preserved
 
     module, batches = bench.model.module, padded_batches(bench, size)
 

@@ -28,7 +28,8 @@ from pytest_autoquant.modelopt_support.cuda_extensions import ANNOUNCEMENT
 from pytest_autoquant.modelopt_support.cuda_extensions import build as build_extensions
 from pytest_autoquant.modelopt_support.probe import Prober, misfits, quiet
 from pytest_autoquant.modelopt_support.status import Support
-from pytest_autoquant.models.loading import LoadedModel, load_model, resolve_device, resolve_dtype
+from pytest_autoquant.models.device import resolve_device, resolve_dtype
+from pytest_autoquant.models.loading import LoadedModel, load_model
 from pytest_autoquant.models.registry import ModelSource
 from pytest_autoquant.options.settings import Settings
 from pytest_autoquant.scoring.build_manifest import Findings, Layer, build_manifest

@@ -15,8 +15,10 @@ from pytest_autoquant.errors import MeasurementError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.formats.quant_pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER
 from pytest_autoquant.modelopt_support.probe import quiet
-from pytest_autoquant.models.loading import LoadedModel, peak_cuda_bytes, preserved
+from pytest_autoquant.models.device import peak_cuda_bytes
+from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.next_token import next_token_logits, next_token_loss
+from pytest_autoquant.models.restore import preserved
 from pytest_autoquant.scoring.engine import Failure, GroupScore, Measurement, Outcomes
 from pytest_autoquant.scoring.progress import Progress
 

@@ -17,7 +17,7 @@ from pytest_autoquant.calibration.captions import (
 )
 from pytest_autoquant.errors import CaptionError
 
-DATA = Path(pytest_autoquant.__file__).parent / "data"
+DATA = Path(pytest_autoquant.__file__).parent / "calibration" / "data"
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -229,7 +229,7 @@ def test_the_built_in_captions_are_512_distinct_lines():
 
 
 @pytest.mark.parametrize(
-    "name", ["training/captions.txt", "harness/pytest_autoquant/data/heldout.txt"]
+    "name", ["training/captions.txt", "harness/pytest_autoquant/calibration/data/heldout.txt"]
 )
 def test_no_built_in_caption_is_one_the_embedded_model_was_trained_or_tested_on(name):
     theirs = folded(REPOSITORY / name)
@@ -247,7 +247,10 @@ def test_the_built_in_held_out_captions_neither_calibrate_nor_trained():
     assert "" not in own
     calibrating = load_captions(None, "large").lines
     assert set(load_held_out(None).lines).isdisjoint(calibrating)
-    for other in ("harness/pytest_autoquant/data/captions.txt", "training/captions.txt"):
+    for other in (
+        "harness/pytest_autoquant/calibration/data/captions.txt",
+        "training/captions.txt",
+    ):
         assert own & folded(REPOSITORY / other) == set()
 
 

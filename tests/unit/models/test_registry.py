@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from pytest_autoquant.errors import ModelError, UsageError
-from pytest_autoquant.models.loading import architecture_linears
+from pytest_autoquant.models.layers import architecture_linears
 from pytest_autoquant.models.registry import DEFAULT_MODEL, EMBEDDED_TOKENIZER, REGISTRY, find_model
 from transformers import AutoConfig, AutoModelForImageTextToText
 

@@ -10,9 +10,10 @@ from pytest_autoquant.formats.granularity import Granularity
 from pytest_autoquant.formats.quant_pair import QuantPair
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.modelopt_support.probe import preset
-from pytest_autoquant.models.loading import load_model, preserved
+from pytest_autoquant.models.loading import load_model
 from pytest_autoquant.models.next_token import next_token_logits, next_token_loss
 from pytest_autoquant.models.registry import REGISTRY
+from pytest_autoquant.models.restore import preserved
 from pytest_autoquant.scoring.engine import Failure
 from pytest_autoquant.scoring.stock import StockEngine
 
