@@ -10,7 +10,7 @@ stock engine runs a few cases only, with the harness's batches and with the usua
 import pytest
 import torch
 from pytest_autoquant.calibration.captions import calibration_data, load_captions
-from pytest_autoquant.modelopt_support.probe import quiet
+from pytest_autoquant.modelopt_support.quiet import quiet
 from pytest_autoquant.plugin.pytest_config import session_of
 from pytest_autoquant.scoring.engine import Measurement
 from pytest_autoquant.scoring.replay.engine import ReplayEngine

@@ -16,7 +16,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pytest_autoquant.errors import AutoquantError, RecordError, UsageError
-from pytest_autoquant.formats.effective_config import effective_config
+from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
@@ -723,7 +723,7 @@ def resolve(vocabulary):
     for name in added:
         assert len(repr(vocabulary.granularities[name])) < LONGEST_MESSAGE
         try:
-            config = effective_config(BUILTIN.pairs["wint4_aint8"], vocabulary.granularities[name])
+            config = resolve(BUILTIN.pairs["wint4_aint8"], vocabulary.granularities[name])
         except AutoquantError:
             continue
         assert config.digest

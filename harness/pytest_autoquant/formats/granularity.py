@@ -11,10 +11,9 @@ from typing import Any
 
 from pytest_autoquant.errors import UsageError
 from pytest_autoquant.formats.quant_pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER
+from pytest_autoquant.formats.quantizer import SCALING_TYPES, SPECIAL_BLOCK_KEYS
 
 OVERRIDE_KEYS = ("axis", "block_sizes", "type")
-SPECIAL_BLOCK_KEYS = ("type", "scale_bits", "scale_block_sizes")
-_SCALING_TYPES = ("static", "dynamic")
 
 _PER_TOKEN_DYNAMIC = {"type": "dynamic", "block_sizes": {-1: None}}
 
@@ -33,9 +32,9 @@ class Granularity:
 
     @property
     def overrides(self) -> dict[str, Mapping[str, Any]]:
-        """The overrides by quantizer pattern, without the untouched half."""
-        halves = {WEIGHT_QUANTIZER: self.weight, INPUT_QUANTIZER: self.input}
-        return {pattern: half for pattern, half in halves.items() if half is not None}
+        """The overrides by quantizer pattern, without a quantizer that is left alone."""
+        both = {WEIGHT_QUANTIZER: self.weight, INPUT_QUANTIZER: self.input}
+        return {pattern: override for pattern, override in both.items() if override is not None}
 
 
 def builtin_granularities() -> dict[str, Granularity]:
@@ -114,7 +113,7 @@ def _axis(value: Any, where: str) -> int | tuple[int, ...] | None:
 
 
 def _scaling_type(value: Any, where: str) -> str:
-    if value not in _SCALING_TYPES:
+    if value not in SCALING_TYPES:
         raise UsageError(f"{where} must be static or dynamic, not {value!r}")
     return str(value)
 

@@ -269,7 +269,7 @@ class AutoquantSession:
     def structure(self, combination: Combination, bench: MeasurementRunner) -> StructureCheck:
         """Resolve a combination, have ModelOpt validate it, and find its status."""
         config = bench.config(combination)
-        bench.prober.accepts(config)
+        bench.prober.check_config(config)
         support = bench.support(combination)
         return StructureCheck(
             pair=combination.pair.name,

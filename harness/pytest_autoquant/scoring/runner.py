@@ -24,9 +24,9 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
     MemoryRecord,
     RunConfig,
 )
-from pytest_autoquant.modelopt_support.cuda_extensions import ANNOUNCEMENT
-from pytest_autoquant.modelopt_support.cuda_extensions import build as build_extensions
-from pytest_autoquant.modelopt_support.probe import Prober, misfits, quiet
+from pytest_autoquant.modelopt_support.cuda_extensions import ANNOUNCEMENT, build_extensions
+from pytest_autoquant.modelopt_support.probe import Prober
+from pytest_autoquant.modelopt_support.quiet import quiet
 from pytest_autoquant.modelopt_support.status import Support
 from pytest_autoquant.models.device import resolve_device, resolve_dtype
 from pytest_autoquant.models.loading import LoadedModel, load_model
@@ -268,7 +268,7 @@ class MeasurementRunner:
                 out_features=linear.out_features,
                 in_features=linear.in_features,
                 padded_to=next(
-                    filter(None, (misfits(config, w) for w in linear.input_widths)), None
+                    (p for w in linear.input_widths if (p := config.padded_width(w)) != w), None
                 ),
             )
             for linear in self.model.linears

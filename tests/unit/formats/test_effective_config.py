@@ -25,7 +25,7 @@ OWNED = {"axis", "block_sizes", "type"}
 
 
 def effective(pair, granularity, base=None):
-    return effective_config(PAIRS[pair], OVERLAYS[granularity], base)
+    return resolve(PAIRS[pair], OVERLAYS[granularity], base)
 
 
 # A base is drawn once as rows and written in either of ModelOpt's forms:
@@ -156,7 +156,7 @@ def scribble(value):
 def test_neither_applying_nor_using_the_result_mutates_base_or_overlay(form, base, overlay):
     given_base = form(*base)
     before = repr((given_base, overlay))
-    config = effective_config(ANY_PAIR, overlay, given_base)
+    config = resolve(ANY_PAIR, overlay, given_base)
     assert repr((given_base, overlay)) == before
     result = repr(config)
     scribble(config.modelopt())
@@ -182,8 +182,8 @@ def test_each_step_leaves_what_it_was_given_alone(form, base, overlay):
 @both_forms
 @given(base=bases(), overlay=overlays)
 def test_an_overlay_does_what_it_says_and_axis_and_block_sizes_never_coexist(form, base, overlay):
-    before = effective_config(ANY_PAIR, DEFAULT, form(*base))
-    after = effective_config(ANY_PAIR, overlay, form(*base))
+    before = resolve(ANY_PAIR, DEFAULT, form(*base))
+    after = resolve(ANY_PAIR, overlay, form(*base))
     for half in HALVES:
         old, new, asked = before.quantizer(half), after.quantizer(half), overlay.overrides.get(half)
         if new is None or asked is None:
@@ -200,8 +200,8 @@ def test_an_overlay_does_what_it_says_and_axis_and_block_sizes_never_coexist(for
 @both_forms
 @given(base=bases(), overlay=overlays)
 def test_applying_an_overlay_twice_equals_once(form, base, overlay):
-    once = effective_config(ANY_PAIR, overlay, form(*base))
-    twice = effective_config(ANY_PAIR, overlay, once.modelopt())
+    once = resolve(ANY_PAIR, overlay, form(*base))
+    twice = resolve(ANY_PAIR, overlay, once.modelopt())
     assert repr(twice.modelopt()) == repr(once.modelopt())
     assert twice.digest == once.digest
 
@@ -210,7 +210,7 @@ def test_applying_an_overlay_twice_equals_once(form, base, overlay):
 @given(base=bases(), overlay=overlays)
 def test_everything_but_the_two_quantizer_entries_is_untouched(form, base, overlay):
     rows, _ = base
-    config = effective_config(ANY_PAIR, overlay, form(*base))
+    config = resolve(ANY_PAIR, overlay, form(*base))
     expected = as_list(*base)["quant_cfg"]
     assert len(config.entries) == len(expected)
     for (name, parent_class, _, enabled), entry, original in zip(
@@ -227,7 +227,7 @@ def test_everything_but_the_two_quantizer_entries_is_untouched(form, base, overl
 @both_forms
 @given(base=bases())
 def test_default_is_the_identity(form, base):
-    config = effective_config(ANY_PAIR, DEFAULT, form(*base))
+    config = resolve(ANY_PAIR, DEFAULT, form(*base))
     assert list(config.entries) == as_list(*base)["quant_cfg"]
     assert config.no_effect is None
     assert config.algorithm == ("max" if config.notes else base[1])
@@ -237,7 +237,7 @@ def test_default_is_the_identity(form, base):
 @given(base=bases(), overlay=overlays)
 def test_both_forms_of_a_base_give_one_digest(base, overlay):
     listed, keyed = (
-        effective_config(ANY_PAIR, overlay, form(*base)) for form in (as_list, as_dict)
+        resolve(ANY_PAIR, overlay, form(*base)) for form in (as_list, as_dict)
     )
     assert listed.digest == keyed.digest
     assert listed.effective_bits == keyed.effective_bits
@@ -254,7 +254,7 @@ def test_string_block_keys_from_yaml_are_normalised(form, base, raw):
 
     written = {pattern: with_string_keys(half) for pattern, half in raw.items()}
     assert parse_overrides(written, where="test") == parse_overrides(raw, where="test")
-    spelled, plain = (effective_config(ANY_PAIR, overlay(o), form(*base)) for o in (written, raw))
+    spelled, plain = (resolve(ANY_PAIR, overlay(o), form(*base)) for o in (written, raw))
     assert repr(spelled.entries) == repr(plain.entries)
     assert spelled.digest == plain.digest
 
@@ -476,7 +476,7 @@ def test_no_two_pairs_share_a_digest():
 )
 def test_a_digest_sees_what_changes_bits_and_no_spelled_out_default(written, is_same):
     def digest(attributes):
-        return effective_config(
+        return resolve(
             ANY_PAIR, DEFAULT, as_list([(WEIGHT_QUANTIZER, None, attributes, True)], "max")
         ).digest
 
@@ -490,7 +490,7 @@ def test_a_digest_does_not_see_in_which_order_attributes_are_written():
     (entry,) = turned["quant_cfg"]
     entry["cfg"]["block_sizes"] = dict(reversed(attributes["block_sizes"].items()))
     entry["cfg"] = dict(reversed(entry["cfg"].items()))
-    digests = {effective_config(ANY_PAIR, DEFAULT, b).digest for b in (base, turned)}
+    digests = {resolve(ANY_PAIR, DEFAULT, b).digest for b in (base, turned)}
     assert len(digests) == 1
 
 
@@ -503,12 +503,12 @@ def test_a_digest_sees_algorithm_entry_order_and_disable_patterns():
         {**base, "quant_cfg": entries[::-1]},
         {**base, "quant_cfg": entries[:-1]},
     ]
-    assert len({effective_config(ANY_PAIR, DEFAULT, b).digest for b in variants}) == len(variants)
+    assert len({resolve(ANY_PAIR, DEFAULT, b).digest for b in variants}) == len(variants)
 
 
 def test_the_digest_depends_on_no_name():
     pair = dataclasses.replace(ANY_PAIR, name="mine", format_name="MINE", experimental=True)
-    renamed = effective_config(pair, Granularity(name="other", weight={"axis": 0}))
+    renamed = resolve(pair, Granularity(name="other", weight={"axis": 0}))
     assert renamed.digest == effective("wint8_aint8", "w_per_out_channel").digest
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from pytest_autoquant.errors import UsageError
-from pytest_autoquant.formats.effective_config import effective_config
+from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.formats.granularity import Granularity
 from pytest_autoquant.formats.quant_pair import QuantPair
 from pytest_autoquant.grid.case import combinations
@@ -145,7 +145,7 @@ def test_modelopt_validates_every_effective_config(prober):
 
 def test_a_config_that_modelopt_refuses_is_an_error_in_its_words(prober):
     pair = VOCABULARY.pairs["wint8_afp16"]
-    broken = effective_config(
+    broken = resolve(
         pair,
         Granularity(name="default"),
         {"quant_cfg": [{"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": -3}}]},
@@ -157,4 +157,4 @@ def test_a_config_that_modelopt_refuses_is_an_error_in_its_words(prober):
 @pytest.mark.parametrize(("width", "padded"), [(256, None), (384, None), (320, 384), (100, 128)])
 def test_misfits_gives_the_width_padded_to_whole_blocks(width, padded):
     pair, overlay = VOCABULARY.pairs["wint4_afp16"], VOCABULARY.granularities["w_group128"]
-    assert misfits(effective_config(pair, overlay), width) == padded
+    assert misfits(resolve(pair, overlay), width) == padded

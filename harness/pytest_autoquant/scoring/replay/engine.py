@@ -17,7 +17,6 @@ import torch
 from pytest_autoquant.calibration.captions import CalibrationData
 from pytest_autoquant.errors import MeasurementError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
-from pytest_autoquant.formats.quant_pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER
 from pytest_autoquant.modelopt_support.layer_groups import layer_groups, scored_elsewhere
 from pytest_autoquant.models.device import (
     peak_cuda_bytes,
@@ -27,7 +26,7 @@ from pytest_autoquant.models.device import (
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.engine import Failure, GroupScore, Measurement, Outcomes
 from pytest_autoquant.scoring.progress import Progress
-from pytest_autoquant.scoring.replay.quantizers import refusal
+from pytest_autoquant.scoring.replay.quantizers import replay_refusal
 from pytest_autoquant.scoring.replay.recorder import capture
 from pytest_autoquant.scoring.replay.sweep import SweepPlan, SweepResult, plan_sweep, sweep_slice
 from pytest_autoquant.scoring.replay.tape import (
@@ -82,7 +81,7 @@ class ReplayEngine:
             return f"calibration algorithm {config.algorithm} needs more than recorded ranges"
         if self._elsewhere is not None:
             return f"ModelOpt scores {self._elsewhere} at the output of a mixture of experts"
-        return refusal(config, WEIGHT_QUANTIZER) or refusal(config, INPUT_QUANTIZER)
+        return replay_refusal(config)
 
     def score(
         self, configs: Sequence[EffectiveConfig], data: CalibrationData, progress: Progress

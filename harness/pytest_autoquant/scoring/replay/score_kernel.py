@@ -1,9 +1,10 @@
 """Reduces a linear's output change to its score: sum of ``clamp(gradient x change)^2``.
 
-The formula is ModelOpt's ``_get_auto_quantize_score`` (``modelopt/torch/quantization/algorithms.py``,
-0.47.0). Each tensor is read once and no temporary of the output's size is kept. Sums run over
-blocks in a fixed order, so equal inputs give equal scores. On CUDA a Triton kernel does it; on a
-CPU the rows are multiplied and reduced in chunks that fit the cache.
+The formula is that of ``_get_auto_quantize_score`` in ModelOpt 0.47.0
+(``modelopt/torch/quantization/algorithms.py``). Each tensor is read once and no temporary of the
+output's size is kept. Sums run over blocks in a fixed order, so equal inputs give equal scores. On
+CUDA a Triton kernel does it; on a CPU the rows are multiplied and reduced in chunks that fit the
+cache.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ input; each pair of them that a config asks for is multiplied once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
@@ -15,22 +15,25 @@ import torch
 from torch.nn import functional
 
 from pytest_autoquant.formats.effective_config import EffectiveConfig
-from pytest_autoquant.formats.quant_pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER
+from pytest_autoquant.formats.quantizer import QuantizerAttributes
 from pytest_autoquant.scoring.engine import Failure
-from pytest_autoquant.scoring.replay.quantizers import HalfQuantizer, half_key
+from pytest_autoquant.scoring.replay.quantizers import ShapedQuantizers
 from pytest_autoquant.scoring.replay.score_kernel import LinearScorer
 from pytest_autoquant.scoring.replay.token_slices import TokenSlice
 
-#: Quantizers by key; the key None and the quantizer None mean "not quantized".
-Quantizers = Mapping[str | None, HalfQuantizer | None]
+#: Attributes of a config's weight or input quantizer, None if the config leaves it unquantized.
+Attributes = QuantizerAttributes | None
+
+#: Quantizers by their attributes.
+Quantizers = Mapping[Attributes, ShapedQuantizers | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedProduct:
-    """A config, by its index in the sweep, and the key of its input quantizer."""
+    """A config, by its index in the sweep, and its input quantizer."""
 
     config: int
-    input_key: str | None
+    input: Attributes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,39 +41,38 @@ class SweepPlan:
     """The configs of a sweep and their distinct quantizers.
 
     Attributes:
-        products: by weight key, the products that use the weight.
+        products: by weight quantizer, the products that use the weight.
     """
 
     configs: tuple[EffectiveConfig, ...]
     weights: Quantizers
     inputs: Quantizers
-    products: Mapping[str | None, Sequence[WantedProduct]]
+    products: Mapping[Attributes, Sequence[WantedProduct]]
 
-    def quantizers_of(self, config: EffectiveConfig) -> dict[str, HalfQuantizer | None]:
+    def quantizers_of(self, config: EffectiveConfig) -> dict[str, ShapedQuantizers | None]:
         """Return a config's quantizers by the name that ModelOpt gives them in a linear."""
         return {
-            "weight_quantizer": self.weights[half_key(config, WEIGHT_QUANTIZER)],
-            "input_quantizer": self.inputs[half_key(config, INPUT_QUANTIZER)],
+            "weight_quantizer": self.weights[config.weight],
+            "input_quantizer": self.inputs[config.input],
         }
 
 
 def plan_sweep(configs: Sequence[EffectiveConfig]) -> SweepPlan:
     """Find the distinct quantizers of the configs, and which products of them are wanted."""
-    products: dict[str | None, list[WantedProduct]] = {}
+    products: dict[Attributes, list[WantedProduct]] = {}
     for index, config in enumerate(configs):
-        wanted = WantedProduct(config=index, input_key=half_key(config, INPUT_QUANTIZER))
-        products.setdefault(half_key(config, WEIGHT_QUANTIZER), []).append(wanted)
+        wanted = WantedProduct(config=index, input=config.input)
+        products.setdefault(config.weight, []).append(wanted)
     return SweepPlan(
         configs=tuple(configs),
-        weights=_distinct(configs, WEIGHT_QUANTIZER),
-        inputs=_distinct(configs, INPUT_QUANTIZER),
+        weights=_distinct(config.weight for config in configs),
+        inputs=_distinct(config.input for config in configs),
         products=products,
     )
 
 
-def _distinct(configs: Sequence[EffectiveConfig], pattern: str) -> Quantizers:
-    by_key = {half_key(config, pattern): config.quantizer(pattern) for config in configs}
-    return {key: None if cfg is None else HalfQuantizer(cfg) for key, cfg in by_key.items()}
+def _distinct(attributes: Iterable[Attributes]) -> Quantizers:
+    return {each: None if each is None else ShapedQuantizers(each) for each in attributes}
 
 
 @dataclass(slots=True)
@@ -112,8 +114,8 @@ def sweep_slice(plan: SweepPlan, token_slice: TokenSlice, module: Any, result: S
         linear = module.get_submodule(name)
         plain = functional.linear(token_slice.x, linear.weight, linear.bias)
         scorer = LinearScorer(plain, gradient, linear.bias, versions=len(plan.configs))
-        for weight_key, products in plan.products.items():
-            quantized_weight = partial(_quantized_weight, plan.weights[weight_key], linear.weight)
+        for attributes, products in plan.products.items():
+            quantized_weight = partial(_quantized_weight, plan.weights[attributes], linear.weight)
             _score_products(scorer, products, quantized_input, quantized_weight, result.failures)
         result.add(name, scorer.totals())
 
@@ -121,7 +123,7 @@ def sweep_slice(plan: SweepPlan, token_slice: TokenSlice, module: Any, result: S
 def _score_products(
     scorer: LinearScorer,
     products: Sequence[WantedProduct],
-    quantized_input: Callable[[str | None], torch.Tensor],
+    quantized_input: Callable[[Attributes], torch.Tensor],
     quantized_weight: Callable[[], torch.Tensor],
     failures: dict[int, Failure],
 ) -> None:
@@ -131,21 +133,21 @@ def _score_products(
         if product.config in failures:
             continue
         try:
-            scorer.add(product.config, quantized_input(product.input_key), weight())
+            scorer.add(product.config, quantized_input(product.input), weight())
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
             failures[product.config] = Failure.of(error)
 
 
-def _quantized_weight(quantizer: HalfQuantizer | None, weight: torch.Tensor) -> torch.Tensor:
+def _quantized_weight(quantizer: ShapedQuantizers | None, weight: torch.Tensor) -> torch.Tensor:
     return weight if quantizer is None else quantizer.weight(weight)
 
 
 def _quantized_input(
-    quantizers: Quantizers, token_slice: TokenSlice, key: str | None
+    quantizers: Quantizers, token_slice: TokenSlice, attributes: Attributes
 ) -> torch.Tensor:
-    quantizer = quantizers[key]
+    quantizer = quantizers[attributes]
     if quantizer is None:
         return token_slice.x
     return quantizer.input(token_slice.x, token_slice.amax, token_slice.num_multi_caption_tokens)

@@ -63,7 +63,7 @@ class Tape:
         gradients: by linear, ``(tokens, out_features)``.
         num_multi_caption_tokens: number of tokens from batches of several captions. They come
             first; the other tokens are from batches of one caption. On CUDA, ModelOpt quantizes
-            the two kinds with different code (``quantizers.HalfQuantizer.input``).
+            the two kinds with different code (``quantizers.ShapedQuantizers.input``).
         non_finite_gradients: linears whose gradients hold NaN or an infinity.
     """
 
