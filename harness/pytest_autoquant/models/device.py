@@ -15,7 +15,7 @@ DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 )
 
-_DEVICE_NAME = re.compile(r"cpu|cuda(:\d{1,3})?")
+_DEVICE_NAME = re.compile(r"cpu|cuda(?::(\d{1,3}))?")
 
 
 def resolve_device(name: str) -> torch.device:
@@ -28,15 +28,16 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not _DEVICE_NAME.fullmatch(name):
+    match = _DEVICE_NAME.fullmatch(name)
+    if match is None:
         raise UsageError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    # Not torch.device(name).index: it has 8 bits, and 'cuda:999' becomes device -25.
+    if name != "cpu" and int(match[1] or 0) >= torch.cuda.device_count():
         raise UsageError(
             f"device {name!r} is not available: torch sees {torch.cuda.device_count()} CUDA "
             "devices; use --aq-device cpu or a machine with a GPU"
         )
-    return device
+    return torch.device(name)
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

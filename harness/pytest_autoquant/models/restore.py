@@ -59,7 +59,8 @@ class SavedObject:
 
     def restore(self) -> None:
         """Put class and attributes back; attributes added since are removed."""
-        self.target.__class__ = self.cls
+        if type(self.target) is not self.cls:
+            self.target.__class__ = self.cls
         current = vars(self.target)
         current.clear()
         for name, attribute in self.attributes.items():
