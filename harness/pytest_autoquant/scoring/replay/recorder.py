@@ -97,8 +97,10 @@ class _Recording:
 
     def set_source(self, name: str, source: str) -> None:
         """Note whose input a linear reads; the answer has to be the same for every batch."""
-        if self.source.setdefault(name, source) != source:
-            raise _not_replayable(f"{name} shares its input with {source} on some captions only")
+        known = self.source.setdefault(name, source)
+        if known != source:
+            other = known if source == name else source
+            raise _not_replayable(f"{name} shares its input with {other} on some captions only")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
