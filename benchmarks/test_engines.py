@@ -16,12 +16,10 @@ from pytest_autoquant.scoring.engine import Measurement
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
 from torch.nn import functional
 
+from tests.builders import ignore_progress
+
 STOCK_CASES = ("wfp8_afp8-default", "wint4_aint8-default", "wint8_aint8-default")
 PADDED_LENGTH, PADDED_BATCH = 512, 8
-
-
-def ignore_progress(phase, done, total):
-    pass
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The reference engine on the embedded model."""
 
+import io
 import math
 
 import pytest
@@ -29,14 +30,33 @@ def measure(engine, effective, data, progress=ignore_progress):
     return outcome
 
 
-def scores(tiny, effective, data, method="gradient"):
-    measurement = measure(StockEngine(tiny, method=method), effective, data)
+def per_token(measurement, data):
     return {group.name: group.score / data.scored_tokens for group in measurement.groups}
 
 
-def test_groups_are_modelopts_and_cover_every_linear(tiny):
-    engine = StockEngine(tiny, method="gradient")
-    measured = measure(engine, config("wint8_aint8"), calibration_of(tiny))
+def scores(tiny, effective, data, method="gradient"):
+    return per_token(measure(StockEngine(tiny, method=method), effective, data), data)
+
+
+@pytest.fixture(scope="module")
+def data(tiny):
+    return calibration_of(tiny)
+
+
+@pytest.fixture(scope="module")
+def steps():
+    """What ``measured`` reported as progress."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def measured(tiny, data, steps):
+    """INT8 weights and activations, with ModelOpt's search state."""
+    engine = StockEngine(tiny, method="gradient", save_state=True)
+    return measure(engine, config("wint8_aint8"), data, lambda *step: steps.append(step))
+
+
+def test_groups_are_modelopts_and_cover_every_linear(tiny, measured):
     by_name = {group.name: group for group in measured.groups}
     assert by_name[f"{LAYER}.self_attn.q_proj.quant_recipe"].modules == (
         f"{LAYER}.self_attn.q_proj",
@@ -50,13 +70,29 @@ def test_groups_are_modelopts_and_cover_every_linear(tiny):
     assert set(measured.timing) == {"prepare", "calibrate", "score"}
 
 
-def test_score_is_the_squared_gradient_weighted_output_change(tiny):
-    """int8 weights per output channel, written out: scale amax / 127, round.
+def test_progress_counts_batches_by_phase(measured, data, steps):
+    calibrated, scored = len(data.batches), len(data.scored)
+    assert steps == [
+        *(("calibrate", done, calibrated) for done in range(calibrated)),
+        *(("score", done, scored) for done in range(scored)),
+    ]
 
-    bf16 weights fall on many near-ties of the rounding, which ModelOpt's own order of operations
-    breaks either way: hence the tolerance.
+
+def test_search_state_is_saved_on_request(measured):
+    from modelopt.torch.utils.serialization import safe_load
+
+    state = safe_load(io.BytesIO(measured.state))
+    assert state["method"] == "gradient"
+    assert f"{LAYER}.mlp.down_proj.quant_recipe" in state["candidate_stats"]
+
+
+def test_score_is_the_squared_gradient_weighted_output_change(tiny, data):
+    """INT8 weights per output channel, written out: scale amax / 127, round.
+
+    bf16 weights often lie halfway between two codes; ModelOpt's order of operations then rounds
+    either way, hence the tolerance.
     """
-    data, name = calibration_of(tiny), f"{LAYER}.mlp.down_proj"
+    name = f"{LAYER}.mlp.down_proj"
     linear = tiny.module.get_submodule(name)
     weight = linear.weight.detach()
     scale = weight.abs().amax(dim=1, keepdim=True) / 127
@@ -87,29 +123,25 @@ def test_score_is_the_squared_gradient_weighted_output_change(tiny):
     ],
 )
 def test_score_does_not_depend_on_the_batch_size(tiny, pair, granularity, method):
-    found = [
-        scores(tiny, config(pair, granularity), calibration_of(tiny, batch_size=batch_size), method)
-        for batch_size in (1, 4, 32)
-    ]
-    assert len(calibration_of(tiny, batch_size=1).scored) > len(
-        calibration_of(tiny, batch_size=32).scored
+    small, large = (calibration_of(tiny, batch_size=size, score_size=8) for size in (1, 32))
+    assert len(small.scored) == 8 > len(large.scored)
+    assert scores(tiny, config(pair, granularity), small, method) == pytest.approx(
+        scores(tiny, config(pair, granularity), large, method), rel=1e-4
     )
-    for other in found[1:]:
-        assert other == pytest.approx(found[0], rel=1e-4)
 
 
-def test_score_size_captions_are_scored_and_all_calibrate(tiny):
-    few, all_of_them = calibration_of(tiny, score_size=4), calibration_of(tiny)
+def test_score_size_captions_are_scored_and_all_calibrate(tiny, measured, data):
+    few = calibration_of(tiny, score_size=4)
     assert sum(len(batch.rows) for batch in few.scored) == 4
     assert sum(len(batch.rows) for batch in few.batches) == 16
-    per_token = scores(tiny, config("wint8_aint8"), few)
-    assert per_token.keys() == scores(tiny, config("wint8_aint8"), all_of_them).keys()
-    assert per_token != scores(tiny, config("wint8_aint8"), all_of_them)
+    few_scores, all_scores = scores(tiny, config("wint8_aint8"), few), per_token(measured, data)
+    assert few_scores.keys() == all_scores.keys()
+    assert all(few_scores[name] != score for name, score in all_scores.items())
 
 
-def test_activation_only_scores_are_not_clamped(tiny):
+def test_activation_only_scores_are_not_clamped(tiny, data):
     """Both formats store 16 bits, so ModelOpt's ``min(score, previous)`` would give 0."""
-    found = scores(tiny, config("wfp16_aint8"), calibration_of(tiny))
+    found = scores(tiny, config("wfp16_aint8"), data)
     assert min(found.values()) > 0
 
 
@@ -134,7 +166,7 @@ def test_model_is_restored_bit_for_bit(tiny, pair, method):
     assert model_state(tiny.module) == before
 
 
-def test_interrupted_measurement_restores_the_model(tiny):
+def test_interrupted_measurement_restores_the_model(tiny, data):
     before = model_state(tiny.module)
 
     def interrupt(phase, done, total):
@@ -143,7 +175,7 @@ def test_interrupted_measurement_restores_the_model(tiny):
 
     engine = StockEngine(tiny, method="gradient")
     with pytest.raises(KeyboardInterrupt):
-        measure(engine, config("wint8_aint8"), calibration_of(tiny), interrupt)
+        measure(engine, config("wint8_aint8"), data, interrupt)
     assert model_state(tiny.module) == before
 
 
@@ -158,33 +190,9 @@ def test_config_that_raises_fails_alone(tiny):
     assert model_state(tiny.module) == before
 
 
-def test_progress_counts_batches_by_phase(tiny):
-    seen = []
-    data = calibration_of(tiny)
-    engine = StockEngine(tiny, method="gradient")
-    measure(engine, config("wint8_aint8"), data, lambda *step: seen.append(step))
-    assert [step[0] for step in seen] == ["calibrate"] * len(data.batches) + ["score"] * len(
-        data.scored
-    )
-    assert seen[0] == ("calibrate", 0, len(data.batches))
-    assert seen[-1] == ("score", len(data.scored) - 1, len(data.scored))
-
-
 def test_scores_of_a_model_with_nan_are_nan(tiny):
     norm = tiny.module.get_submodule(f"{LAYER}.input_layernorm")
     with preserved(norm, weights=True):
         norm.weight.data[0] = math.nan
         found = scores(tiny, config("wint8_afp16"), calibration_of(tiny, score_size=4))
     assert all(math.isnan(score) for score in found.values())
-
-
-def test_search_state_is_saved_on_request(tiny):
-    import io
-
-    from modelopt.torch.utils.serialization import safe_load
-
-    engine = StockEngine(tiny, method="gradient", save_state=True)
-    saved = measure(engine, config("wint8_aint8"), calibration_of(tiny)).state
-    state = safe_load(io.BytesIO(saved))
-    assert state["method"] == "gradient"
-    assert f"{LAYER}.mlp.down_proj.quant_recipe" in state["candidate_stats"]
