@@ -1,6 +1,12 @@
 """Builders that tests of several rooms share. Heavy imports wait until a builder needs them."""
 
 import hashlib
+from dataclasses import replace
+
+
+def changed(record, part, **values):
+    """Return a record with some fields of one of its parts replaced."""
+    return replace(record, **{part: replace(getattr(record, part), **values)})
 
 
 def ignore_progress(phase, done, total):
@@ -19,7 +25,8 @@ def load_tiny(name="tiny-qwen3-vl", **options):
 
 def calibration_of(model, size="small", *, batch_size=32, score_size=128):
     """Batch the built-in captions of a size for a model."""
-    from pytest_autoquant.calibration.captions import calibration_data, load_captions
+    from pytest_autoquant.calibration.batches import calibration_data
+    from pytest_autoquant.calibration.captions import load_captions
 
     captions = load_captions(None, size)
     ids = model.tokenize(captions.lines)

@@ -39,15 +39,15 @@ def render_matrix(bench: MeasurementRunner, combinations: Sequence[Combination])
     cells: dict[tuple[str, str], str] = {}
     reasons: dict[str, list[str]] = {}
     aliases: dict[str, list[str]] = {}
-    for each in support_matrix(bench.prober, combinations):
+    for each in support_matrix(bench, combinations):
         combination, support = each.combination, each.support
         cells[combination.pair.name, combination.granularity.name] = (
             _SHORT[support.status] if each.alias_of is None else "="
         )
         if not support.is_supported:
-            reasons.setdefault(support.skip_reason, []).append(combination.id)
+            reasons.setdefault(support.skip_reason, []).append(combination.test_id)
         elif each.alias_of is not None:
-            aliases.setdefault(each.alias_of.id, []).append(combination.id)
+            aliases.setdefault(each.alias_of.test_id, []).append(combination.test_id)
     columns = list(dict.fromkeys(c.granularity.name for c in combinations))
     pairs = {c.pair.name: c.pair for c in combinations}
     rows = [

@@ -30,14 +30,11 @@ ScaleSharing = Literal[
     "token position",
     "token",
     "block",
-    "several axes",
+    "other axes",
 ]
 
 #: The two values of ``type``, of a quantizer and of its blocks.
 SCALING_TYPES: tuple[ScalingType, ...] = get_args(ScalingType)
-
-#: Keys of ``block_sizes`` that are not axes.
-SPECIAL_BLOCK_KEYS = ("type", "scale_bits", "scale_block_sizes")
 
 #: ModelOpt's defaults. A config that spells one out quantizes to the same bits.
 ATTRIBUTE_DEFAULTS: Mapping[str, Any] = {"enable": True, "axis": None, "type": "static"}
@@ -63,24 +60,24 @@ class BlockSizes:
 
     Attributes:
         sizes: (axis, block size) in the order of the axes; size None is the whole axis.
-        scale_bits: (exponent, mantissa) bits of a minifloat scale, None for a 16-bit one.
+        scale_bits: ``num_bits`` of the scales: (exponent, mantissa) bits of a minifloat or the
+            width of an integer; None for a 16-bit scale.
         others: (key, canonical value) of the other keys.
     """
 
     sizes: tuple[tuple[int, int | None], ...]
     type: ScalingType = "static"
-    scale_bits: tuple[int, ...] | None = None
+    scale_bits: int | tuple[int, ...] | None = None
     others: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(cls, block_sizes: Mapping[int | str, Any]) -> BlockSizes:
         """Read ModelOpt's mapping."""
-        scale_bits = block_sizes.get("scale_bits")
         special = {key: value for key, value in block_sizes.items() if isinstance(key, str)}
         return cls(
             sizes=tuple(sorted((k, v) for k, v in block_sizes.items() if isinstance(k, int))),
             type=block_sizes.get("type", "static"),
-            scale_bits=tuple(scale_bits) if scale_bits else None,
+            scale_bits=_as_tuple(block_sizes.get("scale_bits")),
             others=_others(special, ("type", "scale_bits")),
         )
 
@@ -188,7 +185,7 @@ class QuantizerAttributes:
         axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
         names = _AXIS_NAMES[tensor]
         is_known = len(axes) == 1 and -len(names) <= axes[0] < len(names)
-        return names[axes[0]] if is_known else "several axes"
+        return names[axes[0]] if is_known else "other axes"
 
     @property
     def width(self) -> int:

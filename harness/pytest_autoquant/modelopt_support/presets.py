@@ -7,7 +7,7 @@ from typing import Any
 
 from pytest_autoquant.errors import UsageError
 from pytest_autoquant.formats.effective_config import resolve
-from pytest_autoquant.formats.granularity import Granularity
+from pytest_autoquant.formats.granularity import DEFAULT
 from pytest_autoquant.formats.quant_cfg import covers, entry_list
 from pytest_autoquant.formats.quant_pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER, QuantPair
 from pytest_autoquant.formats.quantizer import NumBits, QuantizerAttributes
@@ -54,8 +54,7 @@ def _check_covers_every_linear(pair: QuantPair, preset: Mapping[str, Any]) -> No
 
 
 def _check_dtypes(pair: QuantPair, preset: Mapping[str, Any]) -> None:
-    default = Granularity(name="default")
-    actual, expected = resolve(pair, default, preset), resolve(pair, default)
+    actual, expected = resolve(pair, DEFAULT, preset), resolve(pair, DEFAULT)
     for (pattern, theirs), (_, ours) in zip(actual.quantizers, expected.quantizers, strict=True):
         if _num_bits(theirs) != _num_bits(ours):
             raise UsageError(

@@ -16,7 +16,7 @@ from torch import nn
 
 from pytest_autoquant.errors import UsageError
 from pytest_autoquant.formats.effective_config import EffectiveConfig, resolve
-from pytest_autoquant.formats.granularity import Granularity
+from pytest_autoquant.formats.granularity import DEFAULT, Granularity
 from pytest_autoquant.formats.quant_pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER, QuantPair
 from pytest_autoquant.formats.quantizer import QuantizedTensor, QuantizerAttributes
 from pytest_autoquant.modelopt_support.presets import load_preset
@@ -30,8 +30,6 @@ IN_FEATURES, OUT_FEATURES, TOKENS = 512, 48, 7
 
 #: Raised for the arguments, on any device. Anything else on a CPU may be the missing GPU.
 _ARGUMENT_ERRORS = (NotImplementedError, TypeError, ValueError, LookupError)
-
-_DEFAULT = Granularity(name="default")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +125,7 @@ class Prober:
 
         An attribute that differs from the default overlay's without changing a bit is ignored.
         """
-        default = self.resolve(config.pair, _DEFAULT)
+        default = self.resolve(config.pair, DEFAULT)
         answer = self._quantized(default) if default.digest != config.digest else None
         before = answer if isinstance(answer, ProbeTensors) else None
         unquantized = probe_tensors(self._device, self._dtype)

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.grid.case import Combination
-from pytest_autoquant.modelopt_support.probe import Prober
 from pytest_autoquant.modelopt_support.status import Support
 from pytest_autoquant.models.layers import Linear
+
+
+class Configs(Protocol):
+    """What resolves combinations and probes them on a device."""
+
+    def config(self, combination: Combination) -> EffectiveConfig:
+        """Return the effective config of a combination."""
+
+    def support(self, combination: Combination) -> Support:
+        """Return whether a combination can run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,17 +47,16 @@ class PaddedLayer:
 
 
 def support_matrix(
-    prober: Prober, combinations: Iterable[Combination]
+    configs: Configs, combinations: Iterable[Combination]
 ) -> tuple[CombinationSupport, ...]:
-    """Return the status of each combination on the prober's device."""
+    """Return the status of each combination, and which of them are measured once."""
     first: dict[str, Combination] = {}
     cells = []
     for combination in combinations:
-        config = prober.resolve(combination.pair, combination.granularity)
-        support = prober.support(config)
-        alias_of = first.get(config.digest) if support.is_supported else None
+        digest, support = configs.config(combination).digest, configs.support(combination)
+        alias_of = first.get(digest) if support.is_supported else None
         if support.is_supported:
-            first.setdefault(config.digest, combination)
+            first.setdefault(digest, combination)
         cells.append(
             CombinationSupport(combination=combination, support=support, alias_of=alias_of)
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pytest_autoquant.calibration.captions import Batch
+from pytest_autoquant.calibration.batches import Batch
 from pytest_autoquant.errors import ModelError
 from pytest_autoquant.manifests.sensitivity_manifest import ModelRecord
 from pytest_autoquant.models.architecture import auto_class, cannot_load, load_config

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pytest_autoquant.calibration.captions import CalibrationData
+from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.errors import MeasurementError
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS, EffectiveConfig
 from pytest_autoquant.modelopt_support.private_api import (

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from pytest_autoquant.calibration.captions import CalibrationData
+from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.errors import MeasurementError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.modelopt_support.layer_groups import layer_groups, scored_elsewhere

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pytest_autoquant.calibration.captions import Batch, CalibrationData
+from pytest_autoquant.calibration.batches import Batch, CalibrationData
 from pytest_autoquant.errors import NotReplayableError
 from pytest_autoquant.models.device import synchronize
 from pytest_autoquant.models.loading import LoadedModel

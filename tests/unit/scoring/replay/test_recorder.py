@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from builders import calibration_of, ignore_progress, model_state
-from pytest_autoquant.calibration.captions import Batch, CalibrationData, CaptionSet
+from pytest_autoquant.calibration.batches import Batch, CalibrationData
+from pytest_autoquant.calibration.captions import CaptionSet
 from pytest_autoquant.errors import NotReplayableError
 from pytest_autoquant.manifests.sensitivity_manifest import ModelRecord
 from pytest_autoquant.models.layers import Linear

@@ -118,7 +118,7 @@ def test_every_built_in_config_can_be_replayed(tiny):
     replay = ReplayEngine(tiny)
     for combination in combinations(VOCABULARY):
         config = resolve(combination.pair, combination.granularity)
-        assert replay.refuses(config) is None, combination.id
+        assert replay.refuses(config) is None, combination.test_id
 
 
 def test_awq_preset_is_refused(tiny):

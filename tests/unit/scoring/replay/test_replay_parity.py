@@ -10,8 +10,9 @@ The plugin's options choose model, device and combinations, so parity on a GPU i
 
 import pytest
 from builders import calibration_of, ignore_progress, model_state
-from pytest_autoquant.plugin.pytest_config import session_of
+from pytest_autoquant.plugin.pytest_config import plan_of
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
+from pytest_autoquant.scoring.runner import MeasurementRunner
 from pytest_autoquant.scoring.stock import StockEngine
 
 #: Largest relative difference of a group's score, by the model's dtype.
@@ -26,13 +27,14 @@ SAMPLE = (
 
 
 @pytest.fixture(scope="module")
-def bench(pytestconfig):
-    return session_of(pytestconfig).bench(ignore_progress, print)
+def runner(pytestconfig):
+    plan = plan_of(pytestconfig)
+    return MeasurementRunner(plan.settings, plan.source, ignore_progress, print)
 
 
 @pytest.fixture(scope="module")
-def model(bench):
-    return bench.model
+def model(runner):
+    return runner.model
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +43,13 @@ def data(model):
 
 
 @pytest.fixture(scope="module")
-def configs(pytestconfig, bench):
+def configs(pytestconfig, runner):
     """Distinct configs that run on the device, by the name of a combination."""
     distinct = {}
-    for combination in session_of(pytestconfig).combinations:
-        if bench.support(combination).is_supported:
-            config = bench.config(combination)
-            distinct.setdefault(config.digest, (combination.id, config))
+    for combination in plan_of(pytestconfig).combinations:
+        if runner.support(combination).is_supported:
+            config = runner.config(combination)
+            distinct.setdefault(config.digest, (combination.test_id, config))
     return dict(distinct.values())
 
 
