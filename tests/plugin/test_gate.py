@@ -12,7 +12,7 @@ import pytest_autoquant
 from pytest_autoquant.manifests.layout import MANIFEST_SUFFIX
 from safetensors.torch import load_file, save_file
 
-DATA = Path(pytest_autoquant.__file__).parent / "data"
+DATA = Path(pytest_autoquant.__file__).parent / "models" / "data"
 
 EMBEDDED = DATA / "tiny-qwen3-vl"
 MODEL = "finetune"

@@ -9,7 +9,7 @@ import pytest_autoquant
 import torch
 from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
 
-DATA = Path(pytest_autoquant.__file__).parent / "data"
+DATA = Path(pytest_autoquant.__file__).parent / "models" / "data"
 
 EMBEDDED = DATA / "tiny-qwen3-vl"
 CANARY = "import pathlib; pathlib.Path(__file__).with_name('canary').touch()\ndef test_it(): pass"

@@ -10,7 +10,7 @@ from pytest_autoquant.errors import AutoquantError
 from pytest_autoquant.grid.case import Combination
 from pytest_autoquant.modelopt_support.status import Status
 from pytest_autoquant.modelopt_support.support_matrix import padded_layers, support_matrix
-from pytest_autoquant.models.loading import architecture_linears
+from pytest_autoquant.models.layers import architecture_linears
 from pytest_autoquant.models.registry import ModelSource
 from pytest_autoquant.plugin.session import AutoquantSession
 from pytest_autoquant.scoring.runner import MeasurementRunner

@@ -15,8 +15,9 @@ from pytest_autoquant.errors import MeasurementError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.modelopt_support.private_api import named_quantizers
 from pytest_autoquant.modelopt_support.quiet import quiet
-from pytest_autoquant.models.loading import LoadedModel, preserved
+from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.next_token import next_token_logits
+from pytest_autoquant.models.restore import preserved
 
 _EVERYTHING_OFF = {"quantizer_name": "*", "enable": False}
 

@@ -41,7 +41,7 @@ from pytest_autoquant.manifests.scheme_manifest import (
     dump_scheme,
 )
 from pytest_autoquant.modelopt_support.status import SUPPORTED, Status, Support
-from pytest_autoquant.models.loading import peak_cuda_bytes
+from pytest_autoquant.models.device import peak_cuda_bytes
 from pytest_autoquant.scoring.build_manifest import dataset_record, per_token
 from pytest_autoquant.scoring.engine import Measurement
 from pytest_autoquant.scoring.environment import memory_record

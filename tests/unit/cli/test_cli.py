@@ -208,7 +208,7 @@ def test_list_takes_the_users_yaml_and_both_spellings_of_an_option(tmp_path, cap
         (("--pairs=",), "--pairs: names nothing"),
         (("--granularities=w_group96",), "overlay 'w_group96' is unknown"),
         (("--dtype=fp8",), "--dtype: 'fp8' is not allowed; give auto, fp32, bf16, fp16"),
-        (("--device=tpu",), "--aq-device 'tpu' is no device; give auto, cpu, cuda or cuda:N"),
+        (("--device=tpu",), "unknown device 'tpu'; use auto, cpu, cuda or cuda:N"),
         (("--conf=away",), "--aq-conf away: no such folder"),
         (("--model=./away",), "model folder ./away: does not exist"),
     ],

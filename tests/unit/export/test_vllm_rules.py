@@ -23,7 +23,8 @@ from pytest_autoquant.errors import ModelError
 from pytest_autoquant.export import vllm_rules as loadability
 from pytest_autoquant.export.checkpoint_files import INDEX, WEIGHTS
 from pytest_autoquant.export.vllm_rules import CONFIG, HF_CONFIG, RULES, check_export
-from pytest_autoquant.models.loading import language_model_linears, load_model
+from pytest_autoquant.models.layers import language_model_linears
+from pytest_autoquant.models.loading import load_model
 from pytest_autoquant.models.registry import REGISTRY, find_model
 
 FP8 = {"num_bits": (4, 3), "axis": None}
