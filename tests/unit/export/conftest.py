@@ -1,0 +1,37 @@
+"""Exports by ModelOpt, made once per session and recipe."""
+
+import pytest
+import torch
+from edited_export import EditedExport, export_embedded
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """Return the folder of an export, by recipe and embedded model."""
+    folders = {}
+
+    def folder_of(recipe, model="tiny-qwen3-vl"):
+        if (recipe, model) not in folders:
+            folder = tmp_path_factory.mktemp(recipe)
+            folders[recipe, model] = export_embedded(folder, model, recipe)
+        return folders[recipe, model]
+
+    return folder_of
+
+
+@pytest.fixture
+def edited(exported, tmp_path):
+    """Return an export to be edited, by recipe and embedded model."""
+
+    def edit(recipe, model="tiny-qwen3-vl"):
+        return EditedExport(exported(recipe, model), tmp_path / recipe)
+
+    return edit
