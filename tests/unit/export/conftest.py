@@ -1,8 +1,10 @@
-"""Exports by ModelOpt, made once per session and recipe."""
+"""The embedded model, loaded once, and exports by ModelOpt, made once per recipe."""
 
 import pytest
 import torch
 from edited_export import EditedExport, export_embedded
+from pytest_autoquant.calibration.captions import load_captions, load_held_out
+from scheme_model import batches_of, load_embedded
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -11,6 +13,27 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The embedded Qwen3-VL in fp32."""
+    return load_embedded("tiny-qwen3-vl")
+
+
+@pytest.fixture(scope="session")
+def calibration(tiny):
+    return batches_of(tiny, load_captions(None, "small"), 4)
+
+
+@pytest.fixture(scope="session")
+def held_out():
+    return load_held_out(None)
+
+
+@pytest.fixture(scope="session")
+def held_out_batches(tiny, held_out):
+    return batches_of(tiny, held_out, 12)
 
 
 @pytest.fixture(scope="session")
