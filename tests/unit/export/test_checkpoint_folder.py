@@ -49,7 +49,11 @@ def is_alone(target):
 
 @pytest.mark.parametrize("may_replace", [False, True])
 def test_new_folder_appears_when_it_is_complete(target, may_replace):
-    fill(target, may_replace=may_replace, meanwhile=lambda: target.exists() and pytest.fail())
+    fill(
+        target,
+        may_replace=may_replace,
+        meanwhile=lambda: target.exists() and pytest.fail("too early"),
+    )
     assert contents(target) == NEW
     assert is_alone(target)
 
