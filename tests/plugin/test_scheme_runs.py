@@ -23,7 +23,7 @@ FILES = {
 }
 
 NOT_EXPORTED = (
-    "ModelOpt exports wint4_aint8 with default as W4A16_AWQ, which a runtime computes with int4 "
+    "ModelOpt exports wint4_aint8 with default as W4A16_AWQ, for which a runtime computes int4 "
     "weights (a scale per block) and fp16 activations (a scale per nothing)"
 )
 

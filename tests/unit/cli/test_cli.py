@@ -251,8 +251,8 @@ def test_an_export_that_breaks_a_rule_fails_where_torch_cannot_be_imported(tmp_p
     done = run(BLOCKED + RUN, "check-export", folder)
     assert (done.returncode, done.stderr) == (1, "imported []\n")
     assert done.stdout == (
-        "exclusion: lm_head.weight is quantized (BF16, weight_scale), but neither config declares a "
-        "quantization\n"
+        "exclusion: lm_head.weight is quantized (BF16, weight_scale), but neither config declares "
+        "a quantization\n"
         f"{folder}: no quantization, 1 of 1 linears quantized\n"
         "violations: 1, of the rules exclusion; not tried in vLLM\n"
     )
