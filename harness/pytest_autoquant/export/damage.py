@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from pytest_autoquant.calibration.captions import Batch, CaptionSet, captions_digest
+from pytest_autoquant.calibration.batches import Batch, captions_digest
+from pytest_autoquant.calibration.captions import CaptionSet
 from pytest_autoquant.manifests.scheme_manifest import MeasuredDamage
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.next_token import next_token_logits

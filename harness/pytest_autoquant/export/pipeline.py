@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from pytest_autoquant.calibration.captions import Batch, CaptionSet, calibration_data
+from pytest_autoquant.calibration.batches import Batch, calibration_data
+from pytest_autoquant.calibration.captions import CaptionSet
 from pytest_autoquant.errors import ExportError, WriteError
 from pytest_autoquant.export.apply_scheme import applied
 from pytest_autoquant.export.checkpoint_folder import refuse_existing, replace_folder
@@ -26,19 +27,19 @@ from pytest_autoquant.export.vllm_rules.configs import ALGORITHMS, MIXED, MIXED_
 from pytest_autoquant.export.write_checkpoint import size_in_bytes, write_checkpoint
 from pytest_autoquant.files import write_atomic
 from pytest_autoquant.grid.case import SchemeCase
+from pytest_autoquant.manifests.layout import SCHEME_MANIFEST, scheme_folder
 from pytest_autoquant.manifests.scheme_manifest import (
-    SCHEME_MANIFEST,
     ExportRecord,
     MeasuredDamage,
     SchemeManifest,
     SchemeRecord,
     dump_scheme,
-    scheme_folder,
 )
 from pytest_autoquant.modelopt_support.status import SUPPORTED, Status, Support
 from pytest_autoquant.models.loading import peak_cuda_bytes
 from pytest_autoquant.scoring.build_manifest import dataset_record
-from pytest_autoquant.scoring.runner import MeasurementRunner, memory
+from pytest_autoquant.scoring.environment import memory_record
+from pytest_autoquant.scoring.runner import MeasurementRunner
 
 _HELD_OUT_BATCH_SIZE = 8
 
@@ -230,7 +231,7 @@ class SchemeRunner:
             export=None,
             environment=bench.environment,
             timing=phases.seconds(),
-            memory=memory(peak_cuda_bytes(bench.device)),
+            memory=memory_record(peak_cuda_bytes(bench.device)),
         )
 
     def _finish(

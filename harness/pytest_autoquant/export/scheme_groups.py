@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pytest_autoquant.allocation.knapsack import frontier
-from pytest_autoquant.allocation.scheme import Allocation, Measured, allocate, candidates_of
-from pytest_autoquant.calibration.captions import CalibrationData
+from pytest_autoquant.allocation.knapsack import select_formats_by_budget
+from pytest_autoquant.allocation.scheme import Allocation, allocate
+from pytest_autoquant.allocation.scored_group import ScoredGroup
+from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.errors import MeasurementError
 from pytest_autoquant.export.apply_scheme import GroupFormat
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS, EffectiveConfig
@@ -41,7 +42,7 @@ class Choice:
     left_out: Mapping[str, str]
     configs: tuple[EffectiveConfig, ...]
     modules: tuple[tuple[str, ...], ...]
-    groups: tuple[Measured, ...]
+    groups: tuple[ScoredGroup, ...]
     allocation: Allocation
     frontier: tuple[FrontierPoint, ...]
 
@@ -122,15 +123,16 @@ def _group(
     bits: tuple[float, ...],
     data: CalibrationData,
     weights: Mapping[str, int],
-) -> Measured:
+) -> ScoredGroup:
     """Combine what every candidate scored for one group."""
     modules = scores[0].modules
     per_candidate = tuple(per_token(score, data) for score in scores)
     if not all(map(math.isfinite, per_candidate)):
         raise MeasurementError(
-            f"scheme {case.id}: the score of {modules[0]} is not finite; leave that candidate out"
+            f"scheme {case.test_id}: the score of {modules[0]} is not finite; leave "
+            "that candidate out"
         )
-    return Measured(
+    return ScoredGroup(
         name=modules[0],
         scores=per_candidate,
         bits=bits,
@@ -138,13 +140,14 @@ def _group(
     )
 
 
-def _frontier(groups: Sequence[Measured]) -> tuple[FrontierPoint, ...]:
-    candidates, weights = [candidates_of(group) for group in groups], [g.weights for g in groups]
-    smallest = sum(min(c.bits for c in row) * w for row, w in zip(candidates, weights, strict=True))
-    least = smallest / sum(weights)
+def _frontier(groups: Sequence[ScoredGroup]) -> tuple[FrontierPoint, ...]:
+    """Return the best prediction at each budget, leaving groups unquantized included."""
+    choices = [group.with_unquantized() for group in groups]
+    smallest = sum(min(choice.bits) * choice.weights for choice in choices)
+    least = smallest / sum(choice.weights for choice in choices)
     step = (UNQUANTIZED_BITS - least) / (NUM_BUDGETS - 1)
     budgets = [least + step * i for i in range(NUM_BUDGETS - 1)] + [UNQUANTIZED_BITS]
     return tuple(
         FrontierPoint(budget=budget, effective_bits=best.effective_bits, score=best.score)
-        for budget, best in zip(budgets, frontier(candidates, weights, budgets), strict=True)
+        for budget, best in zip(budgets, select_formats_by_budget(choices, budgets), strict=True)
     )

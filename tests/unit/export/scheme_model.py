@@ -1,7 +1,7 @@
 """Formats for layer groups of the embedded model, and what must not change about a model."""
 
 import torch
-from pytest_autoquant.calibration.captions import calibration_data
+from pytest_autoquant.calibration.batches import calibration_data
 from pytest_autoquant.export.apply_scheme import GroupFormat, applied
 from pytest_autoquant.export.verify_checkpoint import calibrated_input_scales, verify_checkpoint
 from pytest_autoquant.export.write_checkpoint import write_checkpoint

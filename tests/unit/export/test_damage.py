@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from pytest_autoquant.calibration.captions import captions_digest
+from pytest_autoquant.calibration.batches import captions_digest
 from pytest_autoquant.export.apply_scheme import applied
 from pytest_autoquant.export.damage import _bypassed, measure_damage
 from scheme_model import GATE_UP, QKV, formats_of

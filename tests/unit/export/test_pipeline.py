@@ -5,8 +5,10 @@ from dataclasses import asdict
 from itertools import pairwise
 
 import pytest
-from pytest_autoquant.allocation.scheme import Measured, Scheme, allocate, builtin_schemes
-from pytest_autoquant.calibration.captions import CaptionSet, calibration_data, captions_digest
+from pytest_autoquant.allocation.scheme import Scheme, allocate, builtin_schemes
+from pytest_autoquant.allocation.scored_group import ScoredGroup
+from pytest_autoquant.calibration.batches import calibration_data, captions_digest
+from pytest_autoquant.calibration.captions import CaptionSet
 from pytest_autoquant.errors import CaptionError, ExportError, MeasurementError, UsageError
 from pytest_autoquant.export import pipeline, scheme_groups
 from pytest_autoquant.export.apply_scheme import GroupFormat, applied
@@ -19,7 +21,7 @@ from pytest_autoquant.grid.case import Combination, SchemeCase
 from pytest_autoquant.manifests.scheme_manifest import load_scheme
 from pytest_autoquant.modelopt_support.status import SUPPORTED, Status
 from pytest_autoquant.models.registry import REGISTRY
-from pytest_autoquant.options.settings import read_settings
+from pytest_autoquant.options.settings import RawValue, read_settings
 from pytest_autoquant.scoring.runner import MeasurementRunner
 from scheme_model import VOCABULARY
 from scipy.stats import spearmanr
@@ -34,8 +36,12 @@ SHORT = CaptionSet(
 
 
 def open_bench(model="tiny-qwen3-vl"):
-    given = {"schemes": "all", "sizes": "small", "device": "cpu", "model": model}
-    settings = read_settings(lambda option: (given.get(option.name), option.flag))
+    values = {"device": "cpu", "model": model}
+    settings = read_settings(
+        lambda option: RawValue(
+            value=values.get(option.name), origin=option.name, is_on_command_line=False
+        )
+    )
     return MeasurementRunner(settings, REGISTRY[model], lambda *_: None, print)
 
 
@@ -198,7 +204,7 @@ def test_formats_are_the_allocation_and_its_sums(mixture):
     expected = allocate(
         builtin_schemes()[MIXTURE],
         [
-            Measured(
+            ScoredGroup(
                 name=g.name, scores=tuple(g.scores.values()), bits=(4.125, 8.0), weights=g.weights
             )
             for g in groups
@@ -287,7 +293,7 @@ def test_candidates_that_the_target_cannot_load_are_left_out(bench):
 
 
 def test_budget_below_the_remaining_candidates_is_refused(bench):
-    with pytest.raises(UsageError, match="cannot be reached with wfp8_afp8: the smallest is 8"):
+    with pytest.raises(UsageError, match="cannot be reached with wfp8_afp8; give at least 8,"):
         runner(bench, target="vllm").derive(builtin(MIXTURE))
 
 
@@ -303,7 +309,7 @@ def test_score_that_is_not_finite_is_refused(bench, monkeypatch):
 
 def test_held_out_captions_without_two_tokens_are_refused(bench):
     empty = CaptionSet(name="mine.txt", size="held-out", requested=1, lines=("a",))
-    with pytest.raises(CaptionError, match=r"^mine.txt: none of the 1 captions has 2 tokens"):
+    with pytest.raises(CaptionError, match=r"^mine.txt: no caption has 2 tokens"):
         runner(bench, held_out=empty).derive(mine("wfp8_afp8"))
 
 
