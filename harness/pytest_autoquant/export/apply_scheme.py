@@ -12,8 +12,7 @@ import torch
 from pytest_autoquant.calibration.batches import Batch
 from pytest_autoquant.errors import MeasurementError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
-from pytest_autoquant.formats.quant_pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER
-from pytest_autoquant.modelopt_support.probe import quiet
+from pytest_autoquant.modelopt_support.quiet import quiet
 from pytest_autoquant.models.loading import LoadedModel, preserved
 from pytest_autoquant.models.next_token import next_token_logits
 
@@ -67,8 +66,7 @@ def shared_range(model: LoadedModel, group: GroupFormat) -> torch.Tensor | None:
 
     The shape is that of ModelOpt's ``amax`` per tensor: ``()``.
     """
-    cfg = group.config.quantizer(WEIGHT_QUANTIZER)
-    if cfg is None or cfg.get("axis") is not None or cfg.get("block_sizes"):
+    if group.config.scale_shared_by("weight") != "tensor":
         return None
     weights = (model.module.get_submodule(name).weight for name in group.modules)
     return torch.stack([weight.detach().abs().amax().float() for weight in weights]).amax()
@@ -90,11 +88,10 @@ def explicit_config(formats: Sequence[GroupFormat]) -> dict[str, Any]:
     entries: list[dict[str, Any]] = [dict(_DISABLE_ALL)]
     for group in formats:
         _check_calibration(group.config)
-        for pattern in (WEIGHT_QUANTIZER, INPUT_QUANTIZER):
-            cfg = group.config.quantizer(pattern)
-            if cfg is not None:
+        for pattern, attributes in group.config.quantizers:
+            if attributes is not None:
                 entries += [
-                    {"quantizer_name": f"{name}.{pattern[1:]}", "cfg": dict(cfg)}
+                    {"quantizer_name": f"{name}.{pattern[1:]}", "cfg": attributes.modelopt()}
                     for name in group.modules
                 ]
     return {"quant_cfg": entries, "algorithm": "max"}

@@ -12,6 +12,7 @@ from torch.nn import functional
 from pytest_autoquant.calibration.batches import Batch, captions_digest
 from pytest_autoquant.calibration.captions import CaptionSet
 from pytest_autoquant.manifests.scheme_manifest import MeasuredDamage
+from pytest_autoquant.modelopt_support.private_api import named_quantizers
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.next_token import next_token_logits
 
@@ -59,9 +60,7 @@ def _log_probabilities(module: Any, tokens: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def _bypassed(module: Any) -> Iterator[None]:
     """Switch enabled quantizers off, and on again at the end."""
-    from modelopt.torch.quantization.nn import TensorQuantizer
-
-    quantizers = [m for m in module.modules() if isinstance(m, TensorQuantizer) and m.is_enabled]
+    quantizers = [each for _, each in named_quantizers(module) if each.is_enabled]
     for quantizer in quantizers:
         quantizer.disable()
     try:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from pytest_autoquant.formats.effective_config import EffectiveConfig
-from pytest_autoquant.formats.quant_pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER
-from pytest_autoquant.modelopt_support.probe import quiet
+from pytest_autoquant.formats.quantizer import ScaleSharing
+from pytest_autoquant.modelopt_support.private_api import export_algorithm
+from pytest_autoquant.modelopt_support.quiet import quiet
 
 #: Features of the linear that is quantized to ask ModelOpt: a multiple of every block size.
 _PROBE_WIDTH = 256
@@ -21,7 +22,7 @@ class Scaling(NamedTuple):
     """A dtype, and which values share a scale."""
 
     dtype: str
-    shared_by: str
+    shared_by: ScaleSharing
 
 
 _UNQUANTIZED = Scaling("fp16", "nothing")
@@ -79,37 +80,21 @@ class ExportProbe:
 
 def _exported_algorithm(config: EffectiveConfig, device: torch.device) -> str | None:
     import modelopt.torch.quantization as mtq
-    from modelopt.torch.export.quant_utils import get_quant_config
 
     linear = nn.Sequential(nn.Linear(_PROBE_WIDTH, _PROBE_WIDTH, device=device))
     cfg = {"quant_cfg": config.modelopt()["quant_cfg"], "algorithm": "max"}
     try:
         with quiet():
             mtq.quantize(linear, cfg, lambda m: m(torch.ones(2, _PROBE_WIDTH, device=device)))
-            algorithm = get_quant_config(linear)["quantization"].get("quant_algo")
+            return export_algorithm(linear)
     except Exception:  # whatever ModelOpt raises here, it raises in an export
         return None
-    return None if algorithm is None else str(algorithm).upper()
 
 
 def scalings_of(config: EffectiveConfig) -> tuple[Scaling, Scaling]:
     """Return what a config asks for: weights and activations."""
     pair = config.pair
     return (
-        Scaling(pair.weight, _shared_by(config.quantizer(WEIGHT_QUANTIZER))),
-        Scaling(pair.activation, _shared_by(config.quantizer(INPUT_QUANTIZER))),
+        Scaling(pair.weight, config.scale_shared_by("weight")),
+        Scaling(pair.activation, config.scale_shared_by("input")),
     )
-
-
-def _shared_by(cfg: Mapping[str, Any] | None) -> str:
-    """Return which values share a scale under a quantizer's attributes."""
-    if cfg is None:
-        return "nothing"
-    blocks = cfg.get("block_sizes") or {}
-    sizes = [size for axis, size in blocks.items() if isinstance(axis, int)]
-    if sizes:
-        return "block" if any(sizes) else "token"
-    if "dynamic" in (cfg.get("type"), blocks.get("type")):
-        return "tensor of a batch"
-    axis = cfg.get("axis")
-    return {None: "tensor", 0: "output channel", (0,): "output channel"}.get(axis, f"axis {axis}")

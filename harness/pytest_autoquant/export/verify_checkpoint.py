@@ -16,7 +16,6 @@ import torch
 
 from pytest_autoquant.errors import ExportError
 from pytest_autoquant.export.apply_scheme import GroupFormat, shared_range
-from pytest_autoquant.formats.quant_pair import WEIGHT_QUANTIZER
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.replay.quantizers import fake_quantized
 
@@ -142,10 +141,10 @@ def _is_close(stored: torch.Tensor, expected: float) -> bool:
 
 def _errors(model: LoadedModel, group: GroupFormat, stored: _StoredTensors) -> Iterator[float]:
     """Yield the relative error of each linear of a group."""
-    cfg, shared = group.config.quantizer(WEIGHT_QUANTIZER), shared_range(model, group)
+    attributes, shared = group.config.weight, shared_range(model, group)
     for name in group.modules:
         weight = model.module.get_submodule(name).weight.detach()
-        expected = weight if cfg is None else fake_quantized(cfg, weight, shared)
+        expected = weight if attributes is None else fake_quantized(attributes, weight, shared)
         actual = _dequantized(name, stored, tuple(weight.shape)).to(expected.device)
         if not actual.isfinite().all():
             raise ExportError(f"{_UNEQUAL}: {name} holds values that are not finite; {_DISCARD}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_autoquant.errors import ExportError
-from pytest_autoquant.modelopt_support.probe import quiet
+from pytest_autoquant.modelopt_support.quiet import quiet
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.registry import ModelSource
 from pytest_autoquant.text import in_words

@@ -5,7 +5,7 @@ from pytest_autoquant.calibration.batches import calibration_data
 from pytest_autoquant.export.apply_scheme import GroupFormat, applied
 from pytest_autoquant.export.verify_checkpoint import calibrated_input_scales, verify_checkpoint
 from pytest_autoquant.export.write_checkpoint import write_checkpoint
-from pytest_autoquant.formats.effective_config import effective_config
+from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.models.loading import load_model
 from pytest_autoquant.models.registry import REGISTRY
@@ -31,9 +31,7 @@ def batches_of(model, captions, count, batch_size=8):
 def config_of(candidate):
     """Return the effective config of ``pair`` or ``pair-granularity``."""
     pair, _, granularity = candidate.partition("-")
-    return effective_config(
-        VOCABULARY.pairs[pair], VOCABULARY.granularities[granularity or "default"]
-    )
+    return resolve(VOCABULARY.pairs[pair], VOCABULARY.granularities[granularity or "default"])
 
 
 def formats_of(*chosen):
