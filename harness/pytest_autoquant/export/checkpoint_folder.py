@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pytest_autoquant.errors import ExportError
+from pytest_autoquant.manifests.layout import SCHEME_MANIFEST
 
 
 def refuse_existing(target: Path, *, may_replace: bool) -> None:

@@ -88,6 +88,13 @@ def test_existing_folder_is_refused_before_any_work(old):
     assert is_alone(old)
 
 
+def test_folder_with_a_scheme_manifest_alone_is_replaced(target):
+    target.mkdir(parents=True)
+    (target / "scheme_manifest.json").write_text("measured, not exported")
+    fill(target, may_replace=False)
+    assert contents(target) == NEW
+
+
 @pytest.mark.parametrize("error", [ExportError("mine"), ZeroDivisionError(), KeyboardInterrupt()])
 def test_exception_leaves_the_old_folder_only(old, error):
     with pytest.raises(type(error)) as caught:
