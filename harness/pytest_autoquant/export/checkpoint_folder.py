@@ -13,9 +13,16 @@ from pytest_autoquant.manifests.layout import SCHEME_MANIFEST
 
 
 def refuse_existing(target: Path, *, may_replace: bool) -> None:
-    """Raise ExportError if ``target`` exists and must not be replaced."""
-    if target.exists() and not may_replace:
+    """Raise ExportError if ``target`` exists and must not be replaced.
+
+    A folder that holds a scheme manifest alone is no checkpoint: a run without an export wrote it.
+    """
+    if not may_replace and target.exists() and not _holds_manifest_only(target):
         raise ExportError(f"{target}: exists; replace it with --aq-replace-export, or move it away")
+
+
+def _holds_manifest_only(target: Path) -> bool:
+    return target.is_dir() and [path.name for path in target.iterdir()] == [SCHEME_MANIFEST]
 
 
 @contextmanager
