@@ -77,7 +77,7 @@ class QuantPair:
 
     Attributes:
         format_name: the name of an equal ModelOpt preset, else a stable name of this package.
-        experimental: no preset names this pair.
+        experimental: marked in every report; so are built-in pairs that equal no preset.
         from_preset: the base config must be read from the installed ModelOpt, because the user
             named a preset that composing (weight, activation) does not give.
     """

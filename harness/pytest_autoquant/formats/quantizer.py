@@ -36,9 +36,6 @@ ScaleSharing = Literal[
 #: The two values of ``type``, of a quantizer and of its blocks.
 SCALING_TYPES: tuple[ScalingType, ...] = get_args(ScalingType)
 
-#: Keys of ``block_sizes`` that are not axes.
-SPECIAL_BLOCK_KEYS = ("type", "scale_bits", "scale_block_sizes")
-
 #: ModelOpt's defaults. A config that spells one out quantizes to the same bits.
 ATTRIBUTE_DEFAULTS: Mapping[str, Any] = {"enable": True, "axis": None, "type": "static"}
 
