@@ -251,8 +251,8 @@ def test_an_export_that_breaks_a_rule_fails_where_torch_cannot_be_imported(tmp_p
     done = run(BLOCKED + RUN, "check-export", folder)
     assert (done.returncode, done.stderr) == (1, "imported []\n")
     assert done.stdout == (
-        "exclusion: lm_head.weight is quantized (BF16, weight_scale), and neither config says that "
-        "anything is\n"
+        "exclusion: lm_head.weight is quantized (BF16, weight_scale), but neither config declares "
+        "a quantization\n"
         f"{folder}: no quantization, 1 of 1 linears quantized\n"
         "violations: 1, of the rules exclusion; not tried in vLLM\n"
     )
@@ -262,8 +262,8 @@ def test_a_folder_that_is_no_export_is_one_line_and_no_traceback(tmp_path, capsy
     assert cli.main(["check-export", str(tmp_path)]) == 2
     assert capsys.readouterr() == (
         "",
-        f"aq-harness: {tmp_path / 'config.json'}: no such file; give a folder that "
-        "export_hf_checkpoint has written whole\n",
+        f"aq-harness: {tmp_path / 'config.json'}: no such file; give a complete folder "
+        "written by export_hf_checkpoint\n",
     )
 
 

@@ -143,6 +143,7 @@ class Worker:
             target=None if plan.settings.target == "none" else plan.settings.target,
             root=plan.root if plan.settings.export else None,
             may_replace=plan.settings.replace_export,
+            load_in_vllm=plan.settings.load_vllm,
         )
 
     def _earlier_here(self) -> Mapping[str, Any]:
@@ -289,14 +290,19 @@ class Worker:
         return case
 
     def derive(self, item: pytest.Item, case: SchemeCase) -> SchemeManifest:
-        """Derive a scheme and attach its manifest to the test."""
+        """Derive a scheme and attach its manifest to the test, also if only its export failed."""
+        from pytest_autoquant.export.pipeline import UnexportedSchemeError
         from pytest_autoquant.manifests.scheme_manifest import dump_scheme
 
         self.progress.start(case.test_id)
         with _attached(item, case):
             if _REFUSED in item.stash:
                 raise UsageError(item.stash[_REFUSED])
-            manifest = self.scheme_runner.derive(case)
+            try:
+                manifest = self.scheme_runner.derive(case)
+            except UnexportedSchemeError as error:
+                _add(item, DerivedScheme(manifest=dump_scheme(error.measured)))
+                raise
         _add(item, DerivedScheme(manifest=dump_scheme(manifest)))
         return manifest
 
