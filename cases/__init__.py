@@ -1,0 +1,1 @@
+"""The parametrized cases: ``pytest --pyargs pytest_autoquant.cases``, or ``pytest cases`` here."""
