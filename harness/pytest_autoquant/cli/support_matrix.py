@@ -1,19 +1,19 @@
-"""The pair x granularity matrix that ``--aq-list`` prints."""
+"""The pair x granularity matrix that ``aq-harness list`` prints: its data, and its text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from tabulate import tabulate
 
 from pytest_autoquant.errors import AutoquantError
+from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.grid.case import Combination
-from pytest_autoquant.modelopt_support.probe import misfits
-from pytest_autoquant.modelopt_support.status import Status
-from pytest_autoquant.models.loading import architecture_linears
+from pytest_autoquant.modelopt_support.probe import Prober, misfits
+from pytest_autoquant.modelopt_support.status import Status, Support
+from pytest_autoquant.models.loading import Linear, architecture_linears
 from pytest_autoquant.models.registry import ModelSource
-from pytest_autoquant.plugin.session import AutoquantSession
-from pytest_autoquant.scoring.runner import MeasurementRunner
 
 _SHORT = {
     Status.SUPPORTED: "ok",
@@ -21,75 +21,127 @@ _SHORT = {
     Status.UNSUPPORTED: "no",
     Status.NO_EFFECT: "-",
 }
+_KEY = "ok: runs   =: alias, measured once   cuda: needs-cuda   no: unsupported   -: no-effect"
+
+#: Combinations that a reason or an alias names before "and N more".
+_NAMED = 6
 
 
-def matrix_report(session: AutoquantSession) -> str:
-    """Return the matrix of a session's combinations, and the layers that blocks do not divide."""
-    bench = session.bench(lambda *_: None, print)
-    trust = session.settings.trust_remote_code
-    widths = layer_misfits(bench, session.source, session.combinations, trust=trust)
-    return "\n".join([render_matrix(bench, session.combinations), *widths])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One combination.
 
-
-def render_matrix(bench: MeasurementRunner, combinations: Sequence[Combination]) -> str:
-    """Return the matrix with one status per cell, then every reason with its combinations.
-
-    ``=`` marks an alias: the same effective config as a combination before it.
+    Attributes:
+        alias_of: the first supported combination with the same effective config, None for itself.
     """
-    cells: dict[tuple[str, str], str] = {}
-    reasons: dict[str, list[str]] = {}
-    aliases: dict[str, list[str]] = {}
-    first: dict[str, str] = {}
+
+    combination: Combination
+    config: EffectiveConfig
+    support: Support
+    alias_of: Combination | None
+
+    @property
+    def mark(self) -> str:
+        """The cell's text in the table."""
+        return "=" if self.alias_of is not None else _SHORT[self.support.status]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupportMatrix:
+    """Every selected combination on one device."""
+
+    device: str
+    cells: tuple[Cell, ...]
+
+
+def build_matrix(prober: Prober, device: str, combinations: Iterable[Combination]) -> SupportMatrix:
+    """Probe each combination."""
+    first: dict[str, Combination] = {}
+    cells: list[Cell] = []
     for combination in combinations:
-        config, support = bench.config(combination), bench.support(combination)
-        cell = _SHORT[support.status]
-        if support.status is not Status.SUPPORTED:
-            reasons.setdefault(support.skip_reason, []).append(combination.id)
-        elif config.digest in first:
-            cell = "="
-            aliases.setdefault(first[config.digest], []).append(combination.id)
-        else:
-            first[config.digest] = combination.id
-        cells[combination.pair.name, combination.granularity.name] = cell
-    columns = list(dict.fromkeys(c.granularity.name for c in combinations))
-    pairs = {c.pair.name: c.pair for c in combinations}
-    rows = [
-        [name + (" *" if pair.experimental else ""), *(cells.get((name, g), "") for g in columns)]
-        for name, pair in pairs.items()
-    ]
-    key = "ok: runs   =: alias, measured once   cuda: needs-cuda   no: unsupported   -: no-effect"
-    table = tabulate(rows, headers=["pair (* experimental)", *columns], tablefmt="simple")
-    why = [f"{reason}\n    {_wrapped(ids)}" for reason, ids in reasons.items()]
-    same = [f"{original} = {', '.join(ids)}" for original, ids in aliases.items()]
-    return "\n".join([f"on {bench.device}:", table, "", key, "", *why, "", *same])
+        config = prober.resolve(combination.pair, combination.granularity)
+        support = prober.support(config)
+        original = first.setdefault(config.digest, combination)
+        is_alias = support.is_supported and original is not combination
+        cells.append(
+            Cell(
+                combination=combination,
+                config=config,
+                support=support,
+                alias_of=original if is_alias else None,
+            )
+        )
+    return SupportMatrix(device=device, cells=tuple(cells))
 
 
-def layer_misfits(
-    bench: MeasurementRunner,
-    source: ModelSource,
-    combinations: Sequence[Combination],
-    *,
-    trust: bool,
+def render_matrix(matrix: SupportMatrix) -> str:
+    """Return the table, then every reason with its combinations, then the aliases."""
+    return "\n".join(
+        [
+            f"on {matrix.device}:",
+            _table(matrix.cells),
+            "",
+            _KEY,
+            "",
+            *_reasons(matrix.cells),
+            "",
+            *_aliases(matrix.cells),
+        ]
+    )
+
+
+def _table(cells: Sequence[Cell]) -> str:
+    columns = dict.fromkeys(cell.combination.granularity.name for cell in cells)
+    rows: dict[str, list[str]] = {}
+    for cell in cells:
+        pair = cell.combination.pair
+        name = f"{pair.name} *" if pair.experimental else pair.name
+        rows.setdefault(name, [name]).append(cell.mark)
+    headers = ["pair (* experimental)", *columns]
+    return tabulate(list(rows.values()), headers=headers, tablefmt="simple")
+
+
+def _reasons(cells: Sequence[Cell]) -> list[str]:
+    reasons: dict[str, list[str]] = {}
+    for cell in cells:
+        if not cell.support.is_supported:
+            reasons.setdefault(cell.support.skip_reason, []).append(cell.combination.id)
+    return [f"{reason}\n    {_first_few(ids)}" for reason, ids in reasons.items()]
+
+
+def _aliases(cells: Sequence[Cell]) -> list[str]:
+    aliases: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.alias_of is not None:
+            aliases.setdefault(cell.alias_of.id, []).append(cell.combination.id)
+    return [f"{original} = {', '.join(ids)}" for original, ids in aliases.items()]
+
+
+def padded_widths(
+    matrix: SupportMatrix, source: ModelSource, *, trust_remote_code: bool
 ) -> list[str]:
-    """Say which layers' input widths a block size does not divide, from the config alone."""
+    """Return a line per layer whose input width is no multiple of a block size.
+
+    The widths come from the model's config; no weights are loaded.
+    """
     try:
-        linears = architecture_linears(source, trust_remote_code=trust)
+        linears = architecture_linears(source, trust_remote_code=trust_remote_code)
     except AutoquantError as error:
         return [f"layer widths unknown: {error}"]
-    lines: dict[str, None] = {}
-    for combination in combinations:
-        config = bench.config(combination)
-        for linear in linears:
-            for width in linear.input_widths:
-                padded = misfits(config, width)
-                if padded is not None:
-                    lines[
-                        f"{combination.granularity.name} on w{combination.pair.weight}: "
-                        f"{linear.name} is {width} wide, padded to {padded}"
-                    ] = None
-    return list(lines)
+    lines = [line for cell in matrix.cells for line in _padded(cell, linears)]
+    return list(dict.fromkeys(lines))
 
 
-def _wrapped(ids: Sequence[str], most: int = 6) -> str:
-    more = f" and {len(ids) - most} more" if len(ids) > most else ""
-    return ", ".join(ids[:most]) + more
+def _padded(cell: Cell, linears: Sequence[Linear]) -> Iterable[str]:
+    combination = cell.combination
+    subject = f"{combination.granularity.name} on w{combination.pair.weight}"
+    for linear in linears:
+        for width in linear.input_widths:
+            padded = misfits(cell.config, width)
+            if padded is not None:
+                yield f"{subject}: {linear.name} is {width} wide, padded to {padded}"
+
+
+def _first_few(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+    return ", ".join(ids[:_NAMED]) + more

@@ -9,10 +9,10 @@ from pytest_autoquant.plugin.pytest_config import as_usage_error, session_of
 
 def list_matrix(config: pytest.Config) -> int:
     """Print which pair runs under which overlay here, and why the others do not."""
-    from pytest_autoquant.cli.support_matrix import matrix_report
+    from pytest_autoquant.cli.list_support import support_report
 
     with as_usage_error():
-        print(matrix_report(session_of(config)))
+        print(support_report(session_of(config).settings))
     return pytest.ExitCode.OK
 
 

@@ -1,29 +1,47 @@
-"""``--aq-report-only`` rebuilds reports from manifests, on a machine without torch."""
+"""``aq-harness render`` after a real run, where torch cannot be imported."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from html import unescape
 from pathlib import Path
 
 import pytest
 
+NO_MANIFESTS = "no *_autoquant_lm_quant_manifest.json is here; run some cases first"
+
 
 @pytest.fixture
-def rebuild(sweep, project, monkeypatch):
-    """Rebuild in a copy of the sweep where torch, transformers and modelopt cannot be imported."""
-    shutil.copytree(sweep.folder / "reports", project.path / "reports")
+def root(sweep, tmp_path):
+    """A copy of the sweep's reports."""
+    return Path(shutil.copytree(sweep.root, tmp_path / "reports" / "tmp"))
+
+
+@pytest.fixture
+def render(tmp_path):
+    """Run ``aq-harness render``; torch, transformers and modelopt raise when imported."""
     for name in ("torch", "transformers", "modelopt"):
-        (project.path / "absent" / name).mkdir(parents=True)
-        absent = project.path / "absent" / name / "__init__.py"
-        absent.write_text("raise ImportError('not on this machine')")
-    monkeypatch.setenv("PYTHONPATH", str(project.path / "absent"))
-    return lambda *arguments: project.runpytest_subprocess("--aq-report-only", *arguments)
+        (tmp_path / "absent" / name).mkdir(parents=True)
+        module = tmp_path / "absent" / name / "__init__.py"
+        module.write_text("raise ImportError('not on this machine')")
+    paths = os.pathsep.join([str(tmp_path / "absent"), os.environ.get("PYTHONPATH", "")])
 
+    def run(folder):
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "pytest_autoquant.cli", "render", str(folder)],
+            env={**os.environ, "PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert "Traceback" not in done.stdout + done.stderr
+        return done.returncode, done.stdout.splitlines()
 
-@pytest.fixture
-def root(project):
-    return project.path / "reports" / "tmp"
+    return run
 
 
 def contents(root):
@@ -35,7 +53,7 @@ def test_the_guard_sees_an_import_of_torch(rebuild, project):
     assert "not on this machine" in result.stdout.str()
 
 
-def test_lost_and_changed_layer_reports_come_back_identical(rebuild, root):
+def test_deleted_and_edited_layer_reports_are_restored(render, root):
     before = contents(root)
     for pattern in (
         "layer-sensitivity-report.md",
@@ -46,7 +64,7 @@ def test_lost_and_changed_layer_reports_come_back_identical(rebuild, root):
         assert len(paths) == 7
         for number, path in enumerate(paths):
             path.unlink() if number % 2 else path.write_text("changed")
-    assert rebuild().ret == pytest.ExitCode.OK
+    assert render(root)[0] == 0
     check_identical(root, before)
 
 
@@ -58,32 +76,29 @@ def check_identical(root, before):
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_text("changed")])
-def test_the_page_its_pictures_and_the_summary_come_back_identical(rebuild, root, spoil):
+def test_page_pictures_and_summary_are_restored(render, root, spoil):
     before = contents(root)
     for name in ("index.html", "summary.md", "grid-tiny-qwen3-vl-small.svg"):
         spoil(root / name)
-    result = rebuild()
-    counted, wrote = result.outlines[-2:]
+    _, lines = render(root)
+    counted, wrote = lines[-2:]
     assert counted.startswith(f"{root}: 5 measured, 2 aliases, 0 failed, 5 skipped ")
     assert wrote == f"wrote {root / 'index.html'}"
     check_identical(root, before)
 
 
-def test_a_broken_and_a_newer_manifest_are_named_and_the_rest_rebuilt(rebuild, root):
+def test_broken_and_newer_manifests_are_reported_and_the_rest_rendered(render, root):
     broken, newer, *_ = sorted(root.rglob("*_quant_manifest.json"))
     broken.write_text("{")
     newer.write_text(json.dumps({**json.loads(newer.read_text()), "schema_version": 999}))
-    result = rebuild()
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert "Traceback" not in result.stdout.str() + result.stderr.str()
-    left_out = [
-        line.removeprefix("left out: ") for line in result.outlines if line.startswith("left out: ")
-    ]
+    status, lines = render(root)
+    assert status == 1
+    left_out = [line.removeprefix("left out: ") for line in lines if line.startswith("left out: ")]
     first, second = (path.relative_to(root).as_posix() for path in (broken, newer))
     assert len(left_out) == 2
     assert left_out[0].startswith(f"{first}: is not JSON")
     assert left_out[1].startswith(f"{second}: written by a newer version: schema 999")
-    assert result.outlines[-1] == f"wrote {root / 'index.html'}"
+    assert lines[-1] == f"wrote {root / 'index.html'}"
     summary = json.loads((root / "summary.json").read_text())
     assert len(summary["cases"]) == 5
     check_left_out(root, left_out)
@@ -103,41 +118,30 @@ def check_left_out(root, reasons):
         assert str(root) not in path.read_text(), path
 
 
-def test_a_summary_that_cannot_be_read_is_named_and_the_cases_are_rebuilt(rebuild, root):
+def test_unreadable_summary_is_reported_and_the_cases_rendered(render, root):
     (root / "summary.json").write_text("{")
-    result = rebuild()
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
-    (left_out,) = (line for line in result.outlines if line.startswith("left out: "))
-    assert left_out == "left out: summary.json: is no summary of a run: JSONDecodeError"
+    status, lines = render(root)
+    assert status == 1
+    (left_out,) = (line for line in lines if line.startswith("left out: "))
+    assert left_out.startswith("left out: summary.json: ")
     assert len(json.loads((root / "summary.json").read_text())["cases"]) == 7
     check_left_out(root, [left_out.removeprefix("left out: ")])
 
 
-NONE_HERE = "no *_autoquant_lm_quant_manifest.json is here; run some cases first"
-
-
-def check_none_here(result, root):
-    assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert "Traceback" not in result.stdout.str() + result.stderr.str()
-    left_out, counted, wrote = result.outlines
-    assert left_out == f"left out: {NONE_HERE}"
+def check_no_manifests(rendered, root):
+    """The page and both summaries exist and say that there are no manifests."""
+    status, (left_out, counted, wrote) = rendered
+    assert status == 1
+    assert left_out == f"left out: {NO_MANIFESTS}"
     assert counted.endswith(": 0 measured, 0 aliases, 0 failed, 0 skipped, 0 structure cases")
-    assert wrote.startswith("wrote ")
-    assert wrote.endswith("index.html")
-    assert {path.name for path in root.iterdir() if path.is_file()} == {
-        *("index.html", "summary.md", "summary.json")
-    }
+    assert wrote == f"wrote {root / 'index.html'}"
+    written = {path.name for path in root.iterdir() if path.is_file()}
+    assert written == {"index.html", "summary.md", "summary.json"}
     assert json.loads((root / "summary.json").read_text())["cases"] == []
-    check_left_out(root, [NONE_HERE])
+    check_left_out(root, [NO_MANIFESTS])
 
 
-def test_published_reports_leave_the_unpublished_ones_below_them_alone(rebuild, root):
+def test_published_reports_exclude_the_unpublished_ones_below_them(render, root):
     before = contents(root)
-    check_none_here(rebuild("--aq-publish"), root.parent)
+    check_no_manifests(render(root.parent), root.parent)
     check_identical(root, before)
-
-
-def test_a_folder_without_manifests_gets_a_page_that_says_so_and_fails(rebuild, project):
-    (project.path / "empty").mkdir()
-    check_none_here(rebuild("--aq-report-dir=empty"), project.path / "empty")
-    assert [path.name for path in project.path.glob("*.html")] == []

@@ -1,0 +1,101 @@
+"""``aq-harness list``: which pair runs under which granularity on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from pytest_autoquant.cli.command import OK, Command, announce
+from pytest_autoquant.extras import require_measure
+from pytest_autoquant.grid.case import Combination, combinations, select_vocabulary
+from pytest_autoquant.grid.vocabulary import load_vocabulary
+from pytest_autoquant.models.registry import find_model
+from pytest_autoquant.options.settings import OPTIONS, Option, Settings, read_settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from pytest_autoquant.modelopt_support.probe import Prober
+
+#: The plugin's options that change the matrix; they keep their values' syntax here.
+LIST_OPTIONS = (
+    "model",
+    "device",
+    "dtype",
+    "weights",
+    "pairs",
+    "granularities",
+    "conf",
+    "trust_remote_code",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare each option as ``--pairs`` and as pytest spells it: error messages name that one."""
+    for option in OPTIONS:
+        if option.name in LIST_OPTIONS:
+            _add_option(parser, option)
+
+
+def list_support(arguments: argparse.Namespace) -> int:
+    """Print the status of every pair under every granularity, with the reason of each refusal."""
+    settings = read_settings(
+        lambda option: (getattr(arguments, option.ini, None), _flag(option.name))
+    )
+    require_measure("list")
+    print(support_report(settings))
+    return OK
+
+
+def support_report(settings: Settings) -> str:
+    """Probe every selected combination and return the matrix as text."""
+    from pytest_autoquant.cli.support_matrix import build_matrix, padded_widths, render_matrix
+    from pytest_autoquant.models.loading import resolve_device
+
+    source = find_model(settings.model, random_weights=settings.random_seed is not None)
+    selected = _selected(settings)
+    device = resolve_device(settings.device)
+    matrix = build_matrix(_prober(settings, device), device.type, selected)
+    padded = padded_widths(matrix, source, trust_remote_code=settings.trust_remote_code)
+    return "\n".join([render_matrix(matrix), *padded])
+
+
+def _selected(settings: Settings) -> tuple[Combination, ...]:
+    known = load_vocabulary(settings.conf)
+    return tuple(combinations(select_vocabulary(known, settings.pairs, settings.granularities)))
+
+
+def _prober(settings: Settings, device: torch.device) -> Prober:
+    from pytest_autoquant.modelopt_support import cuda_extensions
+    from pytest_autoquant.modelopt_support.probe import Prober, quiet
+    from pytest_autoquant.models.loading import resolve_dtype
+
+    with quiet():
+        import modelopt.torch.quantization  # noqa: F401 - its import warns about torch.jit
+    if device.type == "cuda":
+        announce(cuda_extensions.ANNOUNCEMENT)
+        cuda_extensions.build()
+    return Prober(device, resolve_dtype(settings.dtype, device))
+
+
+def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
+    flags = (_flag(option.name), option.flag)
+    if option.kind == "flag":
+        parser.add_argument(
+            *flags, dest=option.ini, action="store_true", default=None, help=option.help
+        )
+    else:
+        metavar = "|".join(option.choices) or option.kind.upper()
+        parser.add_argument(*flags, dest=option.ini, metavar=metavar, help=option.help)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+COMMAND = Command(
+    name="list",
+    summary="print which pair runs under which granularity here",
+    add_arguments=add_arguments,
+    run=list_support,
+)
