@@ -1,1 +1,1 @@
-"""The parametrized cases: ``pytest --pyargs pytest_autoquant.cases``, or ``pytest cases`` here."""
+"""The parametrized cases. Installed as ``pytest_autoquant.cases``."""
