@@ -10,7 +10,8 @@ from pytest_autoquant.extras import require_measure
 from pytest_autoquant.grid.case import Combination, combinations, select_vocabulary
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.models.registry import find_model
-from pytest_autoquant.options.settings import OPTIONS, Option, Settings, read_settings
+from pytest_autoquant.options.settings import RawValue, Settings, read_settings
+from pytest_autoquant.options.table import BY_NAME, Option
 
 if TYPE_CHECKING:
     import torch
@@ -32,16 +33,13 @@ LIST_OPTIONS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare each option as ``--pairs`` and as pytest spells it: error messages name that one."""
-    for option in OPTIONS:
-        if option.name in LIST_OPTIONS:
-            _add_option(parser, option)
+    for name in LIST_OPTIONS:
+        _add_option(parser, BY_NAME[name])
 
 
 def list_support(arguments: argparse.Namespace) -> int:
     """Print the status of every pair under every granularity, with the reason of each refusal."""
-    settings = read_settings(
-        lambda option: (getattr(arguments, option.ini, None), _flag(option.name))
-    )
+    settings = read_settings(lambda option: _raw(arguments, option))
     require_measure("list")
     print(support_report(settings))
     return OK
@@ -79,18 +77,24 @@ def _prober(settings: Settings, device: torch.device) -> Prober:
 
 
 def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
-    flags = (_flag(option.name), option.flag)
-    if option.kind == "flag":
+    flags = (_flag(option), option.flag)
+    if option.is_flag:
         parser.add_argument(
-            *flags, dest=option.ini, action="store_true", default=None, help=option.help
+            *flags, dest=option.ini, action="store_true", default=None, help=option.help_text
         )
     else:
-        metavar = "|".join(option.choices) or option.kind.upper()
-        parser.add_argument(*flags, dest=option.ini, metavar=metavar, help=option.help)
+        parser.add_argument(
+            *flags, dest=option.ini, metavar=option.kind.metavar, help=option.help_text
+        )
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def _raw(arguments: argparse.Namespace, option: Option) -> RawValue:
+    value = getattr(arguments, option.ini, None)
+    return RawValue(value=value, origin=_flag(option), is_on_command_line=value is not None)
+
+
+def _flag(option: Option) -> str:
+    return "--" + option.name.replace("_", "-")
 
 
 COMMAND = Command(
