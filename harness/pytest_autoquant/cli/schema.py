@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from pytest_autoquant.cli.command import OK, Command
 
-
-def _sensitivity() -> dict[str, Any]:
-    from pytest_autoquant.manifests.sensitivity_manifest import manifest_schema
-
-    return manifest_schema()
-
-
-#: The kinds of record by the name that the command takes.
-SCHEMAS: Mapping[str, Callable[[], dict[str, Any]]] = {
-    "sensitivity": _sensitivity,
+#: The record's name on the command line: its name in ``manifests.schemas``.
+RECORDS: Mapping[str, str] = {
+    "sensitivity": "manifest",
+    "scheme": "scheme_manifest",
+    "summary": "session_summary",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the kind of record."""
-    parser.add_argument("record", choices=tuple(SCHEMAS), help="kind of record")
+    parser.add_argument("record", choices=tuple(RECORDS), help="kind of record")
 
 
 def schema(arguments: argparse.Namespace) -> int:
-    """Print the JSON schema of a record: a case's manifest, a scheme's, or the run's summary."""
-    print(json.dumps(SCHEMAS[arguments.record](), indent=2))
+    """Print the JSON schema of a record: a case's manifest, a scheme's, or summary.json."""
+    from pytest_autoquant.manifests.schemas import schema_text
+
+    print(schema_text(RECORDS[arguments.record]), end="")
     return OK
 
 
