@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 from page_reading import SECTIONS, cells, column, go, open_case, table, whole_table
+from pytest_autoquant.manifests.layout import MANIFEST_SUFFIX
 from pytest_autoquant.manifests.outcomes import SkippedCase
-from pytest_autoquant.manifests.sensitivity_manifest import MANIFEST_SUFFIX, dump_manifest
+from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
 from pytest_autoquant.reports.write import rebuild
 
 SIGNED = "NONE(effective-bits: 16.0)"

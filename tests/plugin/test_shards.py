@@ -5,7 +5,8 @@ import re
 import shutil
 
 import pytest
-from pytest_autoquant.manifests.sensitivity_manifest import find_manifests, read_manifest
+from pytest_autoquant.manifests.layout import find_manifests
+from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
 
 COUNT = 3
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pytest_autoquant.errors import RecordError
-from pytest_autoquant.files import load_json
+from pytest_autoquant.files import load_json, read_bytes
 from pytest_autoquant.manifests.case_result import (
     UNKNOWN,
     CaseResult,
@@ -22,21 +20,21 @@ from pytest_autoquant.manifests.case_result import (
     SelectionResult,
     case_result_of,
 )
+from pytest_autoquant.manifests.json_record import invalid_record, validate_record
+from pytest_autoquant.manifests.layout import MANIFEST_SUFFIX
 from pytest_autoquant.manifests.sensitivity_manifest import (
     GROUP_SUFFIX,
-    MANIFEST_SUFFIX,
     Manifest,
-    first_problem,
     load_manifest,
 )
 from pytest_autoquant.text import slug
 
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
-
 NOTE = (
     "a manifest from before the harness: its ranking compares with other cases, its scores do not"
 )
+#: What such a record is called in error messages.
+_PRE_HARNESS = "manifest from before the harness"
+
 _UNQUANTIZED = "NONE"
 _BITS = re.compile(r"effective-bits: ([0-9.]+)\)")
 _SCHEME_SUFFIX = "_autoquant_lm"
@@ -149,22 +147,14 @@ def read_any(path: Path, root: Path) -> Manifest | CaseResult:
         RecordError: it cannot be read, is no manifest, or a newer version wrote it.
     """
     name = path.relative_to(root).as_posix()
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise RecordError(f"{name}: cannot be read: {error.strerror}") from error
+    content = read_bytes(path, name)
     raw = _mapping(content) if b'"schema_version"' not in content else None
     if raw is None or "layer_sensitivity" not in raw:
         return load_manifest(content, source=name)
-    try:
-        old = _adapter().validate_python(raw)
-    except ValueError as error:
-        raise RecordError(
-            f"{name}: is not a valid manifest from before the harness: {first_problem(error)}"
-        ) from None
+    old = validate_record(_OldManifest, raw, source=name, name=_PRE_HARNESS)
     found = _sensitivity(old, PurePosixPath(name), path.parts)
     if not found.groups:
-        raise RecordError(f"{name}: is not a valid manifest: no layer group was quantized")
+        raise invalid_record("no layer group was quantized", source=name, name=_PRE_HARNESS)
     return found
 
 
@@ -279,10 +269,3 @@ def _origin(old: _OldManifest) -> dict[str, str]:
 def _last_part(name: str) -> str:
     """Return the last part of what may be a path on its author's machine, of either kind."""
     return PureWindowsPath(name).name or UNKNOWN
-
-
-@lru_cache(maxsize=1)
-def _adapter() -> TypeAdapter[_OldManifest]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(_OldManifest)

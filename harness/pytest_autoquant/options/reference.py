@@ -28,8 +28,8 @@ aq_batch_size = 16
 aq_resume = true
 ```
 
-A path in the ini file is relative to the folder of that file. `--structure-only` and `--gpu-only` are
-the same as `--aq-structure-only` and `--aq-gpu-only` and exist only with `pytest_autoquant.cases`.
+A path in the ini file is relative to the folder of that file. `--structure-only` and `--gpu-only`
+are the same as `--aq-structure-only` and `--aq-gpu-only`, and exist only with the cases.
 
 """
 

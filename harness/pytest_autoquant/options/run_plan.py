@@ -19,11 +19,14 @@ from pytest_autoquant.grid.case import (
     cases,
     combinations,
     scheme_cases,
+)
+from pytest_autoquant.grid.sharding import deal_cases
+from pytest_autoquant.grid.vocabulary import (
+    Vocabulary,
+    load_vocabulary,
     select_sizes,
     select_vocabulary,
 )
-from pytest_autoquant.grid.sharding import partition
-from pytest_autoquant.grid.vocabulary import Vocabulary, load_vocabulary
 from pytest_autoquant.models.registry import ModelSource, find_model
 from pytest_autoquant.options.settings import Settings
 
@@ -115,7 +118,7 @@ class RunPlan:
 
     def parts(self, selected: Sequence[Case], count: int) -> dict[str, int]:
         """Deal cases into parts of equal work, by ``case_id``."""
-        return partition(selected, count, self.settings.score_size) if selected else {}
+        return deal_cases(selected, count, self.settings.score_size)
 
     def takes_combination(self, combination: Combination) -> bool:
         """Whether a structure case belongs to this shard."""

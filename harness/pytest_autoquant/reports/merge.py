@@ -10,19 +10,17 @@ from pytest_autoquant.errors import RecordError
 from pytest_autoquant.files import check_writable, write_atomic
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.fingerprint import fingerprint_of
+from pytest_autoquant.manifests.layout import (
+    find_manifests,
+    find_schemes,
+    state_path,
+)
 from pytest_autoquant.manifests.scheme_manifest import (
     SchemeManifest,
     dump_scheme,
-    find_schemes,
     read_scheme_manifest,
 )
-from pytest_autoquant.manifests.sensitivity_manifest import (
-    MANIFEST_SUFFIX,
-    STATE_SUFFIX,
-    Manifest,
-    find_manifests,
-    read_manifest,
-)
+from pytest_autoquant.manifests.sensitivity_manifest import Manifest, read_manifest
 from pytest_autoquant.manifests.session_summary import (
     SUMMARY_JSON,
     SessionSummary,
@@ -105,7 +103,7 @@ def _take_lines(results: SessionResults, source: Source) -> None:
 
 def _search_state(manifest_path: Path) -> bytes | None:
     """Return what ``--aq-save-state`` left beside a manifest."""
-    path = manifest_path.with_name(manifest_path.name.replace(MANIFEST_SUFFIX, STATE_SUFFIX))
+    path = state_path(manifest_path)
     return path.read_bytes() if path.is_file() else None
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.manifests.case_result import CaseResult
+from pytest_autoquant.manifests.layout import find_manifests
 from pytest_autoquant.manifests.pre_harness import read_sensitivity
-from pytest_autoquant.manifests.sensitivity_manifest import find_manifests
 from pytest_autoquant.regression.comparison import Comparison, compare
 from pytest_autoquant.reports.markdown import code, number, table, text
 from pytest_autoquant.reports.session_results import SessionResults

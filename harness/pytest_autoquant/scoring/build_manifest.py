@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_autoquant.allocation.knapsack import Candidate, Selection, select
-from pytest_autoquant.calibration.captions import CalibrationData
+from pytest_autoquant.allocation.knapsack import Selection, select_formats
+from pytest_autoquant.allocation.scored_group import ScoredGroup
+from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS, EffectiveConfig
 from pytest_autoquant.grid.case import Case
 from pytest_autoquant.manifests.sensitivity_manifest import (
@@ -279,16 +280,16 @@ def _selection(scores: Sequence[float], weights: Sequence[int], findings: Findin
             minimum_effective_bits=UNQUANTIZED_BITS,
         )
     ceiling = max((s for s in scores if math.isfinite(s)), default=1.0) * len(scores) or 1.0
-    candidates = [
-        (
-            Candidate(
-                score=s if math.isfinite(s) else ceiling, bits=findings.config.effective_bits
-            ),
-            Candidate(score=0.0, bits=UNQUANTIZED_BITS),
-        )
-        for s in scores
+    groups = [
+        ScoredGroup(
+            name=group.modules[0],
+            scores=(score if math.isfinite(score) else ceiling,),
+            bits=(findings.config.effective_bits,),
+            weights=count,
+        ).with_unquantized()
+        for group, score, count in zip(findings.measurement.groups, scores, weights, strict=True)
     ]
-    return select(candidates, weights, findings.run_config.effective_bits)
+    return select_formats(groups, findings.run_config.effective_bits)
 
 
 def _autoquant_state(

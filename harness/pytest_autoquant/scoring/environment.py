@@ -10,7 +10,7 @@ import sys
 
 import torch
 
-from pytest_autoquant.manifests.fingerprint import harness_build
+from pytest_autoquant.manifests.fingerprint import HARNESS_VERSION
 from pytest_autoquant.manifests.sensitivity_manifest import EnvironmentRecord, MemoryRecord
 
 
@@ -21,7 +21,7 @@ def environment_record(device: torch.device, *, record_host: bool) -> Environmen
 
     is_cuda = device.type == "cuda"
     return EnvironmentRecord(
-        harness=harness_build(),
+        harness=HARNESS_VERSION,
         python=platform.python_version(),
         torch=torch.__version__,
         transformers=transformers.__version__,

@@ -9,7 +9,8 @@ from functools import cached_property
 
 import torch
 
-from pytest_autoquant.calibration.captions import CalibrationData, calibration_data, load_captions
+from pytest_autoquant.calibration.batches import CalibrationData, calibration_data
+from pytest_autoquant.calibration.captions import load_captions
 from pytest_autoquant.errors import AutoquantError, MeasurementError, NotReplayableError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.grid.assignment import Assignment
@@ -164,6 +165,7 @@ class MeasurementRunner:
         config, data = self.config(case.combination), self.data(case.size)
         measurement = self._measurement(case, config)
         original, layers = self._original(case), layers_of(self.model, config)
+        reason = self._choose(config, case.size).reason
         manifest = build_manifest(
             Findings(
                 case=case,
@@ -176,7 +178,7 @@ class MeasurementRunner:
                 model=self.model.record,
                 environment=self.environment,
                 memory=memory_record(measurement.peak_cuda_bytes),
-                run_config=self._run_config(config, measurement, data),
+                run_config=self._run_config(measurement.engine, reason, data),
                 started=started,
             )
         )
@@ -193,7 +195,7 @@ class MeasurementRunner:
             config = self.config(combination)
             if (size, config.digest) not in self._outcomes:
                 self._score(size, config, combinations)
-            found.append(self._outcome(size, config, f"{combination.id}-{size}"))
+            found.append(self._outcome(size, config, f"{combination.test_id}-{size}"))
         return tuple(found)
 
     def fingerprint(self, case: Case) -> Fingerprint:
@@ -203,15 +205,14 @@ class MeasurementRunner:
             AutoquantError: model, captions or preset cannot be loaded.
         """
         config, data = self.config(case.combination), self.data(case.size)
+        chosen = self._choose(config, case.size)
         return fingerprint(
-            self.model.record,
-            self.environment,
-            captions=data.sha256,
-            config=config.digest,
-            method=case.method,
-            engine=self._choose(config, case.size).engine.name,
-            score_size=self._settings.score_size,
-            budget=self._settings.effective_bits,
+            case=case,
+            config=config,
+            captions=data,
+            model=self.model.record,
+            environment=self.environment,
+            run=self._run_config(chosen.engine.name, chosen.reason, data),
         )
 
     def changes(self, case: Case) -> tuple[Difference, ...] | None:
@@ -227,7 +228,7 @@ class MeasurementRunner:
         if (case.size, config.digest) not in self._outcomes:
             batch = (other for other in self._assignment.batch_of(case) if not self._is_kept(other))
             self._score(case.size, config, (other.combination for other in batch))
-        return self._outcome(case.size, config, case.id)
+        return self._outcome(case.size, config, case.test_id)
 
     def _is_kept(self, case: Case) -> bool:
         return self.changes(case) == ()
@@ -311,12 +312,10 @@ class MeasurementRunner:
             return "--aq-save-state asks for ModelOpt's own search state"
         return self._unreplayable.get(size) or self._replay.refuses(config)
 
-    def _run_config(
-        self, config: EffectiveConfig, measurement: Measurement, data: CalibrationData
-    ) -> RunConfig:
+    def _run_config(self, engine: str, reason: str, data: CalibrationData) -> RunConfig:
         return RunConfig(
-            engine=measurement.engine,
-            engine_reason=self._choose(config, data.captions.size).reason,
+            engine=engine,
+            engine_reason=reason,
             device=self.device.type,
             dtype=self.model.record.dtype,
             weights=self.model.record.weights,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pytest_autoquant.errors import AutoquantError, RecordError
@@ -32,7 +33,7 @@ from pytest_autoquant.plugin.messages.outcome import (
     WorkerReport,
     load_report,
 )
-from pytest_autoquant.redact import command_line
+from pytest_autoquant.redact import command_line, without_paths
 from pytest_autoquant.regression.resume import earlier_manifest
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_expected, write_summary
@@ -56,6 +57,10 @@ class TestEnd:
     skip_reason: str | None = None
     outcomes: str | None = None
     state: bytes | None = None
+
+
+#: Outcomes that leave no manifest.
+LoggedOutcome = SkippedCase | FailedCase | StructureCheck
 
 
 class Collector:
@@ -144,7 +149,8 @@ class Collector:
         if results.is_empty and self._plan.settings.shard is None:
             return ()
         try:
-            return write_summary(self._root, results, redacted=not self._plan.settings.record_host)
+            is_public = not self._plan.settings.record_host
+            return write_summary(self._root, results.public(self._root) if is_public else results)
         except AutoquantError as error:
             results.write_errors.append(str(error))
             return ()
@@ -243,10 +249,19 @@ class Collector:
         _, marker = self._unblessed.pop(manifest.case.case_id)
         return self.gate.judge(manifest, marker)
 
-    def _log(self, outcome: SkippedCase | FailedCase | StructureCheck) -> None:
+    def _log(self, outcome: LoggedOutcome) -> None:
         """Record an outcome that has no manifest, on disk before anyone reads the report."""
         self.results.add(outcome)
-        outcome_log.append(self._root, outcome)
+        outcome_log.append(self._root, self._public(outcome))
+
+    def _public(self, outcome: LoggedOutcome) -> LoggedOutcome:
+        """Return the outcome without folders of this machine, unless the host is recorded."""
+        if self._plan.settings.record_host:
+            return outcome
+        prefix = f"{self._root}{os.sep}"
+        if isinstance(outcome, FailedCase):
+            return replace(outcome, problem=without_paths(outcome.problem.replace(prefix, "")))
+        return replace(outcome, reason=without_paths(outcome.reason.replace(prefix, "")))
 
     def _unfinished(self) -> SessionResults:
         shard = self._plan.settings.shard

@@ -57,7 +57,9 @@ class Controller:
         if not plan.settings.resume:
             return {}
         with as_usage_error():
-            return read_earlier(plan.root, plan.cases)
+            found = read_earlier(plan.root, plan.cases)
+        self.collector.results.left_out += found.unreadable
+        return found.fingerprints
 
     def pytest_configure(self, config: pytest.Config) -> None:
         """Refuse bad input before anything is collected; ask torch only where devices matter."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_autoquant.errors import AutoquantError, MeasurementError, UsageError
-from pytest_autoquant.grid.case import Case, Combination, SchemeCase
+from pytest_autoquant.grid.case import Case, CaseParameter, Combination, SchemeCase
 from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase, StructureCheck
 from pytest_autoquant.plugin.gpus import pin
 from pytest_autoquant.plugin.messages.collected import CollectedCases
@@ -78,15 +78,19 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
         plan = plan_of(metafunc.config)
     except pytest.UsageError as error:
         raise pytest.Collector.CollectError(str(error)) from None
-    grids = {CASE: plan.cases, COMBINATION: plan.combinations, SCHEME: plan.schemes}
+    grids: dict[str, tuple[CaseParameter, ...]] = {
+        CASE: plan.cases,
+        COMBINATION: plan.combinations,
+        SCHEME: plan.schemes,
+    }
     for name in names:
         metafunc.parametrize(name, [_param(value) for value in grids[name]])
 
 
-def _param(value: Case | Combination | SchemeCase) -> Any:
+def _param(value: CaseParameter) -> Any:
     is_experimental = any(c.pair.experimental for c in value.combinations)
     marks = [pytest.mark.aq_experimental] if is_experimental else []
-    return pytest.param(value, id=value.id, marks=marks)
+    return pytest.param(value, id=value.test_id, marks=marks)
 
 
 class Worker:
@@ -243,7 +247,7 @@ class Worker:
         if support.is_supported:
             return
         if self.plan.is_named(scheme):
-            item.stash[_REFUSED] = f"scheme {scheme.id}: {support.skip_reason}"
+            item.stash[_REFUSED] = f"scheme {scheme.test_id}: {support.skip_reason}"
         else:
             self._skip(item, _skipped(scheme, support, None))
 
@@ -266,7 +270,7 @@ class Worker:
 
         if isinstance(case, str):
             case = self._named(item, case)
-        self.progress.start(case.id)
+        self.progress.start(case.test_id)
         with _attached(item, case):
             measured = self.runner.measure(case)
         manifest = dump_manifest(measured.manifest)
@@ -288,7 +292,7 @@ class Worker:
         """Derive a scheme and attach its manifest to the test."""
         from pytest_autoquant.manifests.scheme_manifest import dump_scheme
 
-        self.progress.start(case.id)
+        self.progress.start(case.test_id)
         with _attached(item, case):
             if _REFUSED in item.stash:
                 raise UsageError(item.stash[_REFUSED])
@@ -342,7 +346,7 @@ def _skipped(case: Case | SchemeCase, support: Support, bits: float | None) -> S
 
 
 def _add(item: pytest.Item, outcome: Outcome) -> None:
-    item.stash.setdefault(_OUTCOMES, []).append(outcome)
+    item.stash.setdefault(_OUTCOMES, list[Outcome]()).append(outcome)
 
 
 @contextmanager
