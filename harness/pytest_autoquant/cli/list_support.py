@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from pytest_autoquant.cli.command import OK, Command, announce
 from pytest_autoquant.extras import require_measure
-from pytest_autoquant.grid.case import Combination, combinations, select_vocabulary
-from pytest_autoquant.grid.vocabulary import load_vocabulary
+from pytest_autoquant.grid.case import Combination, combinations
+from pytest_autoquant.grid.vocabulary import load_vocabulary, select_vocabulary
 from pytest_autoquant.models.registry import find_model
 from pytest_autoquant.options.settings import RawValue, Settings, read_settings
 from pytest_autoquant.options.table import BY_NAME, Option

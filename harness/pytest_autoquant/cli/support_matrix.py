@@ -105,7 +105,7 @@ def _reasons(cells: Sequence[Cell]) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for cell in cells:
         if not cell.support.is_supported:
-            reasons.setdefault(cell.support.skip_reason, []).append(cell.combination.id)
+            reasons.setdefault(cell.support.skip_reason, []).append(cell.combination.test_id)
     return [f"{reason}\n    {_first_few(ids)}" for reason, ids in reasons.items()]
 
 
@@ -113,7 +113,7 @@ def _aliases(cells: Sequence[Cell]) -> list[str]:
     aliases: dict[str, list[str]] = {}
     for cell in cells:
         if cell.alias_of is not None:
-            aliases.setdefault(cell.alias_of.id, []).append(cell.combination.id)
+            aliases.setdefault(cell.alias_of.test_id, []).append(cell.combination.test_id)
     return [f"{original} = {', '.join(ids)}" for original, ids in aliases.items()]
 
 
