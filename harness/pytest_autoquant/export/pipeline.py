@@ -44,7 +44,8 @@ from pytest_autoquant.modelopt_support.status import SUPPORTED, Status, Support
 from pytest_autoquant.models.loading import peak_cuda_bytes
 from pytest_autoquant.scoring.build_manifest import dataset_record, per_token
 from pytest_autoquant.scoring.engine import Measurement
-from pytest_autoquant.scoring.runner import MeasurementRunner, memory
+from pytest_autoquant.scoring.environment import memory_record
+from pytest_autoquant.scoring.runner import MeasurementRunner
 
 BUDGETS = 64
 """Points of the frontier, evenly from the smallest choice to no quantization."""
@@ -144,7 +145,7 @@ class SchemeRunner:
             export=None,
             environment=bench.environment,
             timing=timing,
-            memory=memory(peak_cuda_bytes(bench.device)),
+            memory=memory_record(peak_cuda_bytes(bench.device)),
         )
         return manifest if self._root is None else self._export(manifest, decisions, data.batches)
 

@@ -113,7 +113,7 @@ class RunPlan:
             selected: the cases that were collected and not deselected, in order.
             workers: number of workers among which cases are dealt by part.
         """
-        unique = tuple(dict.fromkeys(selected))
+        unique = tuple({case.case_id: case for case in selected}.values())
         return Assignment(selected=unique, parts=self.parts(self._shard_of(unique), workers))
 
     def parts(self, selected: Sequence[Case], count: int) -> dict[str, int]:

@@ -29,7 +29,7 @@ class Configurations:
         self._device_name = device
         self._dtype_name = dtype
         self._progress = progress
-        self._configs: dict[Combination, EffectiveConfig] = {}
+        self._configs: dict[str, EffectiveConfig] = {}
 
     @cached_property
     def device(self) -> torch.device:
@@ -51,11 +51,11 @@ class Configurations:
         Raises:
             UsageError: the installed ModelOpt lacks the pair's preset, or it does not fit the pair.
         """
-        if combination not in self._configs:
-            self._configs[combination] = self._prober.resolve(
+        if combination.test_id not in self._configs:
+            self._configs[combination.test_id] = self._prober.resolve(
                 combination.pair, combination.granularity
             )
-        return self._configs[combination]
+        return self._configs[combination.test_id]
 
     def support(self, combination: Combination) -> Support:
         """Return whether a pair under a granularity can run here, and if not why."""

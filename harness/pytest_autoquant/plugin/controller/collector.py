@@ -251,7 +251,10 @@ class Collector:
 
     def _log(self, outcome: LoggedOutcome) -> None:
         """Record an outcome that has no manifest, on disk before anyone reads the report."""
-        self.results.add(outcome)
+        if isinstance(outcome, StructureCheck):
+            self.results.structures[outcome.pair, outcome.granularity] = outcome
+        else:
+            self.results.add(outcome)
         outcome_log.append(self._root, self._public(outcome))
 
     def _public(self, outcome: LoggedOutcome) -> LoggedOutcome:

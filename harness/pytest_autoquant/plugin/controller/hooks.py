@@ -257,8 +257,8 @@ class Controller:
             return {}
         plan, cases = plan_of(self._config), self._collected.cases
         by_id = {case.case_id: case for case in plan.cases}
-        selected = [by_id[cases[i]] for i in dict.fromkeys(ids) if cases.get(i) in by_id]
-        parts = plan.parts(list(dict.fromkeys(selected)), workers)
+        collected = dict.fromkeys(cases[nodeid] for nodeid in ids if nodeid in cases)
+        parts = plan.parts([by_id[i] for i in collected if i in by_id], workers)
         dealt = {nodeid: parts[case_id] for nodeid, case_id in cases.items() if case_id in parts}
         return dealt | dict.fromkeys(self._collected.schemes, workers)
 

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from pytest_autoquant.options.run_plan import RunPlan
     from pytest_autoquant.scoring.runner import MeasurementRunner
 
-_OUTCOMES = pytest.StashKey[list[Outcome]]()
+_OUTCOMES: pytest.StashKey[list[Outcome]] = pytest.StashKey()
 _STATE = pytest.StashKey["bytes | None"]()
 _RERUN = pytest.StashKey[str]()
 _REFUSED = pytest.StashKey[str]()
@@ -168,7 +168,7 @@ class Worker:
             self._keep(items, [item for item in items if item.get_closest_marker("aq_gpu")])
 
     @pytest.hookimpl(specname="pytest_collection_modifyitems", trylast=True)
-    def select(self, items: list[pytest.Item]) -> None:
+    def pytest_select_shard(self, items: list[pytest.Item]) -> None:
         """Keep this shard's cases, and remember which of them are measured together."""
         if not any(_is_ours(item) for item in items):
             return
@@ -352,7 +352,7 @@ def _skipped(case: Case | SchemeCase, support: Support, bits: float | None) -> S
 
 
 def _add(item: pytest.Item, outcome: Outcome) -> None:
-    item.stash.setdefault(_OUTCOMES, list[Outcome]()).append(outcome)
+    item.stash.setdefault(_OUTCOMES, []).append(outcome)
 
 
 @contextmanager
