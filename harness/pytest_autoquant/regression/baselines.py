@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +27,7 @@ _SHOWN_GROUPS = 5
 _ALWAYS_ALLOWED = ("harness",)
 
 
-class Outcome(StrEnum):
+class Outcome(Enum):
     """What the gate decides for a case."""
 
     PASSED = "passed"
