@@ -3,29 +3,17 @@
 import copy
 import json
 import re
-import tempfile
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import yaml
 from fuzz import (
     HOSTILE_TEXTS,
-    LONGEST_MESSAGE,
-    at,
     controls,
     fuzz,
     hostile_texts,
-    json_values,
-    places,
-    put,
     renamed,
 )
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from pytest_autoquant.errors import AutoquantError, UsageError
-from pytest_autoquant.formats.effective_config import effective_config
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
@@ -145,5 +133,3 @@ def test_the_terminal_gets_one_line_each_and_no_control_character(manifest, text
         assert controls("".join(lines)) == set()
         assert not any("\n" in line for line in lines)
         assert len(lines) == len(terminal_lines(results_of(plain, "plain")))
-
-

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.grid.case import Case
-from pytest_autoquant.manifests import outcome_log
 from pytest_autoquant.manifests.fingerprint import Fingerprint, fingerprint_of
 from pytest_autoquant.manifests.layout import case_path
+from pytest_autoquant.manifests.outcome_log import read
 from pytest_autoquant.manifests.outcomes import FailedCase
 from pytest_autoquant.manifests.sensitivity_manifest import Manifest, read_manifest
 
@@ -39,7 +39,7 @@ def read_earlier(root: Path, cases: Iterable[Case]) -> EarlierRun:
     Raises:
         RecordError: the outcome log cannot be read.
     """
-    outcomes = outcome_log.read(root)
+    outcomes = read(root)
     failed = {outcome.case_id for outcome in outcomes if isinstance(outcome, FailedCase)}
     fingerprints, unreadable = {}, []
     for case in cases:

@@ -1,5 +1,8 @@
 """The vocabulary: built-in definitions joined with the user's files, and selected by name."""
 
+import subprocess
+import sys
+
 import pytest
 from pytest_autoquant.errors import UsageError
 from pytest_autoquant.grid.vocabulary import load_vocabulary, select_sizes, select_vocabulary
@@ -160,6 +163,17 @@ def test_folder_without_definitions_is_refused_with_the_folders_it_may_have(conf
         f"--aq-conf {path}: must have at least one of the folders quant_pair, quant_granularity, "
         "scheme"
     )
+
+
+def test_built_in_vocabulary_is_loaded_without_yaml_pydantic_and_numpy():
+    script = (
+        "import sys\n"
+        "from pytest_autoquant.grid.vocabulary import load_vocabulary\n"
+        "load_vocabulary()\n"
+        "print({'yaml', 'pydantic', 'numpy'} & sys.modules.keys())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
 
 
 # --- selecting

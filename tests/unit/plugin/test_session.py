@@ -303,7 +303,7 @@ class Measuring(Configs):
 def resumed(tmp_path, findings, manifest):
     """A resumed session whose report folder holds one case, and that case."""
     session = open_session(tmp_path, report_dir=str(tmp_path / "out"), resume=True)
-    case = next(c for c in session.cases if c.test_id == findings.case.id)
+    case = next(c for c in session.cases if c.test_id == findings.case.test_id)
     record = replace(manifest.case, case_id=case.case_id)
     model = replace(manifest.model, name=case.model)
     earlier = replace(manifest, case=record, model=model)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pytest_autoquant.errors import AutoquantError, RecordError
 from pytest_autoquant.files import check_writable, write_atomic
-from pytest_autoquant.manifests import outcome_log
 from pytest_autoquant.manifests.case_result import case_result_of
+from pytest_autoquant.manifests.outcome_log import append
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.manifests.scheme_manifest import (
     SchemeManifest,
@@ -255,7 +255,7 @@ class Collector:
             self.results.structures[outcome.pair, outcome.granularity] = outcome
         else:
             self.results.add(outcome)
-        outcome_log.append(self._root, self._public(outcome))
+        append(self._root, self._public(outcome))
 
     def _public(self, outcome: LoggedOutcome) -> LoggedOutcome:
         """Return the outcome without folders of this machine, unless the host is recorded."""
