@@ -45,8 +45,8 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Load the conftest of the installed cases before the command line is parsed.
 
-    It declares ``--gpu-only`` and ``--structure-only``. pytest itself loads a conftest that early for
-    paths, not for the package names of ``--pyargs``.
+    It declares ``--gpu-only`` and ``--structure-only``. pytest itself loads a conftest that early
+    for paths, not for the package names of ``--pyargs``.
     """
     known = early_config.known_args_namespace
     names_cases = any(argument.startswith(_CASES) for argument in known.file_or_dir)
