@@ -15,6 +15,7 @@ def test_manifest_names_layers_with_padded_groups(project, modelopt):
         "--aq-pairs=wint8_afp16",
         "--aq-granularities=w_group64",
         "--aq-sizes=small",
+        "--aq-effective-bits=9",
     ).assert_outcomes(passed=1)
     (manifest,) = map(read_manifest, project.path.rglob("*_quant_manifest.json"))
     widths = {layer.in_features: layer.padded_to for layer in manifest.layers.values()}

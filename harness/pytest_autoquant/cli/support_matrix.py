@@ -10,9 +10,15 @@ from tabulate import tabulate
 from pytest_autoquant.errors import AutoquantError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.grid.case import Combination
+<<<<<<< HEAD
 from pytest_autoquant.modelopt_support.probe import Prober, misfits
 from pytest_autoquant.modelopt_support.status import Status, Support
 from pytest_autoquant.models.loading import Linear, architecture_linears
+=======
+from pytest_autoquant.modelopt_support.status import Status
+from pytest_autoquant.modelopt_support.support_matrix import padded_layers, support_matrix
+from pytest_autoquant.models.loading import architecture_linears
+>>>>>>> main
 from pytest_autoquant.models.registry import ModelSource
 
 _SHORT = {
@@ -34,6 +40,7 @@ class Cell:
     Attributes:
         alias_of: the first supported combination with the same effective config, None for itself.
     """
+<<<<<<< HEAD
 
     combination: Combination
     config: EffectiveConfig
@@ -72,6 +79,31 @@ def build_matrix(prober: Prober, device: str, combinations: Iterable[Combination
             )
         )
     return SupportMatrix(device=device, cells=tuple(cells))
+=======
+    cells: dict[tuple[str, str], str] = {}
+    reasons: dict[str, list[str]] = {}
+    aliases: dict[str, list[str]] = {}
+    for each in support_matrix(bench, combinations):
+        combination, support = each.combination, each.support
+        cells[combination.pair.name, combination.granularity.name] = (
+            _SHORT[support.status] if each.alias_of is None else "="
+        )
+        if not support.is_supported:
+            reasons.setdefault(support.skip_reason, []).append(combination.test_id)
+        elif each.alias_of is not None:
+            aliases.setdefault(each.alias_of.test_id, []).append(combination.test_id)
+    columns = list(dict.fromkeys(c.granularity.name for c in combinations))
+    pairs = {c.pair.name: c.pair for c in combinations}
+    rows = [
+        [name + (" *" if pair.experimental else ""), *(cells.get((name, g), "") for g in columns)]
+        for name, pair in pairs.items()
+    ]
+    key = "ok: runs   =: alias, measured once   cuda: needs-cuda   no: unsupported   -: no-effect"
+    table = tabulate(rows, headers=["pair (* experimental)", *columns], tablefmt="simple")
+    why = [f"{reason}\n    {_wrapped(ids)}" for reason, ids in reasons.items()]
+    same = [f"{original} = {', '.join(ids)}" for original, ids in aliases.items()]
+    return "\n".join([f"on {bench.device}:", table, "", key, "", *why, "", *same])
+>>>>>>> main
 
 
 def render_matrix(matrix: SupportMatrix) -> str:
@@ -128,8 +160,17 @@ def padded_widths(
         linears = architecture_linears(source, trust_remote_code=trust_remote_code)
     except AutoquantError as error:
         return [f"layer widths unknown: {error}"]
+<<<<<<< HEAD
     lines = [line for cell in matrix.cells for line in _padded(cell, linears)]
     return list(dict.fromkeys(lines))
+=======
+    configs = map(bench.config, combinations)
+    return [
+        f"{each.granularity} on w{each.weight_dtype}: {each.linear} is {each.in_features} wide, "
+        f"padded to {each.padded_to}"
+        for each in padded_layers(configs, linears)
+    ]
+>>>>>>> main
 
 
 def _padded(cell: Cell, linears: Sequence[Linear]) -> Iterable[str]:

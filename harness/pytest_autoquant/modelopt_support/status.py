@@ -1,4 +1,4 @@
-"""What can run: the status of an effective config on a device."""
+"""Support status: whether an effective config can be measured on a device."""
 
 from __future__ import annotations
 
@@ -6,8 +6,20 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
+<<<<<<< HEAD
 class Status(StrEnum):
     """Exactly one holds for each (effective config, device)."""
+=======
+class Status(str, Enum):
+    """Exactly one holds for each (effective config, device).
+
+    Attributes:
+        SUPPORTED: ModelOpt runs it and every quantizer changes bits.
+        NEEDS_CUDA: it fails on this device and runs, or may run, on CUDA.
+        UNSUPPORTED: ModelOpt refuses it on every device.
+        NO_EFFECT: the overlay changes nothing, or ModelOpt accepts and ignores it.
+    """
+>>>>>>> main
 
     SUPPORTED = "supported"
     NEEDS_CUDA = "needs-cuda"
@@ -29,7 +41,7 @@ class Support:
 
     @property
     def skip_reason(self) -> str:
-        """What a skipped case says, e.g. ``needs-cuda: …``."""
+        """Status and reason on one line, e.g. ``needs-cuda: …``."""
         return f"{self.status.value}: {self.reason}"
 
 
