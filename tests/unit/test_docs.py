@@ -14,13 +14,8 @@ PLAIN = Granularity(name="default")
 
 
 @pytest.mark.parametrize("pair", builtin_pairs().values(), ids=lambda pair: pair.name)
-<<<<<<< HEAD
 def test_mapping_page_lists_every_pair(pair):
-    bits = effective_config(pair, PLAIN).effective_bits
-=======
-def test_the_mapping_table_lists_every_pair(pair):
     bits = resolve(pair, PLAIN).effective_bits
->>>>>>> main
     whose = "ModelOpt" if (pair.weight, pair.activation) in PRESETS else "ours, experimental"
     row = f"| `{pair.name}` | `{pair.format_name}` | {whose} | {bits:g} |"
     assert row in (ROOT / "docs" / "mapping.md").read_text()

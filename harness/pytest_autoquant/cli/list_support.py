@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pytest_autoquant.cli.command import OK, Command, announce
+from pytest_autoquant.errors import AutoquantError
 from pytest_autoquant.extras import require_measure
 from pytest_autoquant.grid.case import Combination, combinations
 from pytest_autoquant.grid.vocabulary import load_vocabulary, select_vocabulary
@@ -14,9 +16,8 @@ from pytest_autoquant.options.settings import RawValue, Settings, read_settings
 from pytest_autoquant.options.table import BY_NAME, Option
 
 if TYPE_CHECKING:
-    import torch
-
-    from pytest_autoquant.modelopt_support.probe import Prober
+    from pytest_autoquant.formats.effective_config import EffectiveConfig
+    from pytest_autoquant.models.registry import ModelSource
 
 #: The plugin's options that change the matrix; they keep their values' syntax here.
 LIST_OPTIONS = (
@@ -47,15 +48,17 @@ def list_support(arguments: argparse.Namespace) -> int:
 
 def support_report(settings: Settings) -> str:
     """Probe every selected combination and return the matrix as text."""
-    from pytest_autoquant.cli.support_matrix import build_matrix, padded_widths, render_matrix
-    from pytest_autoquant.models.loading import resolve_device
+    from pytest_autoquant.cli.support_matrix import render_matrix
+    from pytest_autoquant.modelopt_support.support_matrix import support_matrix
+    from pytest_autoquant.scoring.configurations import Configurations
 
     source = find_model(settings.model, random_weights=settings.random_seed is not None)
     selected = _selected(settings)
-    device = resolve_device(settings.device)
-    matrix = build_matrix(_prober(settings, device), device.type, selected)
-    padded = padded_widths(matrix, source, trust_remote_code=settings.trust_remote_code)
-    return "\n".join([render_matrix(matrix), *padded])
+    configurations = Configurations(settings.device, settings.dtype, _progress)
+    cells = support_matrix(configurations, selected)
+    configs = [configurations.config(combination) for combination in selected]
+    padded = _padded_lines(configs, source, trust_remote_code=settings.trust_remote_code)
+    return "\n".join([render_matrix(configurations.device.type, cells), *padded])
 
 
 def _selected(settings: Settings) -> tuple[Combination, ...]:
@@ -63,17 +66,23 @@ def _selected(settings: Settings) -> tuple[Combination, ...]:
     return tuple(combinations(select_vocabulary(known, settings.pairs, settings.granularities)))
 
 
-def _prober(settings: Settings, device: torch.device) -> Prober:
-    from pytest_autoquant.modelopt_support import cuda_extensions
-    from pytest_autoquant.modelopt_support.probe import Prober, quiet
-    from pytest_autoquant.models.loading import resolve_dtype
+def _padded_lines(
+    configs: Sequence[EffectiveConfig], source: ModelSource, *, trust_remote_code: bool
+) -> list[str]:
+    """Return the layers that blocks do not divide; their widths come from the config alone."""
+    from pytest_autoquant.cli.support_matrix import render_padded
+    from pytest_autoquant.modelopt_support.support_matrix import padded_layers
+    from pytest_autoquant.models.loading import architecture_linears
 
-    with quiet():
-        import modelopt.torch.quantization  # noqa: F401 - its import warns about torch.jit
-    if device.type == "cuda":
-        announce(cuda_extensions.ANNOUNCEMENT)
-        cuda_extensions.build()
-    return Prober(device, resolve_dtype(settings.dtype, device))
+    try:
+        linears = architecture_linears(source, trust_remote_code=trust_remote_code)
+    except AutoquantError as error:
+        return [f"layer widths unknown: {error}"]
+    return render_padded(padded_layers(configs, linears))
+
+
+def _progress(phase: str, done: int, total: int) -> None:
+    announce(phase)
 
 
 def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:

@@ -6,11 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-<<<<<<< HEAD
 class Status(StrEnum):
-    """Exactly one holds for each (effective config, device)."""
-=======
-class Status(str, Enum):
     """Exactly one holds for each (effective config, device).
 
     Attributes:
@@ -19,7 +15,6 @@ class Status(str, Enum):
         UNSUPPORTED: ModelOpt refuses it on every device.
         NO_EFFECT: the overlay changes nothing, or ModelOpt accepts and ignores it.
     """
->>>>>>> main
 
     SUPPORTED = "supported"
     NEEDS_CUDA = "needs-cuda"

@@ -5,7 +5,6 @@ Importing this module imports no torch; running a check does.
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import time
 import warnings
@@ -62,17 +61,19 @@ def check_gpus() -> tuple[Check, ...]:
 
 def check_extensions(announce: Callable[[str], None]) -> tuple[Check, ...]:
     """Load each of ModelOpt's CUDA extensions, which builds those that were never built."""
-    from pytest_autoquant.modelopt_support.cuda_extensions import loaders
+    from pytest_autoquant.modelopt_support.private_api import cuda_extension_loaders
 
-    return tuple(_extension(name, load, announce) for name, load in loaders().items())
+    loaders = cuda_extension_loaders()
+    return tuple(_extension(name, load, announce) for name, load in loaders.items())
 
 
 def check_nvfp4_kernel() -> Check:
     """Check whether ModelOpt provides its Triton kernel for NVFP4 here."""
-    kernels = importlib.import_module("modelopt.torch.kernels.quantization.gemm")
+    from pytest_autoquant.modelopt_support.private_api import has_nvfp4_kernel
+
     version = _triton_version()
     found = f"triton {version}" if version else "triton is not installed"
-    if hasattr(kernels, "fp4_fake_quant_block"):
+    if has_nvfp4_kernel():
         return Check(name="NVFP4 in Triton", status="ok", found=found)
     reason, advice = _why_no_kernel(version)
     return Check(name="NVFP4 in Triton", status="warning", found=found + reason, advice=advice)
@@ -122,7 +123,7 @@ def _extension(
     """Load one extension with ``raise_if_failed``, as the quantizers that need it do."""
     import torch
 
-    from pytest_autoquant.modelopt_support.probe import quiet
+    from pytest_autoquant.modelopt_support.quiet import quiet
 
     advice = ""
     if torch.cuda.is_available():
