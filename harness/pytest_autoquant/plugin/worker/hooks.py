@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_autoquant.errors import AutoquantError, MeasurementError, UsageError
+from pytest_autoquant.extras import require_measure
 from pytest_autoquant.grid.case import Case, CaseParameter, Combination, SchemeCase
 from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase, StructureCheck
 from pytest_autoquant.plugin.gpus import pin
@@ -109,7 +110,12 @@ class Worker:
 
     @cached_property
     def runner(self) -> MeasurementRunner:
-        """The measuring side, built on first use: here torch is imported."""
+        """The measuring side, built on first use: here torch is imported.
+
+        Raises:
+            UsageError: the extra ``[measure]`` is not installed.
+        """
+        require_measure("measuring")
         given, settings = worker_input_of(self._config), self.plan.settings
         if given.gpu is not None and settings.device in ("auto", "cuda"):
             pin(given.gpu)  # before torch looks at the GPUs
