@@ -1,4 +1,4 @@
-"""Markdown pieces whose text cannot break out of its place."""
+"""Markdown text, code spans and tables, with every special character escaped."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ KL_SCORE_MEANS = (
     "on the same captions; it is not an accuracy."
 )
 
+LOST_MEANS = "was to run and sent no outcome"
+
 
 def text(value: object) -> str:
     """Return ``value`` as running text: every Markdown or HTML character escaped, one line."""
@@ -38,7 +40,10 @@ def code(value: object) -> str:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, right: str = "") -> str:
-    """Return a GitHub table of ready-made cells, its columns lined up.
+    """Return a GitHub table whose columns line up in the source too. Cells are ready-made Markdown.
+
+    ``tabulate`` makes the same table TABULATE times slower, and needs ``disable_numparse`` so that it
+    leaves numbers as they are written.
 
     Args:
         right: one letter per column, ``r`` for right-aligned; the others are left-aligned.
