@@ -1,88 +1,122 @@
-"""Files written whole or not at all."""
+"""Files that are read with a clear error and written whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import tempfile
+import secrets
 from pathlib import Path
 from typing import Any
 
-from pytest_autoquant.errors import RecordError
+from pytest_autoquant.errors import RecordError, WriteError
 
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")
-"""An escape that may stand for half a character, which cannot be written again."""
+#: A JSON escape that may stand for one half of a surrogate pair, which UTF-8 cannot encode.
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def read_bytes(path: Path, name: str | None = None) -> bytes:
+    """Return a file's content.
+
+    Args:
+        name: what the error calls the file, its path by default.
+
+    Raises:
+        RecordError: the file cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise unreadable(path if name is None else name, error) from error
+
+
+def unreadable(name: Path | str, error: OSError) -> RecordError:
+    """Return the error for a file that cannot be read."""
+    return RecordError(f"{name}: cannot be read: {error.strerror or error}")
+
+
+def unwritable(path: Path, error: OSError) -> WriteError:
+    """Return the error for a file or folder that cannot be written."""
+    return WriteError(f"{path}: cannot be written: {error.strerror or error}")
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write ``content`` to ``path`` through a temporary file beside it.
+    """Write ``content`` to ``path`` through a temporary file in the same folder.
 
-    A reader sees the old file or the new one, never half of one, also after a crash.
+    A reader sees the old file or the new one, never a part of one, also after a crash. File and
+    folder modes follow the umask.
 
     Raises:
-        RecordError: the folder cannot be created or written; nothing is left behind.
+        WriteError: the folder cannot be created or written; no temporary file is left behind.
     """
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        temporary = Path(name)
         try:
-            with os.fdopen(handle, "wb") as stream:
+            with temporary.open("xb") as stream:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
-            temporary.chmod(0o644)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise RecordError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise unwritable(path, error) from error
 
 
 def load_json(text: str | bytes) -> Any:
-    """Read JSON whose numbers are JSON's own.
+    """Parse JSON as its standard defines it.
 
     Raises:
-        ValueError: it is none, holds ``NaN`` or an infinity, nests too deep to be read, or text
-            that cannot be written again.
+        ValueError: the text is not JSON, holds ``NaN`` or an infinity, nests too deep to be
+            parsed, or holds half a surrogate pair, which could not be written again.
     """
     try:
         document = json.loads(text, parse_constant=_refuse_constant)
-        if _may_hold_half_characters(text):
+        if _may_hold_surrogates(text):
             json.dumps(document, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError("it nests too deep") from error
     return document
 
 
-def _may_hold_half_characters(text: str | bytes) -> bool:
+def _may_hold_surrogates(text: str | bytes) -> bool:
     try:
         plain = text if isinstance(text, str) else text.decode()
         plain.encode()
     except UnicodeError:
         return True
-    return _HALF.search(plain) is not None
+    return _SURROGATE_ESCAPE.search(plain) is not None
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
-def check_writable(folder: Path) -> None:
-    """Create ``folder`` and prove that a file can be written in it.
+def check_writable(
+    folder: Path, *, name: str = "report folder", option: str = "--aq-report-dir"
+) -> None:
+    """Create ``folder`` if it is missing, and check that a file can be written in it.
+
+    Args:
+        name: what the error calls the folder.
+        option: the option that chooses the folder.
 
     Raises:
-        RecordError: it cannot; known before the first case runs rather than after the last.
+        WriteError: the folder cannot be written; known before the first case rather than after
+            the last.
     """
+    probe = folder / f".writable.{secrets.token_hex(8)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        try:
+            probe.touch(exist_ok=False)
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
-        raise RecordError(
-            f"report folder {folder}: cannot be written ({error.strerror or error}); "
-            "give another one with --aq-report-dir"
+        raise WriteError(
+            f"{name} {folder}: cannot be written ({error.strerror or error}); "
+            f"choose another one with {option}"
         ) from error

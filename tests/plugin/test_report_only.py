@@ -108,7 +108,7 @@ def test_a_summary_that_cannot_be_read_is_named_and_the_cases_are_rebuilt(rebuil
     result = rebuild()
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     (left_out,) = (line for line in result.outlines if line.startswith("left out: "))
-    assert left_out == "left out: summary.json: is no summary of a run: JSONDecodeError"
+    assert left_out.startswith("left out: summary.json: is not JSON: Expecting property name ")
     assert len(json.loads((root / "summary.json").read_text())["cases"]) == 7
     check_left_out(root, [left_out.removeprefix("left out: ")])
 

@@ -21,8 +21,9 @@ from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest, load_manifest
+from pytest_autoquant.manifests.session_summary import read_summary
 from pytest_autoquant.reports.case_report import LAYERS_JSON, layer_report_markdown
-from pytest_autoquant.reports.session_report import read_summary, summary_markdown, terminal_lines
+from pytest_autoquant.reports.session_report import summary_markdown, terminal_lines
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import rebuild, write_case
 

@@ -14,7 +14,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from pytest_autoquant.manifests.fingerprint import Fingerprint, fingerprint_of
-from pytest_autoquant.manifests.sensitivity_manifest import GROUP_SUFFIX, LayerRecord, Manifest
+from pytest_autoquant.manifests.sensitivity_manifest import (
+    GROUP_SUFFIX,
+    CaseStatus,
+    LayerRecord,
+    Manifest,
+)
 
 UNKNOWN = "unknown"
 
@@ -83,7 +88,7 @@ class CaseResult:
     granularity: str
     size: str
     method: str
-    status: str
+    status: CaseStatus
     alias_of: str | None
     experimental: bool
     problems: tuple[str, ...]

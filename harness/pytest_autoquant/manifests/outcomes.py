@@ -1,14 +1,23 @@
-"""What became of a case that left no manifest: a skip, an error, a structure check."""
+"""Outcomes of cases that leave no manifest: skipped, failed, kept, and structure checks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pytest_autoquant.manifests.json_record import STRICT
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SkippedCase:
-    """A case that did not run; ``effective_bits`` of what it would have been, if that is known."""
+    """A case that did not run.
 
+    Attributes:
+        status: why, as a support status such as ``needs-cuda``.
+        reason: why, in words.
+        effective_bits: bits per weight that the case would have stored; None if unknown.
+    """
+
+    __pydantic_config__ = STRICT
     case_id: str
     status: str
     reason: str
@@ -16,24 +25,32 @@ class SkippedCase:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeptCase:
-    """A case that a resumed run left as it was measured before."""
-
-    case_id: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class FailedCase:
     """A case that raised instead of measuring, so that it has no manifest."""
 
+    __pydantic_config__ = STRICT
     case_id: str
     problem: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StructureCheck:
-    """A structure case: status of a pair under an overlay."""
+class KeptCase:
+    """A case whose manifest from an earlier run is still valid, so that it was not measured."""
 
+    __pydantic_config__ = STRICT
+    case_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StructureCheck:
+    """The result of a structure case: the support status of a pair under an overlay.
+
+    Attributes:
+        effective_bits: bits stored per weight, scales included.
+        digest: of the effective config.
+    """
+
+    __pydantic_config__ = STRICT
     pair: str
     granularity: str
     status: str

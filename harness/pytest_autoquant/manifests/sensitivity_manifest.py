@@ -34,6 +34,13 @@ _OURS = re.compile(r"tmp|baseline|summary\.(md|json)|schemes\.md|index\.html|gri
 """What lies at the report root beside the models' folders."""
 
 
+#: How a case that has a manifest ended; an alias has the same effective config as another case.
+CaseStatus = Literal["measured", "alias", "failed"]
+
+#: AutoQuant's scoring methods.
+Method = Literal["gradient", "kl_div"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseRecord:
     """Which case this is and how it ended.
@@ -49,9 +56,9 @@ class CaseRecord:
     activation: str
     granularity: str
     size: str
-    method: Literal["gradient", "kl_div"]
+    method: Method
     experimental: bool
-    status: Literal["measured", "alias", "failed"]
+    status: CaseStatus
     alias_of: str | None
     problems: tuple[str, ...]
     notes: tuple[str, ...]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_autoquant.calibration.captions import load_captions, load_held_out
-from pytest_autoquant.errors import AutoquantError, RecordError, UsageError
+from pytest_autoquant.errors import AutoquantError, RecordError, UsageError, WriteError
 from pytest_autoquant.files import check_writable, write_atomic
 from pytest_autoquant.grid.case import (
     Case,
@@ -282,7 +282,7 @@ class AutoquantSession:
         )
 
     def check_folders(self) -> None:
-        """Raise RecordError now if reports or baselines could not be read or written later."""
+        """Raise RecordError or WriteError if reports or baselines cannot be read or written."""
         if self.baselines is not None:
             self.baselines.check()
         check_writable(self.root)
@@ -340,7 +340,7 @@ class AutoquantSession:
             self.results.sort()
             shown = self.results if self.settings.record_host else self.results.public(self.root)
             return write_summary(self.root, shown)
-        except RecordError as error:
+        except WriteError as error:
             self.results.write_errors.append(str(error))
             return ()
 

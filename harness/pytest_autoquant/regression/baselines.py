@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from pytest_autoquant.errors import RecordError, UsageError
+from pytest_autoquant.errors import RecordError, UsageError, WriteError
 from pytest_autoquant.files import check_writable, write_atomic
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.sensitivity_manifest import (
@@ -162,7 +162,7 @@ class Baselines:
         path, _ = self._known.get(manifest.case.case_id, (path, None))
         try:
             write_atomic(path, dump_manifest(manifest))
-        except RecordError as error:
+        except WriteError as error:
             return Verdict(outcome="failed", text=str(error))
         return PASSED
 

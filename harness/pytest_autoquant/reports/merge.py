@@ -23,7 +23,11 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
     find_manifests,
     read_manifest,
 )
-from pytest_autoquant.reports.session_report import SUMMARY_JSON, Summary, read_summary
+from pytest_autoquant.manifests.session_summary import (
+    SUMMARY_JSON,
+    SessionSummary,
+    read_summary,
+)
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_summary
 
@@ -39,7 +43,7 @@ class Source:
     """One report folder: its summary, its manifests by path, its schemes."""
 
     root: Path
-    summary: Summary
+    summary: SessionSummary
     manifests: Mapping[Path, Manifest]
     schemes: tuple[SchemeManifest, ...]
 
@@ -89,11 +93,11 @@ def _read(folder: Path) -> Source:
 
 def _take_lines(results: SessionResults, source: Source) -> None:
     summary = source.summary
-    for skip in summary.skips:
+    for skip in summary.skipped:
         results.add(skip)
     for error in summary.errors:
         results.add(error)
-    for structure in summary.structures:
+    for structure in summary.structure:
         results.structures[structure.pair, structure.granularity] = structure
     results.gated |= summary.gated
     results.lost += (*summary.lost, *_without_manifest(source))
@@ -108,7 +112,7 @@ def _search_state(manifest_path: Path) -> bytes | None:
 def _without_manifest(source: Source) -> tuple[str, ...]:
     """Return the cases that a summary lists and whose manifest is not there."""
     found = {manifest.case.case_id for manifest in source.manifests.values()}
-    return tuple(case_id for case_id in source.summary.cases if case_id not in found)
+    return tuple(case_id for case_id in source.summary.case_ids if case_id not in found)
 
 
 def _unwritten(sources: Iterable[Source]) -> Iterator[str]:
@@ -120,7 +124,7 @@ def _unwritten(sources: Iterable[Source]) -> Iterator[str]:
 def _case_ids(source: Source) -> Iterator[str]:
     yield from (manifest.case.case_id for manifest in source.manifests.values())
     yield from (scheme.case_id for scheme in source.schemes)
-    yield from (skip.case_id for skip in source.summary.skips)
+    yield from (skip.case_id for skip in source.summary.skipped)
     yield from (error.case_id for error in source.summary.errors)
 
 
@@ -155,15 +159,15 @@ def _common(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _missing_shards(sources: Sequence[Source]) -> Iterator[str]:
-    shards = [source.summary.shard for source in sources if source.summary.shard is not None]
+    shards = [source.summary.part for source in sources if source.summary.part is not None]
     if not shards:
         return
-    counts = {count for _, count in shards}
+    counts = {shard.count for shard in shards}
     if len(counts) > 1:
         yield f"shards of different runs: some of {', some of '.join(map(str, sorted(counts)))}"
         return
     (count,) = counts
-    missing = sorted(set(range(1, count + 1)) - {index for index, _ in shards})
+    missing = sorted(set(range(1, count + 1)) - {shard.index for shard in shards})
     if missing:
         names = ", ".join(f"{index}/{count}" for index in missing)
         yield f"shards {names} are missing; give their folders, or --partial to do without"

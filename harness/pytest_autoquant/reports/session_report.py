@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import median
-from types import NoneType
-from typing import Any, TypeVar
 
 from pytest_autoquant.calibration.sizes import SIZES
-from pytest_autoquant.errors import RecordError
-from pytest_autoquant.files import load_json
-from pytest_autoquant.grid.sharding import Shard
 from pytest_autoquant.manifests.case_result import UNKNOWN, CaseResult
-from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
-from pytest_autoquant.manifests.sensitivity_manifest import SCHEMA_VERSION, refuse_newer
+from pytest_autoquant.manifests.session_summary import (
+    GroupShare,
+    OutcomeCounts,
+    SessionSummary,
+    SummaryCase,
+    dump_summary,
+)
 from pytest_autoquant.reports.case_report import report_links
 from pytest_autoquant.reports.charts.grid import views
 from pytest_autoquant.reports.charts.pareto import frontier
@@ -39,120 +35,65 @@ from pytest_autoquant.reports.session_results import SessionResults, most_sensit
 from pytest_autoquant.text import one_line
 
 MOST_LOST = 5
-_CASE_FIELDS = (
-    *("case_id", "pair", "granularity", "size", "status", "alias_of", "experimental", "problems"),
-    *("effective_bits", "total_score", "top_group", "selected_groups", "manifest"),
-)
-SUMMARY_MARKDOWN, SUMMARY_JSON = "summary.md", "summary.json"
+SUMMARY_MARKDOWN = "summary.md"
+
+
+def session_summary(results: SessionResults) -> SessionSummary:
+    """Return the overview as the record that ``summary.json`` holds."""
+    return SessionSummary(
+        counts=OutcomeCounts(
+            measured=len(results.by_status("measured")),
+            alias=len(results.by_status("alias")),
+            failed=len(results.failures),
+            skipped=len(results.skips),
+            structure=len(results.structures),
+            kept=len(results.kept),
+            gated=len(results.gated),
+            lost=len(results.lost),
+        ),
+        shard=results.shard,
+        command=results.command,
+        cases=tuple(map(_summary_case, results.cases.values())),
+        skipped=tuple(results.skips.values()),
+        errors=tuple(results.errors.values()),
+        gated=results.gated,
+        reruns=results.reruns,
+        kept=tuple(sorted(results.kept)),
+        lost=results.lost,
+        structure=tuple(results.structures.values()),
+        most_sensitive_groups=tuple(
+            GroupShare(group=group, mean_share=share)
+            for group, share in most_sensitive_groups(results.cases.values())
+        ),
+        left_out=tuple(results.left_out),
+        write_errors=tuple(results.write_errors),
+    )
 
 
 def summary_json(results: SessionResults) -> str:
     """Return the overview as JSON."""
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        "counts": {
-            "measured": len(results.by_status("measured")),
-            "alias": len(results.by_status("alias")),
-            "failed": len(results.failures),
-            "skipped": len(results.skips),
-            "structure": len(results.structures),
-            "kept": len(results.kept),
-            "gated": len(results.gated),
-            "lost": len(results.lost),
-        },
-        "shard": results.shard,
-        "command": results.command,
-        "cases": [_case(line) for line in results.cases.values()],
-        "skipped": [asdict(skip) for skip in results.skips.values()],
-        "errors": [asdict(line) for line in results.errors.values()],
-        "gated": results.gated,
-        "reruns": results.reruns,
-        "kept": sorted(results.kept),
-        "lost": results.lost,
-        "structure": [asdict(line) for line in results.structures.values()],
-        "most_sensitive_groups": [
-            {"group": group, "mean_share": share}
-            for group, share in most_sensitive_groups(results.cases.values())
-        ],
-        "left_out": results.left_out,
-        "write_errors": results.write_errors,
-    }
-    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+    return dump_summary(session_summary(results))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Summary:
-    """What only an earlier ``summary.json`` knows: everything that has no manifest.
-
-    Attributes:
-        cases: ids of those that have one.
-        shard: index and count of the part of the cases that ran.
-    """
-
-    cases: tuple[str, ...] = ()
-    skips: tuple[SkippedCase, ...] = ()
-    errors: tuple[FailedCase, ...] = ()
-    structures: tuple[StructureCheck, ...] = ()
-    gated: dict[str, str] = field(default_factory=dict)
-    lost: tuple[str, ...] = ()
-    shard: tuple[int, int] | None = None
-    command: str | None = None
-
-
-def read_summary(path: Path) -> Summary:
-    """Read a ``summary.json``.
-
-    Raises:
-        RecordError: it is not there, is no summary, or a newer version wrote it.
-    """
-    try:
-        document = load_json(path.read_bytes())
-        version = document["schema_version"]
-        if not isinstance(version, int):
-            raise TypeError(version)
-        refuse_newer(version, str(path))
-        return Summary(
-            cases=tuple(str(case["case_id"]) for case in document["cases"]),
-            skips=_lines(document["skipped"], SkippedCase),
-            errors=_lines(document["errors"], FailedCase),
-            structures=_lines(document["structure"], StructureCheck),
-            gated={str(name): str(why) for name, why in document.get("gated", {}).items()},
-            lost=tuple(map(str, list(document.get("lost", [])))),
-            shard=_shard(document.get("shard")),
-            command=_text(document.get("command")),
-        )
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
-        raise RecordError(f"{path}: is no summary of a run: {type(error).__name__}") from None
-
-
-_Line = TypeVar("_Line", SkippedCase, FailedCase, StructureCheck)
-
-
-def _lines(rows: list[dict[str, Any]], kind: type[_Line]) -> tuple[_Line, ...]:
-    """Rebuild lines, all of whose fields are texts but for the bits."""
-    kinds = {"effective_bits": (int, float, NoneType)}
-    for row in rows:
-        for name, value in row.items():
-            if not isinstance(value, kinds.get(name, str)):
-                raise TypeError(name)
-            if isinstance(value, (int, float)) and not math.isfinite(value):
-                raise ValueError(name)
-    return tuple(kind(**row) for row in rows)
-
-
-def _text(value: object) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise TypeError(value)
-    return value
-
-
-def _shard(text_of_shard: str | None) -> tuple[int, int] | None:
-    if text_of_shard is None:
-        return None
-    shard = Shard.parse(text_of_shard)
-    return shard.index, shard.count
+def _summary_case(case: CaseResult) -> SummaryCase:
+    return SummaryCase(
+        case_id=case.case_id,
+        pair=case.pair,
+        granularity=case.granularity,
+        size=case.size,
+        status=case.status,
+        alias_of=case.alias_of,
+        experimental=case.experimental,
+        problems=case.problems,
+        effective_bits=case.effective_bits,
+        total_score=case.total_score,
+        top_group=case.top_group,
+        selected_groups=case.selected_groups,
+        manifest=case.manifest,
+        num_groups=len(case.groups),
+        selection_bits=case.selection.bits,
+        is_satisfied=case.selection.is_satisfied,
+    )
 
 
 def summary_markdown(results: SessionResults) -> str:
@@ -234,15 +175,6 @@ def terminal_lines(results: SessionResults) -> list[str]:
 def _rerun_lines(results: SessionResults) -> list[str]:
     reasons = Counter(results.reruns.values())
     return [f"  re-run {count:4d}  changed: {reason}" for reason, count in reasons.most_common()]
-
-
-def _case(case: CaseResult) -> dict[str, object]:
-    return {
-        **{name: getattr(case, name) for name in _CASE_FIELDS},
-        "num_groups": len(case.groups),
-        "selection_bits": case.selection.bits,
-        "is_satisfied": case.selection.is_satisfied,
-    }
 
 
 def _failed(results: SessionResults) -> list[str]:

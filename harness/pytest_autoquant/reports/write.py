@@ -21,6 +21,7 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
     dump_manifest,
     find_manifests,
 )
+from pytest_autoquant.manifests.session_summary import SUMMARY_JSON, read_summary
 from pytest_autoquant.reports.case_report import (
     LAYERS_JSON,
     LAYERS_MARKDOWN,
@@ -33,10 +34,8 @@ from pytest_autoquant.reports.page.render import PAGE, render_page
 from pytest_autoquant.reports.run_comparison import RunComparison, two_runs
 from pytest_autoquant.reports.scheme_report import SCHEMES_MARKDOWN, schemes_markdown
 from pytest_autoquant.reports.session_report import (
-    SUMMARY_JSON,
     SUMMARY_MARKDOWN,
     counts_sentence,
-    read_summary,
     summary_json,
     summary_markdown,
 )
@@ -48,7 +47,7 @@ def write_case(root: Path, manifest: Manifest, state: bytes | None = None) -> Pa
     """Write a case's manifest, layer reports and optionally ModelOpt's search state.
 
     The manifest comes last: where there is one, the rest is there too.
-    Returns the manifest's path. Raises RecordError when a file cannot be written.
+    Returns the manifest's path. Raises WriteError when a file cannot be written.
     """
     path = root / manifest.path
     write_layer_reports(path.parent, manifest, case_result_of(manifest))
@@ -97,7 +96,7 @@ def write_comparison(path: Path, comparison: RunComparison) -> None:
     """Write the page of two runs.
 
     Raises:
-        RecordError: it cannot be written.
+        WriteError: it cannot be written.
     """
     write_atomic(path, render_page(two_runs(comparison, path.parent), comparison))
 
@@ -106,7 +105,7 @@ def write_expected(root: Path, results: SessionResults) -> None:
     """Write the ``summary.json`` of a session that has only begun.
 
     Raises:
-        RecordError: it cannot be written.
+        WriteError: it cannot be written.
     """
     write_atomic(root / SUMMARY_JSON, summary_json(results))
 
@@ -118,7 +117,7 @@ def rebuild(root: Path) -> SessionResults:
     they have been measured since. ``SessionResults.left_out`` names the files left out, and why.
 
     Raises:
-        RecordError: a report cannot be written.
+        WriteError: a report cannot be written.
     """
     results = SessionResults()
     old = []
@@ -195,13 +194,13 @@ def _take_earlier(results: SessionResults, path: Path) -> None:
     except RecordError as error:
         results.left_out.append(str(error).removeprefix(f"{path.parent}{os.sep}"))
         return
-    lines: list[SkippedCase | FailedCase] = [*earlier.skips, *earlier.errors]
+    lines: list[SkippedCase | FailedCase] = [*earlier.skipped, *earlier.errors]
     for line in lines:
         if line.case_id not in results.cases:
             results.add(line)
     results.gated = {c: why for c, why in earlier.gated.items() if c in results.case_ids}
     results.lost = tuple(case_id for case_id in earlier.lost if case_id not in results.case_ids)
     results.command = earlier.command
-    results.shard = None if earlier.shard is None else "{}/{}".format(*earlier.shard)
-    for structure in earlier.structures:
+    results.shard = earlier.shard
+    for structure in earlier.structure:
         results.structures[structure.pair, structure.granularity] = structure

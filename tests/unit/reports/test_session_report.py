@@ -4,16 +4,10 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from pytest_autoquant.errors import RecordError
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
-from pytest_autoquant.manifests.sensitivity_manifest import SCHEMA_VERSION
 from pytest_autoquant.reports.session_report import (
-    Summary,
     counts_sentence,
-    read_summary,
     summary_json,
     summary_markdown,
     terminal_lines,
@@ -25,19 +19,6 @@ OUTPUT = "model.language_model.layers.0.self_attn.o_proj"
 HOSTILE = "<script>x</script>|`a`\n# [b](c) \\"
 SHOWN = "<script>x</script>|`a` # [b](c) \\"
 IN_CODE = SHOWN.replace("`", "'")
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
-    max_leaves=5,
-)
-HOSTILE_PARTS = ("schema_version", "errors", "structure", "gated", "lost", "shard")
-texts_or_worse = st.text(max_size=5) | json_values
-skip_objects = st.fixed_dictionaries(
-    {"case_id": texts_or_worse, "status": texts_or_worse, "reason": texts_or_worse}
-)
 
 
 def structure(pair, granularity, status):
@@ -290,160 +271,6 @@ def saved(tmp_path):
         return path
 
     return save
-
-
-def test_what_has_no_manifest_is_read_back_from_a_summary(saved, results, line):
-    assert read_summary(saved(summary_json(with_gate(results, line)))) == Summary(
-        cases=tuple(results.cases),
-        skips=tuple(results.skips.values()),
-        errors=tuple(results.errors.values()),
-        structures=tuple(results.structures.values()),
-        gated={line.case_id: "drifted: total score +9%"},
-        lost=("gone", "missing"),
-        shard=(2, 3),
-        command="pytest --aq-pairs all",
-    )
-
-
-def test_a_session_that_was_no_shard_is_read_back_as_none(saved, results):
-    assert read_summary(saved(summary_json(results))).shard is None
-
-
-def test_a_summary_from_before_shards_and_the_gate_can_be_read(saved, results):
-    document = json.loads(summary_json(results))
-    for name in ("shard", "gated", "reruns", "kept", "lost"):
-        del document[name]
-    found = read_summary(saved(json.dumps(document)))
-    assert found.skips == tuple(results.skips.values())
-    assert (found.gated, found.lost, found.shard) == ({}, (), None)
-
-
-def test_a_missing_summary_is_refused_by_its_path(tmp_path):
-    with pytest.raises(RecordError) as caught:
-        read_summary(tmp_path / "summary.json")
-    said = f"{tmp_path / 'summary.json'}: cannot be read: No such file or directory"
-    assert str(caught.value) == said
-
-
-def test_a_newer_summary_is_refused_with_what_to_do(saved):
-    path = saved(json.dumps({"schema_version": SCHEMA_VERSION + 1, "new": "shape"}))
-    with pytest.raises(RecordError) as caught:
-        read_summary(path)
-    assert str(caught.value) == (
-        f"{path}: written by a newer version: schema {SCHEMA_VERSION + 1}, this one reads up to "
-        f"{SCHEMA_VERSION}; upgrade pytest-autoquant"
-    )
-
-
-EMPTY = {
-    "schema_version": SCHEMA_VERSION,
-    "cases": [],
-    "skipped": [],
-    "errors": [],
-    "structure": [],
-}
-
-
-def test_a_summary_of_nothing_is_a_summary(saved):
-    assert read_summary(saved(json.dumps(EMPTY))) == Summary()
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"schema_version": None},
-        {"schema_version": "1"},
-        {"skipped": None},
-        {"skipped": 3},
-        {"skipped": ["a"]},
-        {"skipped": [{"case_id": "a"}]},
-        {"skipped": [{"case_id": [], "status": "no-effect", "reason": "r"}]},
-        {"skipped": [{"case_id": "a", "status": None, "reason": {}}]},
-        {"skipped": [{"case_id": "a", "status": "s", "reason": "r", "more": "m"}]},
-        {"errors": [{"case_id": "a", "problem": 3}]},
-        {"structure": [{"pair": "p", "effective_bits": "8"}]},
-        {"gated": ["a"]},
-        {"command": 3},
-        {"skipped": [{"case_id": "a", "status": "s", "reason": "r", "effective_bits": "4"}]},
-        {"gated": None},
-        {"lost": 3},
-        {"lost": None},
-        {"shard": "1"},
-        {"shard": "1/2/3"},
-        {"shard": "a/b"},
-        {"shard": [1, 2]},
-        {"shard": 3},
-    ],
-)
-def test_a_summary_with_a_part_that_is_none_is_refused_by_its_path(saved, changed):
-    path = saved(json.dumps(EMPTY | changed))
-    with pytest.raises(RecordError) as caught:
-        read_summary(path)
-    assert str(caught.value).startswith(f"{path}: is no summary of a run: ")
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "null",
-        "[]",
-        "{}",
-        b"\xff\xfe",
-        pytest.param('{"skipped": ' + "[" * 100_000, id="too deep"),
-    ],
-)
-def test_a_file_that_is_no_summary_is_refused_by_its_path(saved, content):
-    path = saved(content)
-    with pytest.raises(RecordError) as caught:
-        read_summary(path)
-    assert str(caught.value).startswith(f"{path}: is no summary of a run: ")
-
-
-def summary_or_none(path, content):
-    """Read a summary; None where it is refused."""
-    path.write_text(content, encoding="utf-8", errors="surrogatepass")
-    try:
-        return read_summary(path)
-    except RecordError:
-        return None
-
-
-@settings(deadline=None, max_examples=200)
-@given(skipped=st.lists(skip_objects | json_values, max_size=4) | json_values)
-def test_whatever_is_read_as_skips_can_be_reported(tmp_path_factory, skipped):
-    path = tmp_path_factory.getbasetemp() / "skips.json"
-    found = summary_or_none(path, json.dumps(EMPTY | {"skipped": skipped}))
-    skips = () if found is None else found.skips
-    results = SessionResults(skips={skip.case_id: skip for skip in skips})
-    again = summary_or_none(path, summary_json(results))
-    assert again.skips == tuple(results.skips.values())
-    assert summary_markdown(results).count("Skipped") == bool(skips)
-
-
-@settings(deadline=None, max_examples=200)
-@given(changed=st.fixed_dictionaries({}, optional=dict.fromkeys(HOSTILE_PARTS, json_values)))
-def test_whatever_is_read_as_a_summary_is_of_the_kinds_it_says(tmp_path_factory, changed):
-    path = tmp_path_factory.getbasetemp() / "parts.json"
-    found = summary_or_none(path, json.dumps(EMPTY | changed))
-    if found is not None:
-        texts = [*found.gated, *found.gated.values(), *found.lost]
-        assert {type(value) for value in texts} <= {str}
-        assert found.shard is None or {type(number) for number in found.shard} == {int}
-
-
-@settings(deadline=None, max_examples=100)
-@given(content=st.text())
-def test_any_other_text_is_refused(tmp_path_factory, content):
-    assert summary_or_none(tmp_path_factory.getbasetemp() / "text.json", content) is None
-
-
-def test_the_bits_of_a_skip_come_back_from_a_summary_and_may_be_missing(saved):
-    known = SkippedCase(case_id="a", status="needs-cuda", reason="no CUDA", effective_bits=4.25)
-    older = SkippedCase(case_id="b", status="needs-cuda", reason="no CUDA")
-    written = json.loads(summary_json(SessionResults(skips=by_id([known, older]))))
-    del written["skipped"][1]["effective_bits"]
-    assert read_summary(saved(json.dumps(written))).skips == (known, older)
 
 
 def test_what_was_left_out_is_listed_in_markdown_and_json(render):

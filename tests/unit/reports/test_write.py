@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from pytest_autoquant.errors import RecordError
+from pytest_autoquant.errors import WriteError
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcomes import SkippedCase, StructureCheck
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest, read_manifest
@@ -225,13 +225,20 @@ def test_skips_of_the_last_summary_are_kept_until_their_case_is_measured(
     assert "no CUDA here" not in (tmp_path / "summary.md").read_text()
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[]", b'{"skipped": [[]]}'])
-def test_a_broken_last_summary_is_named_and_replaced(tmp_path, session, content):
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "is not JSON: "),
+        (b"[]", "is not a session summary: "),
+        (b'{"schema_version": 1, "skipped": [[]]}', "is not a valid session summary: "),
+    ],
+)
+def test_a_broken_last_summary_is_named_and_replaced(tmp_path, session, content, problem):
     (tmp_path / "summary.json").write_bytes(content)
     results = rebuild(tmp_path)
     assert (len(results.cases), results.skips) == (3, {})
-    said = "summary.json: is no summary of a run"
-    assert [reason.rpartition(": ")[0] for reason in results.left_out] == [said]
+    (reason,) = results.left_out
+    assert reason.startswith(f"summary.json: {problem}")
     assert json.loads((tmp_path / "summary.json").read_text())["counts"]["measured"] == 3
 
 
@@ -279,9 +286,9 @@ def test_a_report_that_cannot_be_written_is_an_error_that_names_it(tmp_path, man
     root = tmp_path / "reports"
     root.write_text("a file in the way")
     first = (root / MANIFEST).with_name("layer-map.svg")
-    with pytest.raises(RecordError, match=f"^{first}: cannot be written"):
+    with pytest.raises(WriteError, match=f"^{first}: cannot be written"):
         write_case(root, manifest)
-    with pytest.raises(RecordError, match=f"^{root / 'summary.json'}: cannot be written"):
+    with pytest.raises(WriteError, match=f"^{root / 'summary.json'}: cannot be written"):
         write_summary(root, SessionResults())
 
 
