@@ -18,7 +18,8 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
     read_manifest,
 )
 from pytest_autoquant.reports.session_results import SessionResults
-from pytest_autoquant.reports.write import rebuild, write_case, write_summary
+from pytest_autoquant.reports.rebuild import rebuild
+from pytest_autoquant.reports.write import write_case, write_summary
 
 from benchmarks import generated
 

@@ -19,7 +19,8 @@ from page_reading import (
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
 from pytest_autoquant.reports.session_results import SessionResults
-from pytest_autoquant.reports.write import rebuild, write_summary
+from pytest_autoquant.reports.rebuild import rebuild
+from pytest_autoquant.reports.write import write_summary
 
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 OPTIONS = {"resultTypes": ["violations"], "runOnly": {"type": "tag", "values": TAGS}}

@@ -7,7 +7,8 @@ from page_reading import GROUP_SUFFIX, SECTIONS, cells, column, go, open_case, t
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.manifests.sensitivity_manifest import GroupSensitivity
 from pytest_autoquant.reports.session_results import SessionResults
-from pytest_autoquant.reports.write import rebuild, write_case, write_summary
+from pytest_autoquant.reports.rebuild import rebuild
+from pytest_autoquant.reports.write import write_case, write_summary
 
 SCRIPT = "</script><script>window.pwned=1</script>"
 IMAGE = '"><img src=x onerror=window.pwned=1>'

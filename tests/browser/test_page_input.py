@@ -7,7 +7,7 @@ import pytest
 from page_reading import SECTIONS, cells, column, go, open_case, table, whole_table
 from pytest_autoquant.manifests.outcomes import SkippedCase
 from pytest_autoquant.manifests.sensitivity_manifest import MANIFEST_SUFFIX, dump_manifest
-from pytest_autoquant.reports.write import rebuild
+from pytest_autoquant.reports.rebuild import rebuild
 
 SIGNED = "NONE(effective-bits: 16.0)"
 OLD_SCORES = {

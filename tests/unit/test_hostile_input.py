@@ -25,7 +25,8 @@ from pytest_autoquant.manifests.session_summary import read_summary
 from pytest_autoquant.reports.case_report import LAYERS_JSON, layer_report_markdown
 from pytest_autoquant.reports.session_report import summary_markdown, terminal_lines
 from pytest_autoquant.reports.session_results import SessionResults
-from pytest_autoquant.reports.write import rebuild, write_case
+from pytest_autoquant.reports.rebuild import rebuild
+from pytest_autoquant.reports.write import write_case
 
 BUILTIN = load_vocabulary()
 LAYER = "model.language_model.layers.0"

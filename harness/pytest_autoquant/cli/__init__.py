@@ -68,7 +68,7 @@ def list_matrix(arguments: argparse.Namespace) -> int:
 
 def render(arguments: argparse.Namespace) -> int:
     """Rebuild every report under a folder from its manifests."""
-    from pytest_autoquant.reports.write import rebuild, rebuilt_report
+    from pytest_autoquant.reports.rebuild import rebuild, rebuilt_report
 
     folder: Path = arguments.folder
     if not folder.is_dir():
@@ -80,7 +80,8 @@ def render(arguments: argparse.Namespace) -> int:
 
 def compare(arguments: argparse.Namespace) -> int:
     """Print how the cases of one run differ from those of another."""
-    from pytest_autoquant.reports.run_comparison import compare_markdown, compare_runs
+    from pytest_autoquant.reports.comparison_report import compare_markdown
+    from pytest_autoquant.reports.run_comparison import compare_runs
 
     comparison = compare_runs(arguments.before, arguments.after)
     print(compare_markdown(comparison), end="")

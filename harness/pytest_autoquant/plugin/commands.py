@@ -18,7 +18,7 @@ def list_matrix(config: pytest.Config) -> int:
 
 def report_only(config: pytest.Config) -> int:
     """Rebuild every report under the report root from its manifests."""
-    from pytest_autoquant.reports.write import rebuild, rebuilt_report
+    from pytest_autoquant.reports.rebuild import rebuild, rebuilt_report
 
     root = session_of(config).root
     with as_usage_error():

@@ -15,7 +15,6 @@ from pytest_autoquant.regression.comparison import Comparison, compare
 from pytest_autoquant.reports.session_results import SessionResults
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunComparison:
     """Every case of two runs.
@@ -52,7 +51,9 @@ def compare_runs(before: Path, after: Path) -> RunComparison:
             name: compare(case, second[name]) for name, case in first.items() if name in second
         }
     if not cases:
-        raise RecordError(f"{before} and {after} have no case in common; choose runs of the same cases")
+        raise RecordError(
+            f"{before} and {after} have no case in common; choose runs of the same cases"
+        )
     compared = {name for found in cases.values() for name in found.cases}
     return RunComparison(
         before=first,
@@ -86,7 +87,9 @@ def two_runs(comparison: RunComparison, folder: Path) -> SessionResults:
 def _compare(before: CaseResult, after: CaseResult, where: str) -> Comparison:
     found = compare(before, after)
     if not found.groups:
-        raise RecordError(f"{where} have no layer group in common; choose models of one architecture")
+        raise RecordError(
+            f"{where} have no layer group in common; choose models of one architecture"
+        )
     return found
 
 

@@ -5,36 +5,18 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pytest_autoquant.manifests.case_result import CaseResult
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
+from pytest_autoquant.manifests.session_summary import LastRun, OutcomeCounts
 from pytest_autoquant.redact import without_paths
 
+#: Quant pair and granularity of a structure case.
 StructureKey = tuple[str, str]
-"""Quant pair and granularity of a structure case."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LastRun:
-    """What the last run into a report folder did.
-
-    Attributes:
-        command: what started it.
-        shard: ``I/N`` where it ran a part of the cases only.
-        counts: number of its cases by outcome; the names of ``counts`` in ``summary.json``.
-        cases: ids of the cases and schemes that sent an outcome or were lost, sorted.
-        structure: its structure cases, sorted.
-    """
-
-    command: str | None = None
-    shard: str | None = None
-    counts: Mapping[str, int] = field(default_factory=dict)
-    cases: tuple[str, ...] = ()
-    structure: tuple[StructureKey, ...] = ()
 
 
 @dataclass(slots=True)
@@ -139,31 +121,26 @@ class SessionResults:
         return failed + list(self.errors.values())
 
     @property
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> OutcomeCounts:
         """Number of cases by outcome. A case that failed after it was measured counts as both."""
-        return {
-            "measured": len(self.by_status("measured")),
-            "alias": len(self.by_status("alias")),
-            "failed": len(self.failures),
-            "skipped": len(self.skips),
-            "structure": len(self.structures),
-            "kept": len(self.kept),
-            "gated": len(self.gated),
-            "lost": len(self.lost),
-        }
-
-    @property
-    def touched(self) -> frozenset[str]:
-        """Cases of the last run; every case where there is no record of one."""
-        known = {*self.case_ids, *self.lost}
-        return frozenset(known if self.last_run is None else self.last_run.cases)
+        return OutcomeCounts(
+            measured=len(self.by_status("measured")),
+            alias=len(self.by_status("alias")),
+            failed=len(self.failures),
+            skipped=len(self.skips),
+            structure=len(self.structures),
+            kept=len(self.kept),
+            gated=len(self.gated),
+            lost=len(self.lost),
+            schemes=len(self.schemes),
+        )
 
     @property
     def is_from_one_run(self) -> bool:
-        """Whether the last run touched everything, so that nothing needs to be marked."""
+        """Whether no outcome is known to be from a run before the last one."""
         last = self.last_run
         return last is None or (
-            self.case_ids <= self.touched and self.structures.keys() <= set(last.structure)
+            self.case_ids <= set(last.cases) and self.structures.keys() <= set(last.structure)
         )
 
     def skip_counts(self) -> list[tuple[str, str, int]]:
@@ -178,7 +155,7 @@ def last_run_of(session: SessionResults) -> LastRun:
     return LastRun(
         command=session.command,
         shard=session.shard,
-        counts={**session.counts, "schemes": len(session.schemes)},
+        counts=session.counts,
         cases=tuple(sorted({*session.case_ids, *session.lost})),
         structure=tuple(sorted(session.structures)),
     )

@@ -7,7 +7,8 @@ import pytest
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.files import write_atomic
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
-from pytest_autoquant.reports.run_comparison import compare_markdown, compare_runs
+from pytest_autoquant.reports.comparison_report import compare_markdown
+from pytest_autoquant.reports.run_comparison import compare_runs
 from pytest_autoquant.reports.write import write_case
 
 HOSTILE = "<script>x</script>|`a`\n# [b](c) \\"

@@ -14,7 +14,8 @@ from pytest_autoquant.manifests.outcomes import SkippedCase, StructureCheck
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest, read_manifest
 from pytest_autoquant.reports.session_report import summary_markdown
 from pytest_autoquant.reports.session_results import SessionResults
-from pytest_autoquant.reports.write import rebuild, write_case, write_layer_reports, write_summary
+from pytest_autoquant.reports.rebuild import rebuild
+from pytest_autoquant.reports.write import write_case, write_layer_reports, write_summary
 
 FOLDER = Path("toy/weight-int4-act-int8/a_per_token_dynamic/small")
 MANIFEST = FOLDER / "wint4_aint8_autoquant_lm_quant_manifest.json"
@@ -121,7 +122,8 @@ def test_reports_are_rebuilt_where_torch_is_not_installed(tmp_path, session):
         "import sys\n"
         "sys.modules.update(dict.fromkeys(('torch', 'modelopt', 'transformers', 'scipy')))\n"
         "from pathlib import Path\n"
-        "from pytest_autoquant.reports.write import rebuild\n"
+        "from pytest_autoquant.reports.rebuild import rebuild
+from pytest_autoquant.reports.write import rebuild\n"
         "print(len(rebuild(Path(sys.argv[1])).cases))\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]

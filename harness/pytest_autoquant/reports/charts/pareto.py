@@ -18,6 +18,7 @@ class ParetoPoint:
         bits: stored per weight, scales included.
         score: the case's total, per scored token.
         best: no other case has less of one and not more of the other.
+        shown: bits and score as text.
     """
 
     case: str
@@ -25,6 +26,7 @@ class ParetoPoint:
     score: float
     best: bool
     kind: str
+    shown: tuple[str, str]
     detail: str
 
 
@@ -54,6 +56,7 @@ def frontier(results: SessionResults, view: View) -> tuple[ParetoPoint, ...]:
                 score=score,
                 best=best,
                 kind="not beaten" if best else "beaten by another case",
+                shown=(bits(weight_bits), number(score)),
                 detail=f"{case.pair}, {case.granularity}: {number(score)} per token at "
                 f"{bits(weight_bits)} bits per weight",
             )

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest_autoquant.manifests.outcomes import SkippedCase
-from pytest_autoquant.reports.case_report import LayerCell, layer_cells
-from pytest_autoquant.reports.charts.grid import GridCell, View, grid_cells
+from pytest_autoquant.reports.charts.grid import GridCell, View, grid_cells, grid_file
+from pytest_autoquant.reports.charts.layer_map import LayerCell, draw_layer_map, layer_cells
 from pytest_autoquant.reports.charts.pareto import ParetoPoint
-from pytest_autoquant.reports.charts.pictures import grid_file, grid_pictures, layer_map
 from pytest_autoquant.reports.charts.size_stability import StabilityPoint
 from pytest_autoquant.reports.charts.static_svg import (
     CHARTS,
@@ -203,7 +202,7 @@ import sys
 from xml.etree import ElementTree
 from pytest_autoquant.reports.charts.static_svg import framed_picture, picture
 from pytest_autoquant.reports.charts.grid import GridCell
-from pytest_autoquant.reports.case_report import LayerCell
+from pytest_autoquant.reports.charts.layer_map import LayerCell
 text = eval(sys.argv[1])
 texts = dict.fromkeys(("pair", "granularity", "label", "detail", "case", "status"), text)
 ElementTree.fromstring(picture("grid", [GridCell(row=0, column=0, score=1.0, **texts)]))
@@ -268,14 +267,14 @@ SCORES = [2.0**-i for i in range(13)]
 
 
 def test_a_layer_map_has_a_mark_for_every_group(layered):
-    found = marks(layer_map(layered(SCORES)))["rect"]
+    found = marks(draw_layer_map(layered(SCORES)))["rect"]
     assert len(found) == 13
     assert len({fill for _, _, fill, _ in found}) == 13
     assert len({where for _, where, _, _ in found}) == 13
 
 
 def test_a_layer_map_names_projections_and_decoder_layers(layered):
-    shown = texts(layer_map(layered(SCORES)))
+    shown = texts(draw_layer_map(layered(SCORES)))
     assert [text for text in shown if text in (*PROJECTIONS, "lm_head")] == [
         *PROJECTIONS,
         "lm_head",
@@ -285,7 +284,7 @@ def test_a_layer_map_names_projections_and_decoder_layers(layered):
 
 def test_the_framed_layer_map_is_what_vega_draws_mark_by_mark(layered):
     case = layered(SCORES)
-    assert marks(layer_map(case)) == marks(drawn_whole(case))
+    assert marks(draw_layer_map(case)) == marks(drawn_whole(case))
 
 
 @settings(deadline=None, max_examples=25)
@@ -297,23 +296,23 @@ def test_the_framed_layer_map_is_what_vega_draws_mark_by_mark(layered):
 )
 def test_any_framed_layer_map_is_what_vega_draws_mark_by_mark(layered, data, scores):
     other = layered(data.draw(st.permutations(SCORES[:7])))
-    layer_map(other)
+    draw_layer_map(other)
     case = layered(scores)
-    assert marks(layer_map(case)) == marks(drawn_whole(case))
+    assert marks(draw_layer_map(case)) == marks(drawn_whole(case))
 
 
 def test_every_case_has_its_own_colours_in_the_frame_that_it_shares(layered):
     up, down = layered(SCORES), layered(SCORES[::-1])
-    first, second = places(layer_map(up)), places(layer_map(down))
+    first, second = places(draw_layer_map(up)), places(draw_layer_map(down))
     assert first.keys() == second.keys()
     assert first != second
-    assert places(layer_map(up)) == first
+    assert places(draw_layer_map(up)) == first
 
 
 def test_colours_hang_on_the_scores_of_their_own_case_alone(layered):
     once, tenfold = layered(SCORES), layered([1000 * score for score in SCORES])
-    assert list(places(layer_map(once))) == list(places(layer_map(tenfold)))
-    fills = list(places(layer_map(tenfold)).values())
+    assert list(places(draw_layer_map(once))) == list(places(draw_layer_map(tenfold)))
+    fills = list(places(draw_layer_map(tenfold)).values())
     assert fills[0] != fills[-1]
     assert len(set(fills)) == 13
 
@@ -325,31 +324,31 @@ def test_colours_hang_on_the_scores_of_their_own_case_alone(layered):
 def test_a_case_with_gaps_keeps_its_rows_and_columns_in_place(layered, gap, missing):
     scores = [gap if i in missing else score for i, score in enumerate(SCORES)]
     whole, partial = layered(SCORES), layered(scores)
-    at = [where for _, where, _, _ in marks(layer_map(whole))["rect"]]
+    at = [where for _, where, _, _ in marks(draw_layer_map(whole))["rect"]]
     left = {where for i, where in enumerate(at) if i not in missing}
-    coloured = set(places(layer_map(partial)))
+    coloured = set(places(draw_layer_map(partial)))
     assert coloured == left
-    assert texts(layer_map(partial)) == texts(layer_map(whole))
+    assert texts(draw_layer_map(partial)) == texts(draw_layer_map(whole))
 
 
 @pytest.mark.parametrize("scores", [[0.0] * 4, [None] * 4])
 def test_a_case_without_a_score_above_zero_is_an_empty_map_with_its_names(layered, scores):
-    drawn = layer_map(layered(scores))
+    drawn = draw_layer_map(layered(scores))
     assert {*PROJECTIONS, "lm_head"} <= set(texts(drawn))
 
 
 def test_a_case_without_groups_is_an_empty_map(case_of):
-    assert parsed(layer_map(case_of({}))).tag == f"{SVG}svg"
+    assert parsed(draw_layer_map(case_of({}))).tag == f"{SVG}svg"
 
 
 def test_a_small_case_with_equal_scores_is_drawn(layered):
-    assert len(marks(layer_map(layered([1.0] * 4)))["rect"]) == 4
+    assert len(marks(draw_layer_map(layered([1.0] * 4)))["rect"]) == 4
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:12]))
 def test_hostile_projections_are_drawn_as_text(case_of, text):
-    plain = layer_map(case_of({"m.layers.0.a": 1.0, "m.layers.1.a": 2.0}))
-    drawn = layer_map(case_of({f"m.layers.0.{text}": 1.0, f"m.layers.1.{text}": 2.0}))
+    plain = draw_layer_map(case_of({"m.layers.0.a": 1.0, "m.layers.1.a": 2.0}))
+    drawn = draw_layer_map(case_of({f"m.layers.0.{text}": 1.0, f"m.layers.1.{text}": 2.0}))
     tags = {element.tag for element in parsed(drawn).iter()}
     assert tags <= {element.tag for element in parsed(plain).iter()}
     assert text in texts(drawn)
@@ -359,7 +358,7 @@ def test_hostile_projections_are_drawn_as_text(case_of, text):
 def test_text_that_looks_like_marks_is_not_taken_for_them(case_of):
     text = '<g class="mark-rect role-mark marks">x</g> \\1 \\g<0>'
     names = {f"m.layers.{i}.{text}": 1.0 + i for i in range(3)}
-    assert len(marks(layer_map(case_of(names)))["rect"]) == 3
+    assert len(marks(draw_layer_map(case_of(names)))["rect"]) == 3
 
 
 def test_cells_are_the_groups_in_module_order(layered):
