@@ -18,7 +18,8 @@ from pathlib import Path, PurePosixPath
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.manifests import outcome_log
 from pytest_autoquant.manifests.case_result import CaseResult, case_result_of
-from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase, StructureCheck
+from pytest_autoquant.manifests.outcome_log import LoggedOutcome
+from pytest_autoquant.manifests.outcomes import KeptCase, StructureCheck
 from pytest_autoquant.manifests.pre_harness import read_any
 from pytest_autoquant.manifests.scheme_manifest import find_schemes, read_scheme_manifest
 from pytest_autoquant.manifests.sensitivity_manifest import Manifest, find_manifests
@@ -26,7 +27,6 @@ from pytest_autoquant.manifests.session_summary import SUMMARY_JSON, SessionSumm
 from pytest_autoquant.reports.session_results import SessionResults, last_run_of
 from pytest_autoquant.text import well_formed
 
-Outcome = SkippedCase | FailedCase | KeptCase | StructureCheck
 Visit = Callable[[Path, Manifest, CaseResult], None]
 
 
@@ -79,7 +79,7 @@ def cover(root: Path, session: SessionResults) -> SessionResults:
     return folder
 
 
-def read_outcomes(root: Path, summary: SessionSummary) -> tuple[Outcome, ...]:
+def read_outcomes(root: Path, summary: SessionSummary) -> tuple[LoggedOutcome, ...]:
     """Return the outcomes without a manifest; from the summary where the folder has no log.
 
     Raises:
@@ -185,7 +185,7 @@ def _last_summary(folder: SessionResults, root: Path) -> SessionSummary | None:
 
 def _logged(
     folder: SessionResults, root: Path, summary: SessionSummary | None
-) -> tuple[Outcome, ...]:
+) -> tuple[LoggedOutcome, ...]:
     empty = SessionSummary(cases=(), skipped=(), errors=(), structure=())
     try:
         return read_outcomes(root, summary or empty)
@@ -198,7 +198,7 @@ def _below(root: Path, error: RecordError) -> str:
     return str(error).removeprefix(f"{root}{os.sep}")
 
 
-def _add_outcomes(folder: SessionResults, outcomes: Iterable[Outcome]) -> None:
+def _add_outcomes(folder: SessionResults, outcomes: Iterable[LoggedOutcome]) -> None:
     for line in outcomes:
         if isinstance(line, StructureCheck):
             folder.structures[line.pair, line.granularity] = line
@@ -206,7 +206,7 @@ def _add_outcomes(folder: SessionResults, outcomes: Iterable[Outcome]) -> None:
             folder.add(line)
 
 
-def _case_id(line: Outcome) -> str | None:
+def _case_id(line: LoggedOutcome) -> str | None:
     return None if isinstance(line, StructureCheck) else line.case_id
 
 

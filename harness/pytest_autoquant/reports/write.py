@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from pytest_autoquant.errors import RecordError
 from pytest_autoquant.files import write_atomic
 from pytest_autoquant.manifests import outcome_log
 from pytest_autoquant.manifests.case_result import CaseResult, case_result_of
+from pytest_autoquant.manifests.outcome_log import LoggedOutcome
 from pytest_autoquant.manifests.sensitivity_manifest import (
     MANIFEST_SUFFIX,
     STATE_SUFFIX,
@@ -111,9 +113,17 @@ def write_folder_reports(root: Path, folder: SessionResults) -> tuple[Path, ...]
 
 
 def _write_outcomes(root: Path, folder: SessionResults) -> None:
-    """Reduce the log to the outcomes that count: an error older than its measurement goes."""
+    """Reduce the log to what the reports show: an error from before the measurement is removed.
+
+    A log that cannot be read stays as it is; ``SessionResults.left_out`` names it.
+    """
+    outcomes: tuple[LoggedOutcome, ...]
     outcomes = (*folder.skips.values(), *folder.errors.values(), *folder.structures.values())
-    if outcomes or (root / outcome_log.OUTCOME_LOG).exists():
+    try:
+        logged = outcome_log.read(root)
+    except RecordError:
+        return
+    if outcomes != logged:
         outcome_log.compact(root, outcomes)
 
 

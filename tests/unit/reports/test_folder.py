@@ -14,7 +14,10 @@ from pytest_autoquant.reports.rebuild import rebuild
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_expected, write_summary
 
-MEASURED, OTHER = "toy/wint4_aint8/default/small/gradient", "toy/wint4_aint8/w_group64/small/gradient"
+MEASURED, OTHER = (
+    "toy/wint4_aint8/default/small/gradient",
+    "toy/wint4_aint8/w_group64/small/gradient",
+)
 SKIP = SkippedCase(case_id="toy/wfp4_afp8/default/small/gradient", status="needs-cuda", reason="r")
 CHECK = StructureCheck(
     pair="wfp8_afp8",

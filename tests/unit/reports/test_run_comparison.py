@@ -66,7 +66,7 @@ def test_a_place_that_is_not_there_is_refused(tmp_path, run, manifest):
     with pytest.raises(RecordError) as caught:
         compare_runs(run("before", manifest), tmp_path / "away")
     assert str(caught.value) == (
-        f"{tmp_path / 'away'}: is not there; give a report folder or a manifest"
+        f"{tmp_path / 'away'}: does not exist; pass a report folder or a manifest"
     )
 
 
@@ -82,7 +82,7 @@ def test_runs_without_a_case_in_common_are_refused(run, manifest):
     with pytest.raises(RecordError) as caught:
         compare_runs(before, after)
     assert str(caught.value) == (
-        f"{before} and {after} have no case in common; give two runs of one"
+        f"{before} and {after} have no case in common; choose runs of the same cases"
     )
 
 
@@ -215,5 +215,5 @@ def test_two_manifests_without_a_group_in_common_are_refused(tmp_path, scored):
     with pytest.raises(RecordError) as caught:
         compare_runs(one, two)
     assert str(caught.value) == (
-        f"{one} and {two} have no layer group in common; give two of one architecture"
+        f"{one} and {two} have no layer group in common; choose models of one architecture"
     )

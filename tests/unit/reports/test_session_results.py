@@ -87,19 +87,36 @@ def test_results_are_empty_until_anything_of_ours_arrives(line):
         assert not filled.is_empty
 
 
-def test_the_last_thing_known_of_a_case_is_what_counts(line):
+SKIP, ERROR, MEASURED = "skip", "error", "measured"
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        ((SKIP, SKIP), {SKIP}),
+        ((SKIP, ERROR), {ERROR}),
+        ((ERROR, SKIP), {SKIP}),
+        ((SKIP, MEASURED), {MEASURED}),
+        ((MEASURED, SKIP), {MEASURED}),
+        ((ERROR, MEASURED), {MEASURED}),
+        ((MEASURED, ERROR), {MEASURED, ERROR}),
+        ((MEASURED, ERROR, MEASURED), {MEASURED}),
+        ((MEASURED, ERROR, SKIP), {MEASURED, ERROR}),
+    ],
+)
+def test_later_outcome_replaces_an_earlier_one_unless_scores_would_be_lost(
+    line, outcomes, expected
+):
+    made = {
+        SKIP: skip(line.case_id, "needs-cuda", "no kernel"),
+        ERROR: FailedCase(case_id=line.case_id, problem="out of memory"),
+        MEASURED: line,
+    }
     results = SessionResults()
-    lines = (
-        skip(line.case_id, "needs-cuda", "no kernel"),
-        FailedCase(case_id=line.case_id, problem="out of memory"),
-        line,
-        skip(line.case_id, "no-effect", "ignored"),
-    )
-    known = []
-    for newest in lines:
-        results.add(newest)
-        known.append([*results.cases.values(), *results.errors.values(), *results.skips.values()])
-    assert known == [[newest] for newest in lines]
+    for outcome in outcomes:
+        results.add(made[outcome])
+    known = {MEASURED: results.cases, SKIP: results.skips, ERROR: results.errors}
+    assert {name for name, part in known.items() if part} == expected
 
 
 def test_every_case_that_sent_an_outcome_is_known(line):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from pytest_autoquant.manifests.case_result import CaseResult
+from pytest_autoquant.manifests.case_result import CaseResult, finite
 from pytest_autoquant.reports.charts.grid import View, view_of
 from pytest_autoquant.reports.markdown import percent
 from pytest_autoquant.reports.session_results import SessionResults
@@ -13,18 +13,19 @@ from pytest_autoquant.reports.session_results import SessionResults
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShareSummary:
-    """A layer group over several cases; shares are of one.
+    """A layer group over several cases.
 
     Attributes:
         cases: number of cases that have the group.
+        mean: of the group's shares of a case's total, 1 being all of it; None if not finite.
         shown: mean, lowest and highest as percentages.
     """
 
     group: str
     cases: int
-    mean: float
-    lowest: float
-    highest: float
+    mean: float | None
+    lowest: float | None
+    highest: float | None
     shown: tuple[str, str, str]
 
 
@@ -48,9 +49,11 @@ def group_shares(results: SessionResults, view: View) -> GroupShares:
     for case in cases:
         for group, share in _in_module_order(case):
             shares[group].append(share)
-    summaries = [_summary(group, values) for group, values in shares.items()]
-    summaries.sort(key=lambda summary: -summary.mean)
-    return GroupShares(cases=tuple(case.case_id for case in cases), groups=tuple(summaries))
+    ordered = sorted(shares.items(), key=lambda item: -sum(item[1]) / len(item[1]))
+    return GroupShares(
+        cases=tuple(case.case_id for case in cases),
+        groups=tuple(_summary(group, values) for group, values in ordered),
+    )
 
 
 def _in_module_order(case: CaseResult) -> list[tuple[str, float]]:
@@ -59,7 +62,8 @@ def _in_module_order(case: CaseResult) -> list[tuple[str, float]]:
 
 
 def _summary(group: str, values: list[float]) -> ShareSummary:
-    mean, lowest, highest = sum(values) / len(values), min(values), max(values)
+    mean = finite(sum(values) / len(values))
+    lowest, highest = finite(min(values)), finite(max(values))
     return ShareSummary(
         group=group,
         cases=len(values),

@@ -6,10 +6,11 @@ that a reader chooses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pytest_autoquant.manifests.case_result import CaseResult, Group
+from pytest_autoquant.manifests.case_result import CaseResult, Group, finite
 from pytest_autoquant.reports.case_report import report_links, selection_sentence
 from pytest_autoquant.reports.charts.grid import GridCell, view_of
 from pytest_autoquant.reports.charts.group_shares import GroupShares
@@ -187,11 +188,13 @@ def _score_set(case: CaseResult, ordered: tuple[Group, ...]) -> ScoreSet:
 
 
 def _rounded(score: float | None) -> float | None:
-    return None if score is None else float(f"{score:.{_DIGITS}g}")
+    rounded = None if score is None else float(f"{score:.{_DIGITS}g}")
+    return score if rounded is not None and math.isinf(rounded) else rounded
 
 
 def _share(score: float | None, total: float | None) -> str:
-    return percent(score / total if score is not None and total else None).removesuffix("%")
+    share = score / total if score is not None and total else None
+    return percent(finite(share)).removesuffix("%")
 
 
 def _remarks(model: ReportModel, case: CaseResult) -> tuple[str, ...]:

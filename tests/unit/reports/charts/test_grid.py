@@ -1,11 +1,13 @@
 """The grid of a model, method and size: its views, its order, and what each cell says."""
 
+import re
+
 import pytest
 from pytest_autoquant.calibration.sizes import size_order
 from pytest_autoquant.grid.case import CaseName
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
-from pytest_autoquant.reports.charts.grid import View, grid_cells, view_of, views
+from pytest_autoquant.reports.charts.grid import View, grid_cells, grid_file, view_of, views
 from pytest_autoquant.reports.session_results import SessionResults
 
 SMALL = View(model="toy", method="gradient", size="small")
@@ -194,3 +196,19 @@ def test_sizes_go_from_the_smallest_and_unknown_ones_follow_by_name():
 def test_a_case_and_its_name_are_in_the_same_view(case_of):
     case = case_of(size="large", method="kl_div")
     assert view_of(case) == view_of(CaseName.parse(case.case_id))
+
+
+@pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "a/b", "", "..", "a\0b", "x" * 300])
+def test_grid_file_is_one_path_component(name):
+    file = grid_file(View(model=name, method=name, size=name))
+    assert re.fullmatch(r"grid-[a-z0-9._-]+\.svg", file)
+
+
+def test_every_view_has_a_file_of_its_own():
+    seen = {
+        grid_file(View(model=model, method=method, size=size))
+        for model in ("toy", "toy-large")
+        for method in ("gradient", "kl_div")
+        for size in ("small", "large")
+    }
+    assert len(seen) == 8
