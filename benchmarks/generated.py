@@ -8,12 +8,12 @@ from pathlib import Path
 
 from pytest_autoquant.calibration.sizes import SIZES
 from pytest_autoquant.grid.vocabulary import load_vocabulary
+from pytest_autoquant.manifests.layout import find_manifests
 from pytest_autoquant.manifests.sensitivity_manifest import (
     GROUP_SUFFIX,
     GroupSensitivity,
     LayerRecord,
     RankedGroup,
-    find_manifests,
     read_manifest,
 )
 from pytest_autoquant.reports.write import write_case

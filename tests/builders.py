@@ -1,6 +1,7 @@
 """Builders that tests of several rooms share."""
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 #: Elements of HTML that have no end tag.
@@ -116,3 +117,8 @@ class HtmlPage(HTMLParser):
 
 def _refuse(constant):
     raise AssertionError(f"{constant} is not JSON")
+
+
+def changed(record, part, **values):
+    """Return a record with some fields of one of its parts replaced."""
+    return replace(record, **{part: replace(getattr(record, part), **values)})

@@ -33,7 +33,7 @@ def one_line(value: object, most: int | None = None) -> str:
 
 
 def well_formed(text: str) -> str:
-    """Return ``text`` with halves of characters, as odd file names have them, made visible."""
+    """Return ``text`` with half surrogate pairs, as undecodable file names have, as U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

@@ -12,11 +12,8 @@ from pathlib import Path
 import pytest
 from page_reading import go, settle
 from pytest_autoquant.manifests.case_result import case_result_of
-from pytest_autoquant.manifests.sensitivity_manifest import (
-    MANIFEST_SUFFIX,
-    find_manifests,
-    read_manifest,
-)
+from pytest_autoquant.manifests.layout import MANIFEST_SUFFIX, find_manifests
+from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
 from pytest_autoquant.reports.rebuild import rebuild
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_summary

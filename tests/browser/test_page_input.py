@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 from page_reading import SECTIONS, cells, column, go, open_case, table, whole_table
+from pytest_autoquant.manifests.layout import MANIFEST_SUFFIX
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
-from pytest_autoquant.manifests.sensitivity_manifest import MANIFEST_SUFFIX, dump_manifest
+from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
 from pytest_autoquant.reports.rebuild import rebuild
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_summary
@@ -176,7 +177,7 @@ def test_outcomes_of_several_runs_are_marked(page, template, report_of, open_rep
     )
     assert page.inner_text("#counts").startswith("1 measured, 0 aliases, 1 failed, 1 skipped")
     (cell,) = cells(page, "grid")
-    assert cell["label"].endswith("a later run failed: out of memory; 4.125 bits per weight")
+    assert cell["label"].endswith("a later run failed: out of memory; 8 bits per weight")
     assert page.locator("#view option:checked").inner_text() == template.case.size
     page.select_option("#view", label="large")
     page.wait_for_timeout(150)

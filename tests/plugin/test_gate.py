@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 import pytest_autoquant
-from pytest_autoquant.manifests.sensitivity_manifest import MANIFEST_SUFFIX
+from pytest_autoquant.manifests.layout import MANIFEST_SUFFIX
 from safetensors.torch import load_file, save_file
 
 DATA = Path(pytest_autoquant.__file__).parent / "data"
@@ -203,7 +203,7 @@ def test_drift_within_the_tolerance_passes_and_a_marker_narrows_or_widens_it(unc
 def test_a_case_without_a_baseline_fails_and_says_how_to_write_it(unchanged):
     assert unchanged.outcomes["wint4_afp16-mine"] == "failure"
     text = unchanged.texts["wint4_afp16-mine"]
-    assert f"{case_id('wint4_afp16-mine')}: has no baseline at edited/{MODEL}/" in text
+    assert f"{case_id('wint4_afp16-mine')} has no baseline at edited/{MODEL}/" in text
     assert "write it with --aq-update-baseline" in text
     assert "--aq-baseline-missing skip or write" in text
 
@@ -212,7 +212,7 @@ def test_a_case_that_was_measured_and_is_now_skipped_fails(unchanged):
     assert unchanged.outcomes["wfp4_afp8-default"] in ("failure", "error")
     assert unchanged.outcomes["wfp4_afp8-mine"] == "skipped"
     text = unchanged.texts["wfp4_afp8-default"]
-    assert "used to be measured and is now skipped: needs-cuda: RuntimeError:" in text
+    assert "is skipped but has a baseline: needs-cuda: RuntimeError:" in text
     assert f"baseline: edited/{MODEL}/weight-fp4-act-fp8/default/small/" in text
 
 
@@ -241,7 +241,7 @@ def test_other_weights_and_a_redefined_overlay_are_refused_by_name(refused):
     assert set(refused.outcomes.values()) == {"failure"}
     assert len(refused.outcomes) == refused.summary["counts"]["gated"] == 6
     for name, text in refused.texts.items():
-        what = "its baseline was measured on something else"
+        what = "the baseline was measured with other inputs"
         fields = "model,config" if name.endswith("-mine") else "model"
         (line,) = re.findall(rf"^{case_id(name)}: {what}: (.+)$", text, re.MULTILINE)
         assert [part.split()[0] for part in line.split("; ")] == fields.split(",")
@@ -303,8 +303,9 @@ def test_a_marker_can_widen_every_tolerance(drifted):
 
 def test_a_wrong_name_in_a_marker_fails_the_case_with_one_message(drifted):
     message = (
-        "marker aq_tolerance: totl=1 is not allowed; give numbers of at least 0 for group, "
-        "selected, spearman, top_ten, total, a whole one for selected"
+        "marker aq_tolerance: totl=1 is not allowed; known names: group, selected, spearman, "
+        "top_ten, total; each value must be a finite number of at least 0, and an integer for "
+        "selected"
     )
     assert drifted.outcomes["wint4_aint8-default"] == "failure"
     assert drifted.texts["wint4_aint8-default"].splitlines()[0] == message
@@ -320,7 +321,7 @@ def test_an_allowed_redefinition_is_compared_and_drifts(drifted):
 
 def test_a_case_without_a_baseline_is_skipped_on_demand_and_still_measured(drifted):
     assert drifted.outcomes["wint4_aint8-mine"] == "skipped"
-    assert f"{case_id('wint4_aint8-mine')}: has no baseline" in drifted.run.output
+    assert f"{case_id('wint4_aint8-mine')} has no baseline" in drifted.run.output
     assert manifest_file(drifted.reports, "wint4_aint8-mine").is_file()
 
 
@@ -341,7 +342,7 @@ def test_another_caption_is_refused(shop, first):
     assert other.run.status == pytest.ExitCode.TESTS_FAILED
     assert other.outcomes == {"wint8_afp16-default": "failure", "wint8_afp16-mine": "failure"}
     for text in other.texts.values():
-        assert "its baseline was measured on something else: captions " in text
+        assert "the baseline was measured with other inputs: captions " in text
         assert "compare all the same with --aq-baseline-allow captions\n" in text
 
 
@@ -384,8 +385,11 @@ def duplicate(path):
         (truncate, ["is not JSON", MANIFEST_SUFFIX]),
         (newer, ["written by a newer version: schema 99", MANIFEST_SUFFIX, "upgrade"]),
         (duplicate, ["two baselines of ", "/elsewhere/", "delete one"]),
-        (lambda path: shutil.rmtree(path.parents[4]), ["--aq-baseline bad: holds no manifest"]),
-        (lambda path: path.unlink(), ["holds no manifest", "--aq-update-baseline"]),
+        (
+            lambda path: shutil.rmtree(path.parents[4]),
+            ["--aq-baseline bad: the folder has no manifest"],
+        ),
+        (lambda path: path.unlink(), ["the folder has no manifest", "--aq-update-baseline"]),
     ],
     ids=["truncated", "newer", "two of one case", "no folder", "empty"],
 )

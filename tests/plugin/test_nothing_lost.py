@@ -9,7 +9,8 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from pytest_autoquant.manifests.sensitivity_manifest import find_manifests, read_manifest
+from pytest_autoquant.manifests.layout import find_manifests
+from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
 
 SELECTION = ("cases/test_sensitivity.py", "--aq-device=cpu", "--aq-sizes=small")
 PAIRS = ("wint8_afp16", "wint4_afp16")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import pytest_autoquant
-from pytest_autoquant.manifests.sensitivity_manifest import find_manifests, read_manifest
+from pytest_autoquant.manifests.layout import find_manifests
+from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
 
 DATA = Path(pytest_autoquant.__file__).parent / "data"
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from pytest_autoquant.allocation.scheme import builtin_schemes
-from pytest_autoquant.manifests.scheme_manifest import find_schemes, load_scheme
+from pytest_autoquant.manifests.layout import find_schemes
+from pytest_autoquant.manifests.scheme_manifest import load_scheme
 from safetensors import safe_open
 
 FULL, HALF = "fp8_autoquant_full", "fp8_autoquant_top50"

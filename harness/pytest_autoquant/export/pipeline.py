@@ -31,8 +31,8 @@ from pytest_autoquant.export.write_checkpoint import (
 from pytest_autoquant.files import write_atomic
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS
 from pytest_autoquant.grid.case import SchemeCase
+from pytest_autoquant.manifests.layout import SCHEME_MANIFEST, scheme_folder
 from pytest_autoquant.manifests.scheme_manifest import (
-    SCHEME_MANIFEST,
     AllocationRecord,
     ExportRecord,
     FrontierPoint,
@@ -42,7 +42,6 @@ from pytest_autoquant.manifests.scheme_manifest import (
     SchemeRecord,
     ViolationRecord,
     dump_scheme,
-    scheme_folder,
 )
 from pytest_autoquant.modelopt_support.status import SUPPORTED, Status, Support
 from pytest_autoquant.models.loading import peak_cuda_bytes

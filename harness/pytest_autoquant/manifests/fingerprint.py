@@ -1,26 +1,42 @@
-"""What a case's result depends on: manifests with equal fingerprints measured the same thing."""
+"""What a case's result depends on: cases with equal fingerprints measure the same thing."""
 
 from __future__ import annotations
 
-import hashlib
+import re
 from dataclasses import dataclass, fields
-from pathlib import Path
+from typing import Protocol
 
 from pytest_autoquant import __version__
-from pytest_autoquant.manifests.sensitivity_manifest import EnvironmentRecord, Manifest, ModelRecord
+from pytest_autoquant.manifests.sensitivity_manifest import (
+    EnvironmentRecord,
+    Manifest,
+    ModelRecord,
+    RunConfig,
+)
+
+#: Version of what is measured. Raise it by hand with every change that can change a score or a
+#: selection: capture, calibration, quantizers, score formula, solver. Changes to reports, options
+#: and the command line leave it: measurements of equal versions are comparable, and
+#: ``--aq-resume`` keeps them.
+MEASUREMENT_VERSION = 1
+
+#: What manifests record as ``environment.harness``: package version and measurement version.
+HARNESS_VERSION = f"{__version__}+m{MEASUREMENT_VERSION}"
+
+_MEASUREMENT_VERSION = re.compile(r"\+(m\d+)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
-    """Attributes that ``--aq-baseline-allow`` can name.
+    """The inputs of a measurement; ``--aq-baseline-allow`` names its fields.
 
     Attributes:
         model: digest of config and weights.
-        captions: digest of the captions used, their order apart.
+        captions: digest of the captions used, whatever their order.
         config: digest of the effective config.
-        harness: its version and a digest of its code.
+        harness: the measurement version, such as ``m1``; the package version is not part of it.
         budget: bits per weight that the selection may take.
-        torch: its version without the build, such as ``+cpu``; ``device`` says what ran.
+        torch: version without the build suffix, such as ``+cpu``: ``device`` says what ran.
     """
 
     model: str
@@ -38,15 +54,6 @@ class Fingerprint:
     harness: str
 
 
-def harness_build() -> str:
-    """Return the harness's version and a digest of its code: what measures is an input as well."""
-    root, digest = Path(__file__).parent, hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode())
-        digest.update(path.read_bytes().replace(b"\r\n", b"\n"))
-    return f"{__version__}+{digest.hexdigest()[:8]}"
-
-
 FINGERPRINT_FIELDS = tuple(field.name for field in fields(Fingerprint))
 
 
@@ -62,47 +69,73 @@ class Difference:
         return f"{self.field} {self.before[:16]} -> {self.after[:16]}"
 
 
+class Captions(Protocol):
+    """Captions, as calibration data or as their record: ``sha256`` identifies them."""
+
+    @property
+    def sha256(self) -> str: ...
+
+
+class Config(Protocol):
+    """An effective config or its record: ``digest`` identifies equal quantized bits."""
+
+    @property
+    def digest(self) -> str: ...
+
+
+class ScoredCase(Protocol):
+    """A case or its record."""
+
+    @property
+    def method(self) -> str: ...
+
+
 def fingerprint(
+    *,
+    case: ScoredCase,
+    config: Config,
+    captions: Captions,
     model: ModelRecord,
     environment: EnvironmentRecord,
-    *,
-    captions: str,
-    config: str,
-    method: str,
-    engine: str,
-    score_size: int,
-    budget: float,
+    run: RunConfig,
 ) -> Fingerprint:
-    """Return the fingerprint of a case measured like this; see ``Fingerprint``."""
+    """Return the fingerprint of a case that is, or would be, measured with these inputs."""
     return Fingerprint(
         model=model.digest,
         dtype=model.dtype,
         device=environment.device,
-        captions=captions,
-        config=config,
-        method=method,
-        engine=engine,
-        score_size=score_size,
-        budget=budget,
+        captions=captions.sha256,
+        config=config.digest,
+        method=case.method,
+        engine=run.engine,
+        score_size=run.score_size,
+        budget=run.effective_bits,
         modelopt=environment.modelopt,
         torch=environment.torch.partition("+")[0],
         transformers=environment.transformers,
-        harness=environment.harness,
+        harness=_measurement_version(environment.harness),
     )
 
 
 def fingerprint_of(manifest: Manifest) -> Fingerprint:
     """Return the fingerprint of a measured case."""
     return fingerprint(
-        manifest.model,
-        manifest.environment,
-        captions=manifest.dataset.sha256,
-        config=manifest.quantization.digest,
-        method=manifest.case.method,
-        engine=manifest.run_config.engine,
-        score_size=manifest.run_config.score_size,
-        budget=manifest.run_config.effective_bits,
+        case=manifest.case,
+        config=manifest.quantization,
+        captions=manifest.dataset,
+        model=manifest.model,
+        environment=manifest.environment,
+        run=manifest.run_config,
     )
+
+
+def _measurement_version(harness: str) -> str:
+    """Return the measurement version in ``environment.harness``.
+
+    Manifests of early versions have a digest of the source files there, which stands for itself.
+    """
+    found = _MEASUREMENT_VERSION.search(harness)
+    return harness if found is None else found[1]
 
 
 def differences(before: Fingerprint, after: Fingerprint) -> tuple[Difference, ...]:

@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from pytest_autoquant.errors import RecordError
-from pytest_autoquant.files import load_json
-from pytest_autoquant.manifests.sensitivity_manifest import (
+from pytest_autoquant.files import read_bytes
+from pytest_autoquant.manifests.json_record import (
     SCHEMA_VERSION,
+    STRICT,
+    dump_record,
+    load_record,
+)
+from pytest_autoquant.manifests.layout import SCHEME_MANIFEST, scheme_folder
+from pytest_autoquant.manifests.sensitivity_manifest import (
     DatasetRecord,
     EnvironmentRecord,
     MemoryRecord,
     ModelRecord,
-    check_version,
-    first_problem,
 )
-from pytest_autoquant.text import slug
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
-
-SCHEMES_FOLDER = "schemes"
-SCHEME_MANIFEST = "scheme_manifest.json"
-
-_STRICT = {"extra": "forbid", "allow_inf_nan": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemeRecord:
     """The rule; ``target`` is the runtime whose limits left candidates out, if any."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     name: str
     candidates: tuple[str, ...]
     left_out: dict[str, str]
@@ -47,7 +41,7 @@ class SchemeRecord:
 class GroupDecision:
     """One layer group: what it becomes (None: left alone), and each candidate's score per token."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     name: str
     modules: tuple[str, ...]
     weights: int
@@ -59,7 +53,7 @@ class GroupDecision:
 class AllocationRecord:
     """The decisions in sum: predicted score per scored token, bits per weight, fractions of one."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     score: float
     effective_bits: float
     fraction_of_groups: float
@@ -70,7 +64,7 @@ class AllocationRecord:
 class FrontierPoint:
     """The best prediction within a budget of bits per weight, and the bits that it takes."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     budget: float
     effective_bits: float
     score: float
@@ -87,7 +81,7 @@ class MeasuredDamage:
         captions: name of the held-out set; ``sha256`` over its lines.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     kl: float
     loss: float
     loss_before: float
@@ -111,7 +105,7 @@ class MeasuredDamage:
 class ViolationRecord:
     """A static rule that the checkpoint breaks."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     rule: str
     tensor: str
     text: str
@@ -131,7 +125,7 @@ class ExportRecord:
         load_text: the version that loaded it, or why not.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     bytes_before: int
     bytes_after: int
     num_quantized: int
@@ -149,7 +143,7 @@ class SchemeManifest:
     ``export`` is None where none was asked for; ``timing`` is in seconds by phase.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     schema_version: int = SCHEMA_VERSION
     case_id: str
     scheme: SchemeRecord
@@ -161,7 +155,7 @@ class SchemeManifest:
     measured: MeasuredDamage
     export: ExportRecord | None
     environment: EnvironmentRecord
-    timing: dict[str, float]
+    timing: Mapping[str, float]
     memory: MemoryRecord
 
     @property
@@ -170,44 +164,25 @@ class SchemeManifest:
         return scheme_folder(self.model.name, self.scheme.name) / SCHEME_MANIFEST
 
 
-def scheme_folder(model: str, scheme: str) -> Path:
-    """Return ``<model>/schemes/<scheme>``: the checkpoint and its manifest."""
-    return Path(slug(model), SCHEMES_FOLDER, slug(scheme))
-
-
 def dump_scheme(manifest: SchemeManifest) -> str:
     """Return the manifest as indented JSON with a final newline."""
-    return _adapter().dump_json(manifest, indent=2).decode() + "\n"
+    return dump_record(manifest)
 
 
 def load_scheme(text: str | bytes, *, source: str) -> SchemeManifest:
-    """Read a scheme manifest.
+    """Read a scheme manifest from JSON.
 
     Raises:
-        RecordError: it is none, or a newer version wrote it. The message starts with ``source``.
+        RecordError: the text is not JSON, has no schema version or a newer one, or a field is
+            missing or malformed. The message starts with ``source``.
     """
-    try:
-        raw: Any = load_json(text)
-        check_version(raw, source)
-        return _adapter().validate_python(raw)
-    except ValueError as error:
-        raise RecordError(
-            f"{source}: is not a valid scheme manifest: {first_problem(error)}"
-        ) from None
+    return load_record(SchemeManifest, text, source=source, name="scheme manifest")
 
 
 def read_scheme_manifest(path: Path, root: Path) -> SchemeManifest:
     """Read a scheme manifest file; errors name it below ``root``."""
     name = path.relative_to(root).as_posix()
-    try:
-        return load_scheme(path.read_bytes(), source=name)
-    except OSError as error:
-        raise RecordError(f"{name}: cannot be read: {error.strerror}") from error
-
-
-def find_schemes(root: Path) -> list[Path]:
-    """Return every scheme manifest under ``root``, in path order."""
-    return sorted(path for path in root.glob(f"*/{SCHEMES_FOLDER}/[!.]*/{SCHEME_MANIFEST}"))
+    return load_scheme(read_bytes(path, name), source=name)
 
 
 def _exponential(loss: float) -> float:
@@ -215,10 +190,3 @@ def _exponential(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
-
-
-@lru_cache(maxsize=1)
-def _adapter() -> TypeAdapter[SchemeManifest]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(SchemeManifest)

@@ -1,38 +1,32 @@
-"""The manifest: one case's complete, versioned record.
+"""The sensitivity manifest: one case's complete, versioned record.
 
-Plain frozen dataclasses; pydantic validates what is read and writes what is dumped, and gives the
-JSON schema in ``docs/manifest.schema.json``. Non-finite numbers are written as ``null``.
+``docs/manifest.schema.json`` is its JSON schema. Non-finite numbers are written as ``null``.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from pytest_autoquant.errors import RecordError
-from pytest_autoquant.files import load_json
-from pytest_autoquant.text import one_line, slug
+from pytest_autoquant.files import read_bytes
+from pytest_autoquant.manifests.json_record import (
+    SCHEMA_VERSION,
+    STRICT,
+    dump_record,
+    first_problem,
+    invalid_record,
+    load_record,
+)
+from pytest_autoquant.manifests.layout import CasePlace, manifest_path
 
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
-
-SCHEMA_VERSION = 1
-MANIFEST_SUFFIX = "_autoquant_lm_quant_manifest.json"
+#: Suffix of a group's name after its first member: ModelOpt registers the group's hyperparameter as
+#: ``quant_recipe`` of that module (modelopt/torch/quantization/algorithms.py, ModelOpt 0.47).
 GROUP_SUFFIX = ".quant_recipe"
-"""What ModelOpt appends to a group's first member to name the group."""
 
-STATE_SUFFIX = "_autoquant_lm_autoquant_state.pt"
-
-_STRICT = {"extra": "forbid", "allow_inf_nan": False}
+#: A layer must have fewer weights than this, far above any real one: larger shapes are damage.
 _LARGEST_LAYER = 2**63
-_UNPUBLISHED = ("tmp", "baseline")
-_OURS = re.compile(r"tmp|baseline|summary\.(md|json)|schemes\.md|index\.html|grid-.*\.svg")
-"""What lies at the report root beside the models' folders."""
-
 
 #: How a case that has a manifest ended; an alias has the same effective config as another case.
 CaseStatus = Literal["measured", "alias", "failed"]
@@ -49,7 +43,7 @@ class CaseRecord:
     ``failed`` case failed.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     case_id: str
     pair: str
     weight: str
@@ -68,7 +62,7 @@ class CaseRecord:
 class AutoquantRun:
     """The AutoQuant run in the terms older manifests use."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     name: str
     auto_quantize_bits: float
     auto_quantize_method: str
@@ -82,7 +76,7 @@ class AutoquantRun:
 class ModelRecord:
     """The measured model; ``digest`` is sha256 over its config and weights."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     id: str
     name: str
     architecture: str
@@ -101,7 +95,7 @@ class DatasetRecord:
     order of captions changes no score.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     name: str
     size: str
     sha256: str
@@ -121,7 +115,7 @@ class DatasetRecord:
 class GranularityRecord:
     """The overlay."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     name: str
     quant_cfg_overrides: dict[str, Any]
 
@@ -130,7 +124,7 @@ class GranularityRecord:
 class QuantizationRecord:
     """What ModelOpt was asked to do; ``digest`` identifies equal quantized bits."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     base_format_name: str
     base_is_modelopt_preset: bool
     quant_granularity: GranularityRecord
@@ -150,7 +144,7 @@ class LayerRecord:
     size does not divide it.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     group: str
     quantized: bool
     selected: bool
@@ -169,7 +163,7 @@ class GroupSensitivity:
     not finite.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     formats: tuple[str, ...]
     scores: tuple[float | None, ...]
     costs: tuple[float, ...]
@@ -182,7 +176,7 @@ class GroupSensitivity:
 class RankedGroup:
     """A line of the ranking, most sensitive first."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     name: str
     importance: float | None
 
@@ -191,7 +185,7 @@ class RankedGroup:
 class Constraints:
     """The bit budget: bits stored per weight over the searched layers, scales included."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     effective_bits: float
 
 
@@ -204,7 +198,7 @@ class AutoquantState:
     smallest choice is recorded.
     """
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     constraints: Constraints
     score: float | None
     total_score: float | None
@@ -217,7 +211,7 @@ class AutoquantState:
 class EnvironmentRecord:
     """Where it ran; ``host`` and ``user`` only with ``--aq-record-host``."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     harness: str
     python: str
     torch: str
@@ -235,7 +229,7 @@ class EnvironmentRecord:
 class MemoryRecord:
     """Peak memory in bytes: of the process so far, and of the GPU during the case."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     peak_rss_bytes: int
     peak_cuda_bytes: int | None
 
@@ -244,7 +238,7 @@ class MemoryRecord:
 class RunConfig:
     """The options that shaped the result."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     engine: str
     engine_reason: str
     device: str
@@ -260,7 +254,7 @@ class RunConfig:
 class Manifest:
     """One case's record. ``timing`` is in seconds by phase."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
     schema_version: int = SCHEMA_VERSION
     case: CaseRecord
     scheme: AutoquantRun
@@ -273,7 +267,7 @@ class Manifest:
     sensitivity_ranking: tuple[RankedGroup, ...]
     autoquant_state: AutoquantState
     environment: EnvironmentRecord
-    timing: dict[str, float] = field(default_factory=dict)
+    timing: Mapping[str, float] = field(default_factory=dict)
     memory: MemoryRecord
     run_config: RunConfig
 
@@ -282,135 +276,62 @@ class Manifest:
         """Where the manifest belongs, relative to the report root."""
         case = self.case
         return manifest_path(
-            model=self.model.name,
-            pair=case.pair,
-            weight=case.weight,
-            activation=case.activation,
-            granularity=case.granularity,
-            size=case.size,
-            method=case.method,
+            CasePlace(
+                model=self.model.name,
+                pair=case.pair,
+                weight=case.weight,
+                activation=case.activation,
+                granularity=case.granularity,
+                size=case.size,
+                method=case.method,
+            )
         )
-
-
-def manifest_path(
-    *,
-    model: str,
-    pair: str,
-    weight: str,
-    activation: str,
-    granularity: str,
-    size: str,
-    method: str,
-) -> Path:
-    """Return ``model/weight-W-act-A/granularity/size/`` and the file; ``size-kl_div`` if by that.
-
-    A user's pair of its own name, beside the built-in one of the same dtypes, adds that name to the
-    second part.
-    """
-    dtypes = f"weight-{weight}-act-{activation}"
-    if pair != f"w{weight}_a{activation}":
-        dtypes = f"{dtypes}-{pair}"
-    last = size if method == "gradient" else f"{size}-{method}"
-    folder = Path(*(slug(name) for name in (model, dtypes, granularity, last)))
-    if _OURS.fullmatch(folder.parts[0]):
-        folder = f"{folder.parts[0]}-model" / folder.relative_to(folder.parts[0])
-    return folder / f"{slug(pair)}{MANIFEST_SUFFIX}"
 
 
 def dump_manifest(manifest: Manifest) -> str:
     """Return the manifest as indented JSON with a final newline."""
-    return _adapter().dump_json(manifest, indent=2).decode() + "\n"
+    return dump_record(manifest)
 
 
 def load_manifest(text: str | bytes, *, source: str) -> Manifest:
     """Read a manifest from JSON.
 
     Raises:
-        RecordError: no JSON, another or a newer schema, a missing or malformed field. The
-            message starts with ``source``.
+        RecordError: the text is not JSON, has no schema version or a newer one, or a field is
+            missing, malformed or names a group or layer that is not there. The message starts
+            with ``source``.
     """
-    try:
-        raw = load_json(text)
-    except ValueError as error:
-        raise RecordError(f"{source}: is not JSON: {one_line(error, 500)}") from None
-    check_version(raw, source)
-    try:
-        manifest = _adapter().validate_python(raw)
-        _adapter().dump_json(manifest)
-    except (ValueError, OverflowError) as error:
-        raise RecordError(f"{source}: is not a valid manifest: {first_problem(error)}") from None
-    for problem in _problems(manifest):
-        raise RecordError(f"{source}: is not a valid manifest: {one_line(problem, 500)}")
+    manifest = load_record(Manifest, text, source=source, name="manifest")
+    for problem in (*_serialization_problems(manifest), *_reference_problems(manifest)):
+        raise invalid_record(problem, source=source, name="manifest")
     return manifest
-
-
-def check_version(raw: object, source: str) -> None:
-    """Raise RecordError unless a document has a schema version that can be read here."""
-    version = raw.get("schema_version") if isinstance(raw, Mapping) else None
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise RecordError(f"{source}: is not a manifest: it has no schema_version")
-    refuse_newer(version, source)
-
-
-def refuse_newer(version: int, source: str) -> None:
-    """Raise RecordError for a schema version that this one does not know yet."""
-    if version > SCHEMA_VERSION:
-        raise RecordError(
-            f"{source}: written by a newer version: schema {version}, this one reads up to "
-            f"{SCHEMA_VERSION}; upgrade pytest-autoquant"
-        )
 
 
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest file; see ``load_manifest``."""
+    return load_manifest(read_bytes(path), source=str(path))
+
+
+def _serialization_problems(manifest: Manifest) -> Iterator[str]:
+    """Yield why a valid manifest cannot be written again, e.g. nesting in a field of any type."""
     try:
-        return load_manifest(path.read_bytes(), source=str(path))
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
+        dump_record(manifest)
+    except (ValueError, OverflowError) as error:
+        yield first_problem(error)
 
 
-def find_manifests(root: Path) -> list[Path]:
-    """Return every manifest file under ``root``, in path order, without those in ``root/tmp``.
-
-    ``reports/tmp`` holds throwaway runs and ``reports/baseline`` what they are compared with; they
-    are no part of what ``reports`` publishes.
-    """
-    found = sorted(path for path in root.rglob(f"*{MANIFEST_SUFFIX}") if not path.is_dir())
-    return [path for path in found if path.relative_to(root).parts[0] not in _UNPUBLISHED]
-
-
-def manifest_schema() -> dict[str, Any]:
-    """Return the JSON schema of a manifest file."""
-    return _adapter().json_schema(mode="serialization")
-
-
-def _problems(manifest: Manifest) -> Iterator[str]:
-    """Say which groups and layers have no record, and which layers no computer holds."""
+def _reference_problems(manifest: Manifest) -> Iterator[str]:
+    """Yield names without a record, and layers of an impossible size."""
     for ranked in manifest.sensitivity_ranking:
         if ranked.name not in manifest.layer_sensitivity:
-            yield f"{ranked.name!r} is named and not there"
+            yield (
+                f"sensitivity_ranking names group {ranked.name!r}, which layer_sensitivity does "
+                "not have"
+            )
     for group in manifest.layer_sensitivity.values():
         for name in group.module_names:
             if name not in manifest.layers:
-                yield f"{name!r} is named and not there"
+                yield f"layer_sensitivity names layer {name!r}, which layers does not have"
     for name, layer in manifest.layers.items():
         if layer.out_features * layer.in_features >= _LARGEST_LAYER:
-            yield f"{name!r} is larger than any layer"
-
-
-@lru_cache(maxsize=1)
-def _adapter() -> TypeAdapter[Manifest]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Manifest)
-
-
-def first_problem(error: Exception) -> str:
-    """Say which field was the first that pydantic refused, and how many there are."""
-    from pydantic import ValidationError
-
-    if not isinstance(error, ValidationError):
-        return one_line(error, 500)
-    first = error.errors(include_input=False, include_url=False)[0]
-    where = one_line(".".join(str(part) for part in first["loc"]), 500)
-    return f"{where}: {first['msg']} ({error.error_count()} problems)"
+            yield f"layer {name!r}: out_features x in_features must be below 2**63"

@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pytest_autoquant.files import read_bytes
 from pytest_autoquant.grid.sharding import Shard
@@ -17,10 +16,10 @@ from pytest_autoquant.manifests.json_record import (
     SCHEMA_VERSION,
     STRICT,
     load_record,
-    record_schema,
 )
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.manifests.sensitivity_manifest import CaseStatus
+from pytest_autoquant.text import well_formed
 
 SUMMARY_JSON = "summary.json"
 
@@ -156,7 +155,8 @@ class SessionSummary:
 
 def dump_summary(summary: SessionSummary) -> str:
     """Return the summary as indented JSON with a final newline."""
-    return json.dumps(asdict(summary), indent=2, allow_nan=False) + "\n"
+    text = json.dumps(asdict(summary), indent=2, allow_nan=False, ensure_ascii=False)
+    return well_formed(text) + "\n"
 
 
 def read_summary(path: Path) -> SessionSummary:
@@ -166,8 +166,3 @@ def read_summary(path: Path) -> SessionSummary:
         RecordError: the file cannot be read, is not a summary, or a newer version wrote it.
     """
     return load_record(SessionSummary, read_bytes(path), source=str(path), name="session summary")
-
-
-def summary_schema() -> dict[str, Any]:
-    """Return the JSON schema of a ``summary.json``."""
-    return record_schema(SessionSummary)

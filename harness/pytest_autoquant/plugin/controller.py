@@ -224,7 +224,7 @@ def _apply(verdict: Verdict, report: pytest.TestReport) -> None:
     """Let a case fail, or skip its comparison, by the gate's verdict."""
     if verdict.outcome == "passed":
         return
-    report.outcome = verdict.outcome  # type: ignore[assignment]
+    report.outcome = verdict.outcome.value
     report.when = "call"  # a skip arrives from the setup, where a failure would be an error
     if verdict.outcome == "failed":
         report.longrepr = verdict.text

@@ -36,8 +36,9 @@ from pytest_autoquant.models.registry import ModelSource, find_model
 from pytest_autoquant.options.settings import Settings
 from pytest_autoquant.plugin.outcome import Message, load_message
 from pytest_autoquant.redact import command_line
-from pytest_autoquant.regression.baselines import PASSED, Baselines, Tolerances, Verdict
+from pytest_autoquant.regression.baselines import PASSED, Baselines, Outcome, Verdict
 from pytest_autoquant.regression.resume import Earlier, earlier_manifest, read_earlier
+from pytest_autoquant.regression.tolerances import Tolerances
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_expected, write_summary
 
@@ -77,7 +78,13 @@ class AutoquantSession:
         )
         self._held_out = load_held_out(settings.held_out) if settings.schemes else None
         self._deriver: SchemeRunner | None = None
-        self._tolerances = Tolerances.of(settings)
+        self._tolerances = Tolerances(
+            spearman=settings.tol_spearman,
+            top_ten=settings.tol_top_ten,
+            total=settings.tol_total,
+            group=settings.tol_group,
+            selected=settings.tol_selected,
+        )
         self._selected: tuple[Case, ...] = ()
         self._parts: dict[str, int] = {}
         self._earlier: Earlier | None = None
@@ -100,7 +107,12 @@ class AutoquantSession:
                 f"--aq-baseline {baseline}: is where this run writes its reports, so every case "
                 "would be compared with itself; give another folder with --aq-report-dir"
             )
-        return Baselines(self.settings)
+        return Baselines(
+            baseline,
+            missing=self.settings.baseline_missing,  # type: ignore[arg-type]
+            update=self.settings.update_baseline,
+            allowed=self.settings.baseline_allow,
+        )
 
     @cached_property
     def combinations(self) -> tuple[Combination, ...]:
@@ -300,13 +312,13 @@ class AutoquantSession:
             return PASSED if failed else verdict
         except AutoquantError as error:
             self.results.write_errors.append(str(error))
-            return Verdict(outcome="failed", text=str(error))
+            return Verdict(outcome=Outcome.FAILED, text=str(error))
 
     def _receive(self, message: Message, state: bytes | None, *, is_gated: bool) -> Verdict:
         if message.kind == "manifest":
             manifest = self._receive_manifest(message, state)
             if manifest.case.case_id not in self.results.written:
-                return Verdict(outcome="failed", text=self.results.write_errors[-1])
+                return Verdict(outcome=Outcome.FAILED, text=self.results.write_errors[-1])
             return self._gate(manifest, message) if is_gated else PASSED
         if message.kind == "scheme":
             self._receive_scheme(load_scheme(str(message.body), source="a worker's report"))
@@ -379,7 +391,7 @@ class AutoquantSession:
         if manifest is None:
             text = f"{case_id}: its manifest vanished while the run was resumed; run it again"
             self.results.add(FailedCase(case_id=case_id, problem=text))
-            return Verdict(outcome="failed", text=text)
+            return Verdict(outcome=Outcome.FAILED, text=text)
         self.results.add(case_result_of(manifest))
         self.results.kept.add(case_id)
         return self._gate(manifest, message)
@@ -390,7 +402,9 @@ class AutoquantSession:
         try:
             tolerances = self._tolerances.with_marker(message.tolerances or {})
         except AutoquantError as error:
-            return self._note(manifest.case.case_id, Verdict(outcome="failed", text=str(error)))
+            return self._note(
+                manifest.case.case_id, Verdict(outcome=Outcome.FAILED, text=str(error))
+            )
         verdict = self.baselines.judge(manifest, self.root / manifest.path, tolerances)
         return self._note(manifest.case.case_id, verdict)
 
@@ -401,6 +415,6 @@ class AutoquantSession:
 
     def _note(self, case_id: str, verdict: Verdict) -> Verdict:
         self.results.gated.pop(case_id, None)
-        if verdict.outcome == "failed":
+        if verdict.outcome is Outcome.FAILED:
             self.results.gated[case_id] = verdict.text
         return verdict

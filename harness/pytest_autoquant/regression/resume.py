@@ -10,24 +10,11 @@ from pathlib import Path
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.grid.case import Case
 from pytest_autoquant.manifests.fingerprint import Fingerprint, fingerprint_of
-from pytest_autoquant.manifests.sensitivity_manifest import Manifest, manifest_path, read_manifest
+from pytest_autoquant.manifests.layout import case_path
+from pytest_autoquant.manifests.sensitivity_manifest import Manifest, read_manifest
 
 Earlier = Mapping[str, Fingerprint]
 """By ``case_id``."""
-
-
-def case_path(case: Case) -> Path:
-    """Return where a case's manifest belongs, relative to the report root."""
-    pair = case.combination.pair
-    return manifest_path(
-        model=case.model,
-        pair=pair.name,
-        weight=pair.weight,
-        activation=pair.activation,
-        granularity=case.combination.granularity.name,
-        size=case.size,
-        method=case.method,
-    )
 
 
 def earlier_manifest(root: Path, case: Case) -> Manifest | None:

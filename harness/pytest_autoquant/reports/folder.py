@@ -18,11 +18,12 @@ from pathlib import Path, PurePosixPath
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.manifests import outcome_log
 from pytest_autoquant.manifests.case_result import CaseResult, case_result_of
+from pytest_autoquant.manifests.layout import find_manifests, find_schemes
 from pytest_autoquant.manifests.outcome_log import LoggedOutcome
 from pytest_autoquant.manifests.outcomes import KeptCase, StructureCheck
 from pytest_autoquant.manifests.pre_harness import read_any
-from pytest_autoquant.manifests.scheme_manifest import find_schemes, read_scheme_manifest
-from pytest_autoquant.manifests.sensitivity_manifest import Manifest, find_manifests
+from pytest_autoquant.manifests.scheme_manifest import read_scheme_manifest
+from pytest_autoquant.manifests.sensitivity_manifest import Manifest
 from pytest_autoquant.manifests.session_summary import SUMMARY_JSON, SessionSummary, read_summary
 from pytest_autoquant.reports.session_results import SessionResults, last_run_of
 from pytest_autoquant.text import well_formed
@@ -42,7 +43,7 @@ def read_folder(root: Path, visit: Visit | None = None) -> SessionResults:
     _add_manifests(folder, root, visit=visit)
     _add_schemes(folder, root)
     summary = _last_summary(folder, root)
-    _add_outcomes(folder, _logged(folder, root, summary))
+    add_outcomes(folder, _logged(folder, root, summary))
     if summary is not None:
         _add_last_run(folder, summary)
     folder.sort()
@@ -60,8 +61,8 @@ def cover(root: Path, session: SessionResults) -> SessionResults:
     summary = _last_summary(folder, root)
     touched = session.case_ids
     earlier = _logged(folder, root, summary)
-    _add_outcomes(folder, [line for line in earlier if _case_id(line) not in touched])
-    _add_outcomes(folder, [*session.skips.values(), *session.errors.values()])
+    add_outcomes(folder, [line for line in earlier if _case_id(line) not in touched])
+    add_outcomes(folder, [*session.skips.values(), *session.errors.values()])
     folder.structures |= session.structures
     if summary is not None:
         folder.gated = {
@@ -198,7 +199,8 @@ def _below(root: Path, error: RecordError) -> str:
     return str(error).removeprefix(f"{root}{os.sep}")
 
 
-def _add_outcomes(folder: SessionResults, outcomes: Iterable[LoggedOutcome]) -> None:
+def add_outcomes(folder: SessionResults, outcomes: Iterable[LoggedOutcome]) -> None:
+    """Add outcomes without a manifest, each newer than what ``folder`` has of its case."""
     for line in outcomes:
         if isinstance(line, StructureCheck):
             folder.structures[line.pair, line.granularity] = line

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pytest_autoquant.manifests.case_result import CaseResult
-from pytest_autoquant.manifests.sensitivity_manifest import MANIFEST_SUFFIX, Manifest
+from pytest_autoquant.manifests.layout import MANIFEST_SUFFIX
+from pytest_autoquant.manifests.sensitivity_manifest import Manifest
 from pytest_autoquant.reports.folder import read_folder
 from pytest_autoquant.reports.page.render import PAGE
 from pytest_autoquant.reports.session_report import counts_sentence

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.manifests.case_result import CaseResult
+from pytest_autoquant.manifests.layout import find_manifests
 from pytest_autoquant.manifests.pre_harness import read_sensitivity
-from pytest_autoquant.manifests.sensitivity_manifest import find_manifests
 from pytest_autoquant.regression.comparison import Comparison, compare
 from pytest_autoquant.reports.session_results import SessionResults
 
@@ -77,8 +77,11 @@ def two_runs(comparison: RunComparison, folder: Path) -> SessionResults:
                 case_id=f"{run}: {case.case_id}",
                 model=f"{run}: {case.model}",
                 alias_of=None if case.alias_of is None else f"{run}: {case.alias_of}",
-                manifest=Path(path).as_posix(),
-                origin={f"{run}, {label}": value for label, value in case.origin.items()},
+                source=replace(
+                    case.source,
+                    manifest=Path(path).as_posix(),
+                    origin={f"{run}, {label}": value for label, value in case.origin.items()},
+                ),
             )
             results.cases[labelled.case_id] = labelled
     return results

@@ -10,13 +10,9 @@ from pytest_autoquant.errors import RecordError
 from pytest_autoquant.files import write_atomic
 from pytest_autoquant.manifests import outcome_log
 from pytest_autoquant.manifests.case_result import CaseResult, case_result_of
+from pytest_autoquant.manifests.layout import state_path
 from pytest_autoquant.manifests.outcome_log import LoggedOutcome
-from pytest_autoquant.manifests.sensitivity_manifest import (
-    MANIFEST_SUFFIX,
-    STATE_SUFFIX,
-    Manifest,
-    dump_manifest,
-)
+from pytest_autoquant.manifests.sensitivity_manifest import Manifest, dump_manifest
 from pytest_autoquant.manifests.session_summary import SUMMARY_JSON, dump_summary
 from pytest_autoquant.reports.case_report import (
     LAYERS_JSON,
@@ -52,7 +48,7 @@ def write_case(root: Path, manifest: Manifest, state: bytes | None = None) -> Pa
     path = root / manifest.path
     write_layer_reports(path.parent, manifest, case_result_of(manifest))
     if state is not None:
-        write_atomic(path.with_name(path.name.replace(MANIFEST_SUFFIX, STATE_SUFFIX)), state)
+        write_atomic(state_path(path), state)
     write_atomic(path, dump_manifest(manifest))
     return path
 

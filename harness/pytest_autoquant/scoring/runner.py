@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -17,7 +18,7 @@ from pytest_autoquant.calibration.captions import CalibrationData, calibration_d
 from pytest_autoquant.errors import AutoquantError, MeasurementError, NotReplayableError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.grid.case import Case, Combination
-from pytest_autoquant.manifests.fingerprint import Fingerprint, fingerprint, harness_build
+from pytest_autoquant.manifests.fingerprint import HARNESS_VERSION, Fingerprint, fingerprint
 from pytest_autoquant.manifests.sensitivity_manifest import (
     EnvironmentRecord,
     Manifest,
@@ -171,14 +172,12 @@ class MeasurementRunner:
         config, data = self.config(case.combination), self.data(case.size)
         engine, _ = self.engine(config, case.size)
         return fingerprint(
-            self.model.record,
-            self.environment,
-            captions=data.sha256,
-            config=config.digest,
-            method=case.method,
-            engine=engine.name,
-            score_size=self._settings.score_size,
-            budget=self._settings.effective_bits,
+            case=case,
+            config=config,
+            captions=data,
+            model=self.model.record,
+            environment=self.environment,
+            run=self._run_config(config, engine.name, data),
         )
 
     def measure(
@@ -210,11 +209,12 @@ class MeasurementRunner:
             model=self.model.record,
             environment=self.environment,
             memory=memory(measurement.peak_cuda_bytes),
-            run_config=self._run_config(config, measurement, data),
+            run_config=self._run_config(config, measurement.engine, data),
         )
         manifest = build_manifest(findings)
         if alias_of is None:
-            manifest.timing["total"] = time.perf_counter() - started
+            total = time.perf_counter() - started
+            manifest = replace(manifest, timing={**manifest.timing, "total": total})
         return manifest, measurement.state
 
     def scores(self, size: str, combinations: Sequence[Combination]) -> tuple[Measurement, ...]:
@@ -282,7 +282,7 @@ class MeasurementRunner:
         record_host = self._settings.record_host
         is_cuda = self.device.type == "cuda"
         return EnvironmentRecord(
-            harness=harness_build(),
+            harness=HARNESS_VERSION,
             python=platform.python_version(),
             torch=torch.__version__,
             transformers=transformers.__version__,
@@ -295,12 +295,10 @@ class MeasurementRunner:
             user=getpass.getuser() if record_host else None,
         )
 
-    def _run_config(
-        self, config: EffectiveConfig, measurement: Measurement, data: CalibrationData
-    ) -> RunConfig:
+    def _run_config(self, config: EffectiveConfig, engine: str, data: CalibrationData) -> RunConfig:
         _, reason = self.engine(config, data.captions.size)
         return RunConfig(
-            engine=measurement.engine,
+            engine=engine,
             engine_reason=reason,
             device=self.device.type,
             dtype=self.model.record.dtype,

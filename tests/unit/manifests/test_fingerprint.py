@@ -1,10 +1,15 @@
-"""Fingerprints: what makes two measurements of a case comparable, and what does not."""
+"""Fingerprints: which inputs make two measurements differ."""
 
-from dataclasses import fields, replace
+import re
+from dataclasses import fields
 
 import pytest
+from builders import changed
+from pytest_autoquant import __version__
 from pytest_autoquant.manifests.fingerprint import (
     FINGERPRINT_FIELDS,
+    HARNESS_VERSION,
+    MEASUREMENT_VERSION,
     Difference,
     Fingerprint,
     differences,
@@ -12,12 +17,7 @@ from pytest_autoquant.manifests.fingerprint import (
 )
 
 
-def changed(manifest, part, **values):
-    """Return the manifest with some fields of one of its parts replaced."""
-    return replace(manifest, **{part: replace(getattr(manifest, part), **values)})
-
-
-def test_a_fingerprint_is_what_the_manifest_says_it_was_measured_with(manifest):
+def test_fingerprint_holds_the_inputs_in_the_manifest(manifest):
     assert fingerprint_of(manifest) == Fingerprint(
         model="d" * 64,
         dtype="float32",
@@ -35,7 +35,7 @@ def test_a_fingerprint_is_what_the_manifest_says_it_was_measured_with(manifest):
     )
 
 
-def test_the_fields_that_options_can_name_are_those_of_the_fingerprint():
+def test_options_can_name_every_field():
     assert tuple(field.name for field in fields(Fingerprint)) == FINGERPRINT_FIELDS
 
 
@@ -57,7 +57,7 @@ def test_the_fields_that_options_can_name_are_those_of_the_fingerprint():
         ("harness", "environment", {"harness": "0.2.0"}),
     ],
 )
-def test_every_field_tells_two_measurements_apart(manifest, field, part, values):
+def test_changed_input_is_a_difference(manifest, field, part, values):
     before, after = fingerprint_of(manifest), fingerprint_of(changed(manifest, part, **values))
     (value,) = values.values()
     assert differences(before, after) == (
@@ -78,14 +78,38 @@ def test_every_field_tells_two_measurements_apart(manifest, field, part, values)
         ("environment", {"python": "3.12.0", "platform": "Darwin arm64"}),
         ("environment", {"device_name": "another CPU", "cuda": "12.8"}),
         ("environment", {"host": "here", "user": "me"}),
+        ("autoquant_state", {"score": 1.0}),
         ("memory", {"peak_rss_bytes": 1}),
     ],
 )
-def test_what_changes_no_score_is_not_in_the_fingerprint(manifest, part, values):
+def test_field_that_changes_no_score_is_not_a_difference(manifest, part, values):
     assert fingerprint_of(changed(manifest, part, **values)) == fingerprint_of(manifest)
 
 
-def test_builds_of_one_torch_version_are_the_same(manifest):
+@pytest.mark.parametrize(
+    ("before", "after", "difference"),
+    [
+        ("0.1.0+m1", "0.2.0+m1", ""),
+        ("0.1.0+m1", "0.1.0+m2", "harness m1 -> m2"),
+        ("0.1.0+m1", "0.1.0+m12", "harness m1 -> m12"),
+        ("0.1.0+de4aeb67", "0.1.0+m1", "harness 0.1.0+de4aeb67 -> m1"),
+        ("0.1.0+de4aeb67", "0.1.0+bf638248", "harness 0.1.0+de4aeb67 -> 0.1.0+bf638248"),
+        ("0.1.0+de4aeb67", "0.1.0+de4aeb67", ""),
+    ],
+)
+def test_only_the_measurement_version_of_the_harness_counts(manifest, before, after, difference):
+    first, second = (changed(manifest, "environment", harness=text) for text in (before, after))
+    found = differences(fingerprint_of(first), fingerprint_of(second))
+    assert "; ".join(map(str, found)) == difference
+
+
+def test_manifests_record_package_and_measurement_version(manifest):
+    assert f"{__version__}+m{MEASUREMENT_VERSION}" == HARNESS_VERSION
+    current = changed(manifest, "environment", harness=HARNESS_VERSION)
+    assert re.fullmatch(r"m[1-9]\d*", fingerprint_of(current).harness)
+
+
+def test_builds_of_one_torch_version_are_equal(manifest):
     builds = [
         fingerprint_of(changed(manifest, "environment", torch=version))
         for version in ("2.11.0", "2.11.0+cpu", "2.11.0+cu128")
@@ -93,14 +117,14 @@ def test_builds_of_one_torch_version_are_the_same(manifest):
     assert builds == [builds[0]] * 3
 
 
-def test_differences_come_in_the_order_of_the_fields(manifest):
+def test_differences_are_in_field_order(manifest):
     after = changed(manifest, "environment", harness="0.2.0", device="cuda")
     after = changed(after, "model", digest="e" * 64)
     found = differences(fingerprint_of(manifest), fingerprint_of(after))
     assert [difference.field for difference in found] == ["model", "device", "harness"]
 
 
-def test_a_difference_reads_from_old_to_new_with_long_digests_cut():
+def test_difference_shows_old_and_new_value_with_short_digests():
     assert str(Difference(field="torch", before="2.10", after="2.11")) == "torch 2.10 -> 2.11"
     digests = Difference(field="model", before="a" * 64, after="b" * 64)
     assert str(digests) == f"model {'a' * 16} -> {'b' * 16}"

@@ -93,6 +93,11 @@ def test_summary_reads_back_as_written(saved, summary):
     assert (read.case_ids, read.part) == (("toy/p/g/small/gradient",), Shard(index=2, count=3))
 
 
+def test_half_a_surrogate_pair_is_replaced(saved, summary):
+    odd = replace(summary, command="pytest a\udcffb")
+    assert read_summary(saved(dump_summary(odd))).command == "pytest a\ufffdb"
+
+
 def test_summary_without_shard_has_no_part(saved, summary):
     assert read_summary(saved(dump_summary(replace(summary, shard=None)))).part is None
 

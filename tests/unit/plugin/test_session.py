@@ -427,7 +427,7 @@ def test_a_case_that_passes_when_it_is_run_again_is_no_longer_gated(gated, score
 def test_a_skip_of_a_case_with_a_baseline_is_noted_with_its_status_and_reason(gated, findings):
     refused = Support(status=Status.NEEDS_CUDA, reason="no CUDA")
     verdict = gated.receive(skip_message(findings.case, refused, 4.125).dump(), None)
-    assert "is now skipped: needs-cuda: no CUDA" in verdict.text
+    assert "is skipped but has a baseline: needs-cuda: no CUDA" in verdict.text
     assert gated.results.gated == {findings.case.case_id: verdict.text}
 
 
@@ -453,7 +453,7 @@ def test_an_empty_baseline_folder_is_found_before_the_first_case(tmp_path):
     session = open_session(
         tmp_path, report_dir=str(tmp_path / "out"), baseline=str(tmp_path / "away")
     )
-    with pytest.raises(RecordError, match="holds no manifest"):
+    with pytest.raises(RecordError, match="the folder has no manifest"):
         session.check_folders()
 
 

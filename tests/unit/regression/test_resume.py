@@ -1,13 +1,14 @@
-"""What an earlier run left: found by case, and only if it is a whole measurement of that case."""
+"""Cases that an earlier run measured: found by case, and only if they are complete."""
 
 import json
 from dataclasses import replace
 
 import pytest
-from pytest_autoquant.manifests.fingerprint import fingerprint_of
+from builders import changed
+from pytest_autoquant.manifests.fingerprint import differences, fingerprint_of
+from pytest_autoquant.manifests.layout import case_path
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
 from pytest_autoquant.regression.resume import (
-    case_path,
     dump_earlier,
     earlier_manifest,
     load_earlier,
@@ -21,75 +22,69 @@ def case(findings):
     return findings.case
 
 
-def ended(manifest, **values):
-    return replace(manifest, case=replace(manifest.case, **values))
-
-
-def test_a_cases_manifest_is_looked_for_where_it_is_written(case, manifest):
-    assert case_path(case) == manifest.path
-
-
-def test_a_case_by_another_method_or_size_is_looked_for_elsewhere(case, manifest):
-    by_kl = replace(case, method="kl_div")
-    assert case_path(by_kl) == ended(manifest, method="kl_div").path
-    assert case_path(replace(case, size="large")) == ended(manifest, size="large").path
-
-
-def test_an_earlier_manifest_is_read_back(tmp_path, case, manifest):
+def test_earlier_manifest_is_read(tmp_path, case, manifest):
     write_case(tmp_path, manifest)
     assert earlier_manifest(tmp_path, case) == manifest
 
 
-def test_an_alias_counts_as_measured(tmp_path, case, manifest):
-    alias = ended(manifest, status="alias", alias_of="toy/first")
+def test_alias_counts_as_measured(tmp_path, case, manifest):
+    alias = changed(manifest, "case", status="alias", alias_of="toy/first")
     write_case(tmp_path, alias)
     assert earlier_manifest(tmp_path, case) == alias
 
 
-def test_a_case_that_failed_has_no_earlier_manifest(tmp_path, case, manifest):
-    write_case(tmp_path, ended(manifest, status="failed", problems=("out of memory",)))
+def test_failed_case_has_no_earlier_manifest(tmp_path, case, manifest):
+    write_case(tmp_path, changed(manifest, "case", status="failed", problems=("out of memory",)))
     assert earlier_manifest(tmp_path, case) is None
 
 
-def test_another_case_in_its_place_is_not_taken_for_it(tmp_path, case, manifest):
+def test_manifest_of_another_case_is_not_taken(tmp_path, case, manifest):
     path = tmp_path / case_path(case)
     write_case(tmp_path, manifest)
-    path.write_text(dump_manifest(ended(manifest, case_id="toy/another")))
+    path.write_text(dump_manifest(changed(manifest, "case", case_id="toy/another")))
     assert earlier_manifest(tmp_path, case) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'{"schema_version": 1}', b"[]"])
-def test_a_damaged_manifest_is_measured_again(tmp_path, case, manifest, content):
+def test_damaged_manifest_is_measured_again(tmp_path, case, manifest, content):
     write_case(tmp_path, manifest).write_bytes(content)
     assert earlier_manifest(tmp_path, case) is None
 
 
-def test_a_manifest_of_a_newer_version_is_measured_again(tmp_path, case, manifest):
+def test_manifest_of_a_newer_version_is_measured_again(tmp_path, case, manifest):
     path = write_case(tmp_path, manifest)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
     assert earlier_manifest(tmp_path, case) is None
 
 
-def test_a_folder_in_a_manifests_place_is_no_manifest(tmp_path, case):
+def test_folder_in_place_of_a_manifest_is_ignored(tmp_path, case):
     (tmp_path / case_path(case)).mkdir(parents=True)
     assert earlier_manifest(tmp_path, case) is None
 
 
-def test_the_fingerprints_of_those_that_were_measured_are_read_by_case(tmp_path, case, manifest):
+def test_fingerprints_are_read_by_case(tmp_path, case, manifest):
     write_case(tmp_path, manifest)
     cases = [replace(case, size="large"), case]
     assert read_earlier(tmp_path, cases) == {case.case_id: fingerprint_of(manifest)}
 
 
-def test_where_nothing_ran_before_nothing_is_read(tmp_path, case):
+def test_missing_folder_has_no_fingerprints(tmp_path, case):
     assert read_earlier(tmp_path / "away", [case]) == {}
 
 
-def test_fingerprints_survive_the_way_to_a_worker(manifest):
+def test_editing_the_package_keeps_what_was_measured(tmp_path, case, manifest):
+    """Only the measurement version of the harness is compared."""
+    before = changed(manifest, "environment", harness="0.1.0+m1")
+    write_case(tmp_path, before)
+    (earlier,) = read_earlier(tmp_path, [case]).values()
+    now = fingerprint_of(changed(manifest, "environment", harness="0.1.1+m1"))
+    later = fingerprint_of(changed(manifest, "environment", harness="0.1.1+m2"))
+    assert differences(earlier, now) == ()
+    assert [d.field for d in differences(earlier, later)] == ["harness"]
+
+
+def test_fingerprints_read_back_as_written(manifest):
     other = replace(manifest, run_config=replace(manifest.run_config, effective_bits=4.1))
     earlier = {"a": fingerprint_of(manifest), "größe/|": fingerprint_of(other)}
     assert load_earlier(dump_earlier(earlier)) == earlier
-
-
-def test_no_fingerprints_survive_the_way_to_a_worker_too():
     assert load_earlier(dump_earlier({})) == {}

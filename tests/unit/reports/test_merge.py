@@ -145,7 +145,7 @@ def test_missing_shards_are_named(tmp_path, ran, measured):
         ran("b", [measured["w_group64"]], shard="4/4"),
     ]
     assert refusal(folders, tmp_path / "merged") == (
-        "shards 1/4, 3/4 are missing; give their folders, or --partial to do without"
+        "shards 1/4, 3/4 are missing; pass their folders too, or --partial to merge without them"
     )
 
 
@@ -162,8 +162,8 @@ def test_shards_of_runs_of_different_counts_are_refused(tmp_path, ran, measured)
 def test_lost_cases_are_refused_with_how_to_get_them(tmp_path, ran, measured):
     folder = ran("a", [measured["default"]], lost=("toy/gone", "toy/lost", "toy/missing"))
     assert refusal([folder], tmp_path / "merged") == (
-        f"{folder} lost toy/gone and 2 more; run that again with --aq-resume, or give --partial "
-        "to do without"
+        f"{folder} lost toy/gone and 2 more; run it again with --aq-resume, or pass --partial "
+        "to merge without them"
     )
 
 
@@ -196,7 +196,7 @@ def test_the_same_case_in_two_folders_is_refused(tmp_path, ran, measured):
     first = ran("a", measured.values())
     second = ran("b", [measured["default"], measured["w_group64"]])
     assert refusal([first, second], tmp_path / "merged") == (
-        f"{second} and {first} both hold toy/wint4_aint8/default and 1 more; give one of them"
+        f"{second} and {first} both hold toy/wint4_aint8/default and 1 more; pass only one of them"
     )
 
 
@@ -212,7 +212,7 @@ def test_a_case_measured_in_one_folder_and_not_in_another_is_refused(
 ):
     first, second = ran("a", [measured["default"]]), ran("b", **known)
     assert refusal([first, second], tmp_path / "merged") == (
-        f"{second} and {first} both hold toy/wint4_aint8/default; give one of them"
+        f"{second} and {first} both hold toy/wint4_aint8/default; pass only one of them"
     )
 
 
