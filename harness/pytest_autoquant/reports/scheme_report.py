@@ -22,13 +22,22 @@ _MOST_VIOLATIONS = 20
 
 
 def agreement_sentence(schemes: Mapping[str, SchemeManifest]) -> str:
-    """Return how well predictions rank schemes: Spearman per model and per set of candidates."""
+    """Return how well predictions rank schemes: Spearman per model and per set of candidates.
+
+    A set that all schemes of the model have is not listed a second time.
+    """
     pairs: dict[str, list[tuple[float, float]]] = {}
+    of_sets: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for found in schemes.values():
         where = f"{found.model.name}, {found.dataset.size}"
         numbers = found.allocation.score, found.measured.kl
         pairs.setdefault(where, []).append(numbers)
-        pairs.setdefault(f"{where}, {' and '.join(found.scheme.candidates)}", []).append(numbers)
+        of_sets.setdefault((where, " and ".join(found.scheme.candidates)), []).append(numbers)
+    pairs |= {
+        f"{where}, {candidates}": numbers
+        for (where, candidates), numbers in of_sets.items()
+        if len(numbers) < len(pairs[where])
+    }
     return " ".join(
         f"{what}: Spearman rank correlation of predicted score and measured KL "
         f"{spearman(numbers):.4f} over {len(numbers)} schemes."
