@@ -7,7 +7,8 @@ The phases are in the extra info of the saved run (``--benchmark-autosave``).
 
 import pytest
 import torch
-from pytest_autoquant.calibration.captions import calibration_data, load_captions
+from pytest_autoquant.calibration.batches import calibration_data
+from pytest_autoquant.calibration.captions import load_captions
 from pytest_autoquant.formats.effective_config import effective_config
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.models.loading import load_model, resolve_device, resolve_dtype

@@ -52,7 +52,7 @@ def bench(pytestconfig):
 def configs(pytestconfig, bench):
     combinations = session_of(pytestconfig).combinations
     supported = [c for c in combinations if bench.support(c).is_supported]
-    return {c.id: bench.config(c) for c in supported}
+    return {c.test_id: bench.config(c) for c in supported}
 
 
 @pytest.fixture(scope="module")

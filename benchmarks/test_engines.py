@@ -9,7 +9,8 @@ stock engine runs a few cases only, with the harness's batches and with the usua
 
 import pytest
 import torch
-from pytest_autoquant.calibration.captions import calibration_data, load_captions
+from pytest_autoquant.calibration.batches import calibration_data
+from pytest_autoquant.calibration.captions import load_captions
 from pytest_autoquant.modelopt_support.probe import quiet
 from pytest_autoquant.plugin.pytest_config import session_of
 from pytest_autoquant.scoring.engine import Measurement
@@ -42,7 +43,7 @@ def size(session):
 @pytest.fixture(scope="module")
 def configs(session, bench):
     supported = [c for c in session.combinations if bench.support(c).is_supported]
-    return {bench.config(c).digest: (c.id, bench.config(c)) for c in reversed(supported)}
+    return {bench.config(c).digest: (c.test_id, bench.config(c)) for c in reversed(supported)}
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 import pytest
 
 
-@pytest.mark.gpu
-@pytest.mark.scheme
+@pytest.mark.aq_gpu
+@pytest.mark.aq_scheme
 def test_scheme(aq_scheme, aq_derive):
     manifest = aq_derive(aq_scheme)
     assert manifest.measured.num_tokens > 0

@@ -5,7 +5,7 @@ import math
 import pytest
 
 
-@pytest.mark.gpu
+@pytest.mark.aq_gpu
 def test_sensitivity(aq_case, aq_measure):
     manifest = aq_measure(aq_case)
     assert manifest.case.problems == ()

@@ -3,7 +3,7 @@
 import pytest
 
 
-@pytest.mark.structure
+@pytest.mark.aq_structure
 def test_structure(aq_combination, aq_check):
     line = aq_check(aq_combination)
     assert line.status in {"supported", "needs-cuda", "unsupported", "no-effect"}

@@ -9,21 +9,9 @@ from difflib import get_close_matches
 
 from pytest_autoquant.errors import UsageError
 
-_SAFE_NAME = re.compile(r"[a-z0-9_]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 _UNSAFE_IN_SLUG = re.compile(r"[^a-z0-9._-]+")
-
-
-def check_name(name: object, *, where: str) -> str:
-    """Return ``name`` if it is safe in a path and a test id.
-
-    Raises:
-        UsageError: anything but one or more of ``a-z``, ``0-9`` and ``_``.
-    """
-    if not isinstance(name, str) or not _SAFE_NAME.fullmatch(name):
-        raise UsageError(f"{where}: name {name!r} is not safe in a path; use only a-z, 0-9 and _")
-    return name
 
 
 def one_line(value: object, most: int | None = None) -> str:

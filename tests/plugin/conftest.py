@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+
+# Once per process as well: a second import would make second classes.
 import vl_convert  # noqa: F401 - once per process, and pytester forgets what its runs import
 
 CASES = Path(__file__).resolve().parents[2] / "cases"
@@ -179,16 +181,21 @@ def modelopt():
     ModelOpt's patches of transformers survive being imported twice.
     """
     import torch
-    from pytest_autoquant.options.settings import read_settings
-    from pytest_autoquant.plugin.session import AutoquantSession
+    from pytest_autoquant.options.run_plan import RunPlan
+    from pytest_autoquant.options.settings import RawValue, read_settings
+    from pytest_autoquant.scoring.runner import MeasurementRunner
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     given = {"pairs": "wint8_afp16", "granularities": "default", "sizes": "small", "device": "cpu"}
-    settings = read_settings(lambda option: (given.get(option.name), option.flag))
-    session = AutoquantSession(settings, Path())
-    bench = session.bench(lambda *_: None, print)
-    session.structure(session.combinations[0], bench)
-    session.measure(session.cases[0], bench)
+    settings = read_settings(
+        lambda option: RawValue(
+            value=given.get(option.name), origin=option.flag, is_on_command_line=False
+        )
+    )
+    plan = RunPlan.of(settings, Path())
+    runner = MeasurementRunner(settings, plan.source, lambda *_: None, print)
+    runner.configurations.check(plan.combinations[0])
+    runner.measure(plan.cases[0])
     yield
     torch.set_num_threads(threads)

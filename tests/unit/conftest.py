@@ -14,7 +14,8 @@ from dataclasses import fields, replace
 import pytest
 from builders import HtmlPage
 from markdown_it import MarkdownIt
-from pytest_autoquant.calibration.captions import Batch, CalibrationData, CaptionSet
+from pytest_autoquant.calibration.batches import Batch, CalibrationData
+from pytest_autoquant.calibration.captions import CaptionSet
 from pytest_autoquant.formats.effective_config import effective_config
 from pytest_autoquant.grid.case import Case, Combination
 from pytest_autoquant.grid.vocabulary import load_vocabulary

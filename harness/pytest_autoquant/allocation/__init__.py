@@ -1,1 +1,1 @@
-"""Which layer groups to quantize: the exact solver and scheme rules."""
+"""Which layer groups to quantize: scored groups, the exact solver and schemes."""

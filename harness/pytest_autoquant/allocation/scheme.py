@@ -1,7 +1,7 @@
-"""Schemes: what each layer group may become, and the rule that decides; no torch here.
+"""Schemes: the formats that layer groups may take, and the rule that selects the groups.
 
-A scheme turns scores into one decision per layer group. Every member of a group shares it, as fused
-projections must.
+A scheme turns scores into one format per layer group. All members of a group take the same format,
+because inference engines fuse them (q/k/v, gate/up).
 """
 
 from __future__ import annotations
@@ -9,29 +9,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, get_args
 
+from pytest_autoquant.allocation.scored_group import ScoredGroup
 from pytest_autoquant.errors import UsageError
-
-if TYPE_CHECKING:
-    from pytest_autoquant.allocation.knapsack import Candidate
-
-UNQUANTIZED = None
-"""The decision to leave a group alone."""
+from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS
 
 Measure = Literal["fraction_of_groups", "fraction_of_weights", "effective_bits"]
-MEASURES: tuple[Measure, ...] = ("fraction_of_groups", "fraction_of_weights", "effective_bits")
+MEASURES: tuple[Measure, ...] = get_args(Measure)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
-    """A named rule.
+    """A named rule that selects a format for every layer group.
 
     Attributes:
-        candidates: ids of what a group may become, ``pair`` or ``pair-granularity``; leaving it
-            alone is always allowed.
-        measure: what ``amount`` counts: the fraction of groups or of weights to quantize, least
-            sensitive first, or the most bits stored per weight over the language model's linears.
+        candidates: formats a group may take, each ``pair`` or ``pair-granularity``; not
+            quantizing a group is always allowed as well.
+        measure: what ``amount`` limits: the fraction of groups or of weights to quantize, least
+            sensitive groups first, or the bits stored per weight over the language model's linears.
+        amount: a fraction in [0, 1], or bits per weight in (0, 16].
     """
 
     name: str
@@ -40,44 +37,33 @@ class Scheme:
     amount: float
 
     def __post_init__(self) -> None:
-        where = f"scheme {self.name!r}"
+        problem = self._candidates_problem() or self._amount_problem()
+        if problem is not None:
+            raise UsageError(f"scheme {self.name!r}: {problem}")
+
+    def _candidates_problem(self) -> str | None:
+        names = ", ".join(self.candidates)
         if not self.candidates:
-            raise UsageError(f"{where}: names no candidate; give one pair or more")
+            return "candidates must not be empty; give one quant pair or more"
         if len(set(self.candidates)) < len(self.candidates):
-            raise UsageError(f"{where}: names a candidate twice: {', '.join(self.candidates)}")
-        if self.measure == "effective_bits":
-            if not (math.isfinite(self.amount) and 0 < self.amount <= 16):
-                raise UsageError(
-                    f"{where}: effective_bits {self.amount:g} is none; give bits per weight above "
-                    "0 and up to 16"
-                )
-        elif not 0 <= self.amount <= 1:
-            raise UsageError(f"{where}: {self.measure} {self.amount:g} is no fraction; give 0 to 1")
-        elif len(self.candidates) > 1:
-            raise UsageError(
-                f"{where}: {self.measure} says how many groups to quantize, not to which of "
-                f"{len(self.candidates)} candidates; give one, or effective_bits"
+            return f"candidates must not repeat, got {names}"
+        if self.measure != "effective_bits" and len(self.candidates) > 1:
+            return (
+                f"{self.measure} allows one candidate, got {names}; give one, or use "
+                "effective_bits, which selects among several"
             )
+        return None
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """One layer group as schemes see it.
-
-    Attributes:
-        scores: of each candidate, per scored token.
-        bits: stored per weight under each candidate.
-        weights: counted.
-    """
-
-    name: str
-    scores: tuple[float, ...]
-    bits: tuple[float, ...]
-    weights: int
+    def _amount_problem(self) -> str | None:
+        if self.measure == "effective_bits":
+            is_valid, allowed = 0 < self.amount <= UNQUANTIZED_BITS, "(0, 16]"
+        else:
+            is_valid, allowed = 0 <= self.amount <= 1, "[0, 1]"
+        return None if is_valid else f"{self.measure} must be in {allowed}, got {self.amount:g}"
 
 
 def builtin_schemes() -> dict[str, Scheme]:
-    """Return the schemes that need no YAML."""
+    """Return the built-in schemes by name, in the order tables and reports show them."""
     schemes = (
         _fp8("top25", "fraction_of_groups", 0.25),
         _fp8("top50", "fraction_of_groups", 0.5),
@@ -95,20 +81,22 @@ def builtin_schemes() -> dict[str, Scheme]:
     return {scheme.name: scheme for scheme in schemes}
 
 
-def _fp8(end: str, measure: Measure, amount: float) -> Scheme:
+def _fp8(suffix: str, measure: Measure, amount: float) -> Scheme:
     return Scheme(
-        name=f"fp8_autoquant_{end}", candidates=("wfp8_afp8",), measure=measure, amount=amount
+        name=f"fp8_autoquant_{suffix}", candidates=("wfp8_afp8",), measure=measure, amount=amount
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allocation:
-    """What a scheme decided.
+    """The formats that a scheme selected.
 
     Attributes:
-        chosen: position of the candidate of each group, None where it is left alone.
-        score: predicted, summed over the groups, per scored token.
-        effective_bits: stored per weight over the language model's linears.
+        chosen: index of the candidate of each group, None where the group is not quantized.
+        score: predicted sensitivity, summed over the groups, per scored token.
+        effective_bits: bits stored per weight over the language model's linears.
+        fraction_of_groups: quantized groups / groups.
+        fraction_of_weights: weights in quantized groups / weights.
     """
 
     chosen: tuple[int | None, ...]
@@ -118,73 +106,63 @@ class Allocation:
     fraction_of_weights: float
 
 
-def allocate(scheme: Scheme, groups: Sequence[Measured]) -> Allocation:
-    """Decide for every group.
+def allocate(scheme: Scheme, groups: Sequence[ScoredGroup]) -> Allocation:
+    """Select a format for every group.
 
-    By a fraction, groups are taken from the least sensitive on, so that a smaller fraction is
-    always part of a larger one: as many groups as come nearest to the fraction of groups, or as
-    stay within the fraction of weights. By bits, the least total score within the budget, exactly.
+    By a fraction, groups are quantized in ascending order of score, so a smaller fraction selects
+    a subset of a larger one: the number of groups nearest to ``fraction_of_groups``, or as many as
+    stay within ``fraction_of_weights``. By bits, the least total score within the budget, exactly.
+
+    Args:
+        groups: scores and bits of the scheme's candidates, without the unquantized one.
 
     Raises:
-        UsageError: a budget below what the candidates can reach; the message says the minimum.
+        UsageError: the candidates cannot reach the budget; the message names the minimum.
     """
     if scheme.measure == "effective_bits":
-        return _allocation(groups, _within_budget(scheme, groups))
-    ordered = sorted(range(len(groups)), key=lambda i: (groups[i].scores[0], i))
+        return _allocation(groups, _chosen_within_bits(scheme, groups))
+    ascending = sorted(range(len(groups)), key=lambda i: (groups[i].scores[0], i))
     if scheme.measure == "fraction_of_groups":
-        taken = set(ordered[: math.floor(scheme.amount * len(groups) + 0.5)])
+        quantized = set(ascending[: math.floor(scheme.amount * len(groups) + 0.5)])
     else:
-        taken = set(_within_weights(groups, ordered, scheme.amount))
-    return _allocation(groups, [0 if i in taken else UNQUANTIZED for i in range(len(groups))])
+        quantized = set(_first_within_weights(groups, ascending, scheme.amount))
+    return _allocation(groups, [0 if i in quantized else None for i in range(len(groups))])
 
 
-def candidates_of(group: Measured) -> tuple[Candidate, ...]:
-    """Return what a group may become for the solver, leaving it alone last."""
-    from pytest_autoquant.allocation.knapsack import Candidate
+def _chosen_within_bits(scheme: Scheme, groups: Sequence[ScoredGroup]) -> list[int | None]:
+    # Imported here: the built-in schemes are read where numpy is not needed.
+    from pytest_autoquant.allocation.knapsack import select_formats
 
-    offered = zip(group.scores, group.bits, strict=True)
-    return (
-        *(Candidate(score=score, bits=bits) for score, bits in offered),
-        Candidate(score=0.0, bits=16.0),
-    )
-
-
-def _within_budget(scheme: Scheme, groups: Sequence[Measured]) -> list[int | None]:
-    from pytest_autoquant.allocation.knapsack import select
-
-    found = select(
-        [candidates_of(group) for group in groups],
-        [group.weights for group in groups],
-        scheme.amount,
-    )
-    if not found.is_satisfied:
+    selection = select_formats([group.with_unquantized() for group in groups], scheme.amount)
+    if not selection.is_satisfied:
         raise UsageError(
-            f"scheme {scheme.name!r}: {scheme.amount:g} bits per weight cannot be reached with "
-            f"{', '.join(scheme.candidates)}: the smallest is {found.minimum_effective_bits:.4g}; "
-            "give at least that, or a candidate with fewer bits"
+            f"scheme {scheme.name!r}: effective_bits {scheme.amount:g} cannot be reached with "
+            f"{', '.join(scheme.candidates)}; give at least "
+            f"{selection.minimum_effective_bits:.4g}, or a candidate with fewer bits"
         )
-    last = [len(group.scores) for group in groups]
-    return [UNQUANTIZED if i == n else i for i, n in zip(found.chosen, last, strict=True)]
+    unquantized = [len(group.scores) for group in groups]
+    return [None if i == n else i for i, n in zip(selection.chosen, unquantized, strict=True)]
 
 
-def _within_weights(
-    groups: Sequence[Measured], ordered: Sequence[int], fraction: float
+def _first_within_weights(
+    groups: Sequence[ScoredGroup], ascending: Sequence[int], fraction: float
 ) -> list[int]:
-    room = fraction * sum(group.weights for group in groups)
+    """Return the first groups whose weights together stay within a fraction of all weights."""
+    weights_left = fraction * sum(group.weights for group in groups)
     taken: list[int] = []
-    for i in ordered:
-        room -= groups[i].weights
-        if room < 0:
+    for i in ascending:
+        weights_left -= groups[i].weights
+        if weights_left < 0:
             break
         taken.append(i)
     return taken
 
 
-def _allocation(groups: Sequence[Measured], chosen: Sequence[int | None]) -> Allocation:
-    decided = list(zip(groups, chosen, strict=True))
+def _allocation(groups: Sequence[ScoredGroup], chosen: Sequence[int | None]) -> Allocation:
+    selected = list(zip(groups, chosen, strict=True))
     weights = sum(group.weights for group in groups)
-    quantized = [(group, i) for group, i in decided if i is not None]
-    stored = sum(g.weights * (16.0 if i is None else g.bits[i]) for g, i in decided)
+    quantized = [(group, i) for group, i in selected if i is not None]
+    stored = sum(g.weights * (UNQUANTIZED_BITS if i is None else g.bits[i]) for g, i in selected)
     return Allocation(
         chosen=tuple(chosen),
         score=math.fsum(group.scores[i] for group, i in quantized),

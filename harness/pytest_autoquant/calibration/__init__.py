@@ -1,1 +1,1 @@
-"""Calibration captions and batches."""
+"""Calibration captions and the batches they are measured in."""

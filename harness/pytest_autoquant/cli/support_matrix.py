@@ -44,12 +44,12 @@ def render_matrix(bench: MeasurementRunner, combinations: Sequence[Combination])
         config, support = bench.config(combination), bench.support(combination)
         cell = _SHORT[support.status]
         if support.status is not Status.SUPPORTED:
-            reasons.setdefault(support.skip_reason, []).append(combination.id)
+            reasons.setdefault(support.skip_reason, []).append(combination.test_id)
         elif config.digest in first:
             cell = "="
-            aliases.setdefault(first[config.digest], []).append(combination.id)
+            aliases.setdefault(first[config.digest], []).append(combination.test_id)
         else:
-            first[config.digest] = combination.id
+            first[config.digest] = combination.test_id
         cells[combination.pair.name, combination.granularity.name] = cell
     columns = list(dict.fromkeys(c.granularity.name for c in combinations))
     pairs = {c.pair.name: c.pair for c in combinations}

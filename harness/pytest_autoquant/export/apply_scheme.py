@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from pytest_autoquant.calibration.captions import Batch
+from pytest_autoquant.calibration.batches import Batch
 from pytest_autoquant.errors import MeasurementError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.formats.quant_pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER

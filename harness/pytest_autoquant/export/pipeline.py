@@ -9,14 +9,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from pytest_autoquant.allocation.knapsack import frontier
-from pytest_autoquant.allocation.scheme import Allocation, Measured, allocate, candidates_of
-from pytest_autoquant.calibration.captions import (
-    Batch,
-    CaptionSet,
-    calibration_data,
-    captions_digest,
-)
+from pytest_autoquant.allocation.knapsack import select_formats_by_budget
+from pytest_autoquant.allocation.scheme import Allocation, allocate
+from pytest_autoquant.allocation.scored_group import ScoredGroup
+from pytest_autoquant.calibration.batches import Batch, calibration_data, captions_digest
+from pytest_autoquant.calibration.captions import CaptionSet
 from pytest_autoquant.errors import MeasurementError
 from pytest_autoquant.export.apply_scheme import Decision, applied, damage
 from pytest_autoquant.export.vllm_load import load_in_vllm
@@ -47,7 +44,8 @@ from pytest_autoquant.modelopt_support.status import SUPPORTED, Status, Support
 from pytest_autoquant.models.loading import peak_cuda_bytes
 from pytest_autoquant.scoring.build_manifest import dataset_record, per_token
 from pytest_autoquant.scoring.engine import Measurement
-from pytest_autoquant.scoring.runner import MeasurementRunner, memory
+from pytest_autoquant.scoring.environment import memory_record
+from pytest_autoquant.scoring.runner import MeasurementRunner
 
 BUDGETS = 64
 """Points of the frontier, evenly from the smallest choice to no quantization."""
@@ -147,7 +145,7 @@ class SchemeRunner:
             export=None,
             environment=bench.environment,
             timing=timing,
-            memory=memory(peak_cuda_bytes(bench.device)),
+            memory=memory_record(peak_cuda_bytes(bench.device)),
         )
         return manifest if self._root is None else self._export(manifest, decisions, data.batches)
 
@@ -197,7 +195,7 @@ class SchemeRunner:
 
     def _groups(
         self, case: SchemeCase, measurements: Sequence[Measurement]
-    ) -> tuple[Measured, ...]:
+    ) -> tuple[ScoredGroup, ...]:
         """Put together what every candidate measures of a group.
 
         Raises:
@@ -211,12 +209,12 @@ class SchemeRunner:
             scores = tuple(per_token(group, data) for group in groups)
             if not all(map(math.isfinite, scores)):
                 raise MeasurementError(
-                    f"scheme {case.id}: the score of {groups[0].modules[0]} is not finite; leave "
-                    "that candidate out"
+                    f"scheme {case.test_id}: the score of {groups[0].modules[0]} is not finite; "
+                    "leave that candidate out"
                 )
             members = [linears[name] for name in groups[0].modules]
             found.append(
-                Measured(
+                ScoredGroup(
                     name=groups[0].modules[0],
                     scores=scores,
                     bits=stored,
@@ -260,20 +258,23 @@ def _only(case: SchemeCase, names: tuple[str, ...]) -> SchemeCase:
     )
 
 
-def _frontier(groups: Sequence[Measured]) -> tuple[FrontierPoint, ...]:
-    candidates, weights = [candidates_of(group) for group in groups], [g.weights for g in groups]
-    smallest = sum(min(c.bits for c in row) * w for row, w in zip(candidates, weights, strict=True))
-    least = smallest / sum(weights)
+def _frontier(groups: Sequence[ScoredGroup]) -> tuple[FrontierPoint, ...]:
+    groups = [group.with_unquantized() for group in groups]
+    smallest = sum(min(group.bits) * group.weights for group in groups)
+    least = smallest / sum(group.weights for group in groups)
     step = (UNQUANTIZED_BITS - least) / (BUDGETS - 1)
     budgets = [least + step * i for i in range(BUDGETS - 1)] + [UNQUANTIZED_BITS]
     return tuple(
         FrontierPoint(budget=budget, effective_bits=found.effective_bits, score=found.score)
-        for budget, found in zip(budgets, frontier(candidates, weights, budgets), strict=True)
+        for budget, found in zip(budgets, select_formats_by_budget(groups, budgets), strict=True)
     )
 
 
 def _group_decisions(
-    case: SchemeCase, groups: Sequence[Measured], measurement: Measurement, allocation: Allocation
+    case: SchemeCase,
+    groups: Sequence[ScoredGroup],
+    measurement: Measurement,
+    allocation: Allocation,
 ) -> tuple[GroupDecision, ...]:
     names = case.scheme.candidates
     return tuple(

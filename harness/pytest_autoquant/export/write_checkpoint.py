@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_autoquant.calibration.captions import Batch
+from pytest_autoquant.calibration.batches import Batch
 from pytest_autoquant.errors import MeasurementError
 from pytest_autoquant.export.apply_scheme import Decision, applied, shared_range
 from pytest_autoquant.formats.effective_config import EffectiveConfig

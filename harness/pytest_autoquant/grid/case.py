@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TypeVar
+from typing import Protocol
 
 from pytest_autoquant.allocation.scheme import Scheme
-from pytest_autoquant.calibration.sizes import SIZES
 from pytest_autoquant.formats.granularity import Granularity
 from pytest_autoquant.formats.quant_pair import QuantPair
-from pytest_autoquant.grid.vocabulary import Vocabulary
+from pytest_autoquant.grid.vocabulary import SCHEME_FOLDER, Vocabulary
 from pytest_autoquant.text import unknown
 
-_T = TypeVar("_T")
-
+#: Name that selects every scheme.
 ALL_SCHEMES = "all"
 
 METHODS = ("gradient", "kl_div")
+
+
+class CaseParameter(Protocol):
+    """What pytest needs to parametrize a test over cases, combinations or schemes."""
+
+    @property
+    def test_id(self) -> str:
+        """Id of the test, in brackets after the function's name."""
+
+    @property
+    def combinations(self) -> tuple[Combination, ...]:
+        """Every combination that the test quantizes with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +39,14 @@ class Combination:
     granularity: Granularity
 
     @property
-    def id(self) -> str:
+    def test_id(self) -> str:
         """Test id, e.g. ``wint4_aint8-w_group64``."""
         return f"{self.pair.name}-{self.granularity.name}"
+
+    @property
+    def combinations(self) -> tuple[Combination, ...]:
+        """The combination itself."""
+        return (self,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +59,9 @@ class Case:
     method: str
 
     @property
-    def id(self) -> str:
+    def test_id(self) -> str:
         """Test id, e.g. ``wint4_aint8-w_group64-small``."""
-        return f"{self.combination.id}-{self.size}"
+        return f"{self.combination.test_id}-{self.size}"
 
     @property
     def case_id(self) -> str:
@@ -54,13 +69,18 @@ class Case:
         parts = (self.combination.pair.name, self.combination.granularity.name)
         return "/".join((self.model, *parts, self.size, self.method))
 
+    @property
+    def combinations(self) -> tuple[Combination, ...]:
+        """The case's one combination."""
+        return (self.combination,)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemeCase:
     """A scheme applied to a model.
 
     Attributes:
-        candidates: what the scheme's candidate names stand for, in their order.
+        candidates: the combinations that ``scheme.candidates`` name, in their order.
         size: the calibration set that scores and calibrates.
     """
 
@@ -70,7 +90,7 @@ class SchemeCase:
     size: str
 
     @property
-    def id(self) -> str:
+    def test_id(self) -> str:
         """Test id: the scheme's name."""
         return self.scheme.name
 
@@ -79,10 +99,15 @@ class SchemeCase:
         """Stable id over models: ``model/schemes/scheme/size``."""
         return f"{self.model}/schemes/{self.scheme.name}/{self.size}"
 
+    @property
+    def combinations(self) -> tuple[Combination, ...]:
+        """The scheme's candidates."""
+        return self.candidates
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CaseName:
-    """What a ``case_id`` names, also of cases that no vocabulary here knows."""
+class CaseId:
+    """The parts of a sensitivity case's ``case_id``; its names need not be in the vocabulary."""
 
     case_id: str
     model: str
@@ -92,8 +117,8 @@ class CaseName:
     method: str
 
     @classmethod
-    def parse(cls, case_id: str) -> CaseName | None:
-        """Take a ``case_id`` apart; None if it is none."""
+    def parse(cls, case_id: str) -> CaseId | None:
+        """Split a ``case_id`` into its parts; None if it does not have five."""
         parts = case_id.rsplit("/", 4)
         if len(parts) != 5:
             return None
@@ -108,69 +133,6 @@ class CaseName:
         )
 
 
-def scheme_cases(
-    vocabulary: Vocabulary, selected: Sequence[str], *, model: str, size: str
-) -> tuple[SchemeCase, ...]:
-    """Return a case per selected scheme, every one if none is selected or ``all`` is.
-
-    Raises:
-        UsageError: an unknown scheme, or a candidate that is no pair and granularity.
-    """
-    for name in selected:
-        if name not in (*vocabulary.schemes, ALL_SCHEMES):
-            hint = "add it as YAML under scheme/ and pass --aq-conf"
-            raise unknown("scheme", name, vocabulary.schemes, hint)
-    every = not selected or ALL_SCHEMES in selected
-    names = vocabulary.schemes if every else dict.fromkeys(selected)
-    return tuple(
-        SchemeCase(
-            model=model,
-            scheme=vocabulary.schemes[name],
-            candidates=tuple(
-                _candidate(vocabulary, name, text) for text in vocabulary.schemes[name].candidates
-            ),
-            size=size,
-        )
-        for name in names
-    )
-
-
-def _candidate(vocabulary: Vocabulary, scheme: str, text: str) -> Combination:
-    """Resolve ``pair`` or ``pair-granularity``."""
-    pair, _, granularity = text.partition("-")
-    if pair not in vocabulary.pairs:
-        hint = "give a quant pair"
-        raise unknown(f"scheme {scheme!r}: candidate", pair, vocabulary.pairs, hint)
-    name = granularity or "default"
-    if name not in vocabulary.granularities:
-        hint = "give an overlay"
-        raise unknown(f"scheme {scheme!r}: overlay", name, vocabulary.granularities, hint)
-    return Combination(pair=vocabulary.pairs[pair], granularity=vocabulary.granularities[name])
-
-
-def select_vocabulary(
-    vocabulary: Vocabulary, pairs: Sequence[str], granularities: Sequence[str]
-) -> Vocabulary:
-    """Keep the named pairs and overlays; an empty sequence keeps them all.
-
-    Raises:
-        UsageError: a name that is not in the vocabulary, with the ones that are.
-    """
-    hint = "add it as YAML and pass --aq-conf"
-    return Vocabulary(
-        pairs=_pick("pair", pairs, vocabulary.pairs, f"{hint} (quant_pair/)"),
-        granularities=_pick(
-            "overlay", granularities, vocabulary.granularities, f"{hint} (quant_granularity/)"
-        ),
-        schemes=vocabulary.schemes,
-    )
-
-
-def select_sizes(sizes: Sequence[str]) -> tuple[str, ...]:
-    """Keep the named sizes in the built-in order; an empty sequence keeps them all."""
-    return tuple(_pick("size", sizes, SIZES, "give some of these"))
-
-
 def combinations(vocabulary: Vocabulary) -> Iterator[Combination]:
     """Yield every pair under every overlay, pair by pair."""
     for pair, granularity in product(vocabulary.pairs.values(), vocabulary.granularities.values()):
@@ -180,14 +142,45 @@ def combinations(vocabulary: Vocabulary) -> Iterator[Combination]:
 def cases(
     vocabulary: Vocabulary, sizes: Iterable[str], *, model: str, method: str
 ) -> Iterator[Case]:
-    """Yield every case of the grid, size by size so that a worker captures each size once."""
+    """Yield every case of the grid, size by size so that a worker records each size once."""
     for size in sizes:
         for combination in combinations(vocabulary):
             yield Case(model=model, combination=combination, size=size, method=method)
 
 
-def _pick(kind: str, wanted: Sequence[str], known: Mapping[str, _T], hint: str) -> dict[str, _T]:
-    for name in wanted:
-        if name not in known:
-            raise unknown(kind, name, known, hint)
-    return {name: item for name, item in known.items() if not wanted or name in wanted}
+def scheme_cases(
+    vocabulary: Vocabulary, selected: Sequence[str], *, model: str, size: str
+) -> tuple[SchemeCase, ...]:
+    """Return the named schemes, in the order given and each once, as cases.
+
+    No name, or ``all``, selects every scheme in the vocabulary's order.
+
+    Raises:
+        UsageError: an unknown scheme, or a candidate that is not a known pair and overlay.
+    """
+    hint = f"add it as YAML under {SCHEME_FOLDER}/ and pass --aq-conf"
+    for name in selected:
+        if name not in (*vocabulary.schemes, ALL_SCHEMES):
+            raise unknown("scheme", name, vocabulary.schemes, hint)
+    is_every = not selected or ALL_SCHEMES in selected
+    names = vocabulary.schemes if is_every else dict.fromkeys(selected)
+    return tuple(_scheme_case(vocabulary, vocabulary.schemes[n], model, size) for n in names)
+
+
+def _scheme_case(vocabulary: Vocabulary, scheme: Scheme, model: str, size: str) -> SchemeCase:
+    candidates = tuple(_candidate(vocabulary, scheme, text) for text in scheme.candidates)
+    return SchemeCase(model=model, scheme=scheme, candidates=candidates, size=size)
+
+
+def _candidate(vocabulary: Vocabulary, scheme: Scheme, text: str) -> Combination:
+    """Return the combination that ``pair`` or ``pair-granularity`` names."""
+    pair, _, granularity = text.partition("-")
+    where = f"scheme {scheme.name!r}: candidate {text!r}:"
+    if pair not in vocabulary.pairs:
+        hint = "give pair or pair-overlay"
+        raise unknown(f"{where} pair", pair, vocabulary.pairs, hint)
+    name = granularity or "default"
+    if name not in vocabulary.granularities:
+        hint = "give pair or pair-overlay"
+        raise unknown(f"{where} overlay", name, vocabulary.granularities, hint)
+    return Combination(pair=vocabulary.pairs[pair], granularity=vocabulary.granularities[name])

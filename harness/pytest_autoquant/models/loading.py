@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_autoquant.calibration.captions import Batch
+from pytest_autoquant.calibration.batches import Batch
 from pytest_autoquant.errors import ModelError
 from pytest_autoquant.manifests.sensitivity_manifest import ModelRecord
 from pytest_autoquant.models.registry import EMBEDDED_TOKENIZER, ModelSource

@@ -1,118 +1,107 @@
-"""The pytest plugin: options, markers, the grid's parameters, and who does what.
+"""The pytest plugin's entry point. It costs a run that is not ours next to nothing.
 
-Hooks are short and hand over to the session. Nothing here imports torch, transformers or modelopt,
-so an unrelated pytest run pays nothing for the plugin being installed. ``worker`` measures,
-``controller`` writes; without xdist one process is both.
+Only pytest is imported here. Options are declared where one of them is used or help is asked for;
+``Worker`` and ``Controller`` are registered where a test uses our fixtures or an option asks for
+them. Workers measure, the controller writes; without xdist one process is both.
 """
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_autoquant.options.settings import OPTIONS
-from pytest_autoquant.plugin.pytest_config import (
-    CASE_FIXTURE,
-    COMBINATION_FIXTURE,
-    SCHEME_FIXTURE,
-    check_early,
-    is_asked_for,
-    is_configured,
-    is_flag_set,
-    is_worker,
-    session_of,
-)
-
 if TYPE_CHECKING:
-    from pytest_autoquant.plugin.session import AutoquantSession
+    from pytest_autoquant.plugin.controller.hooks import Controller
 
-pytest_plugins = ("pytest_autoquant.plugin.worker",)
+pytest_plugins = ("pytest_autoquant.plugin.worker.fixtures",)
 
 MARKERS = (
-    "gpu: runs AutoQuant, on whatever device is asked for; meant for GPU runners in CI",
-    "structure: needs no model",
-    "scheme: derives a mixed-precision scheme; runs only with --aq-schemes",
-    "experimental: the pair is a hybrid that no ModelOpt preset names",
+    "aq_gpu: runs AutoQuant, on whatever device is asked for; meant for GPU runners in CI",
+    "aq_structure: needs no model",
+    "aq_scheme: derives a mixed-precision scheme; runs only with --aq-schemes",
+    "aq_experimental: the pair is a hybrid that no ModelOpt preset names",
     "aq_tolerance(spearman, top_ten, total, group, selected): this case's own tolerances of the "
     "regression gate",
 )
+_FIXTURES = frozenset(
+    ("aq_case", "aq_combination", "aq_scheme", "aq_measure", "aq_check", "aq_derive")
+)
+_WORKER, _CONTROLLER = "autoquant-worker", "autoquant-controller"
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("autoquant", "quantization sensitivity with ModelOpt AutoQuant")
-    for option in OPTIONS:
-        action = "store_true" if option.kind == "flag" else "store"
-        shown = "" if option.default in (None, ()) else f" (default: {option.default})"
-        group.addoption(
-            option.flag, dest=option.ini, action=action, default=None, help=option.help + shown
-        )
-        parser.addini(option.ini, help=option.help + shown, default=None)
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    config = pluginmanager.get_plugin("pytestconfig")
+    if config is None or _mentions_us(config):
+        from pytest_autoquant.plugin.pytest_config import add_options
+
+        add_options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
-    if is_worker(config):
-        return
-    if is_asked_for(config):
-        check_early(config)
-    from pytest_autoquant.plugin.controller import Controller
+    if any(name.startswith("aq_") for name in vars(config.option)):
+        from pytest_autoquant.plugin.pytest_config import is_asked_for
 
-    config.pluginmanager.register(Controller(config), "autoquant-controller")
-
-
-def pytest_cmdline_main(config: pytest.Config) -> int | None:
-    from pytest_autoquant.plugin import commands
-
-    if is_flag_set(config, "list"):
-        return commands.list_matrix(config)
-    if is_flag_set(config, "report_only"):
-        return commands.report_only(config)
-    return None
+        if is_asked_for(config):
+            activate(config)
+            return
+    if getattr(config.option, "tx", None):
+        controller_of(config)  # xdist asks it before it is known whose tests they are
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    for name in (CASE_FIXTURE, COMBINATION_FIXTURE, SCHEME_FIXTURE):
-        if name in metafunc.fixturenames:
-            try:
-                session = session_of(metafunc.config)
-            except pytest.UsageError as error:
-                raise pytest.Collector.CollectError(str(error)) from None
-            metafunc.parametrize(name, [_param(item) for item in _grid(session, name)])
+    if not _FIXTURES.isdisjoint(metafunc.fixturenames):
+        activate(metafunc.config)
+        from pytest_autoquant.plugin.worker.hooks import parametrize
+
+        parametrize(metafunc)
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """One worker per GPU; without a GPU, or in a run that is not ours, xdist's own number."""
-    if not (is_asked_for(config) or is_configured(config)):
+    """Start one worker per GPU in a run of ours."""
+    if not any(name.startswith("aq_") for name in vars(config.option)):
         return None
-    from pytest_autoquant.plugin.gpus import visible_gpus
+    from pytest_autoquant.plugin.controller.hooks import num_workers
+    from pytest_autoquant.plugin.pytest_config import is_asked_for
 
-    device = session_of(config).settings.device
-    if device == "cpu" or not visible_gpus():
-        return None
-    return len(visible_gpus()) if device in ("auto", "cuda") else 1
+    return num_workers(config) if is_asked_for(config) else None
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for flag, marker in (("structure_only", "structure"), ("gpu_only", "gpu")):
-        if is_flag_set(config, flag):
-            config.hook.pytest_deselected(
-                items=[item for item in items if not item.get_closest_marker(marker)]
-            )
-            items[:] = [item for item in items if item.get_closest_marker(marker)]
+def activate(config: pytest.Config) -> None:
+    """Register what this process does in a run of ours: measure, write, or both."""
+    is_worker = hasattr(config, "workerinput")
+    if not is_worker:
+        controller_of(config)
+    if not config.pluginmanager.hasplugin(_WORKER):
+        from pytest_autoquant.plugin.worker.hooks import Worker
+
+        config.pluginmanager.register(Worker(config), _WORKER)
 
 
-def _grid(session: AutoquantSession, name: str) -> tuple[Any, ...]:
-    if name == SCHEME_FIXTURE:
-        return session.schemes
-    return session.cases if name == CASE_FIXTURE else session.combinations
+def controller_of(config: pytest.Config) -> Controller:
+    """Return the run's controller, registered on first use."""
+    found: Any = config.pluginmanager.get_plugin(_CONTROLLER)
+    if found is None:
+        from pytest_autoquant.plugin.controller.hooks import Controller
+
+        found = Controller(config)
+        config.pluginmanager.register(found, _CONTROLLER)
+    controller: Controller = found
+    return controller
 
 
-def _param(item: Any) -> Any:
-    combinations = getattr(item, "candidates", [getattr(item, "combination", item)])
-    is_experimental = any(combination.pair.experimental for combination in combinations)
-    marks = [pytest.mark.experimental] if is_experimental else []
-    return pytest.param(item, id=item.id, marks=marks)
+def _mentions_us(config: pytest.Config) -> bool:
+    """Whether a command line, environment or ini file may hold an option of ours, or asks for help.
+
+    A worker of xdist gets the controller's parsed options instead of its command line.
+    """
+    words = [*config.invocation_params.args, os.environ.get("PYTEST_ADDOPTS", "")]
+    words += [f"{name}_" for name in vars(config.option) if name.startswith("aq_")]
+    words += getattr(config.option, "override_ini", None) or []
+    if config.inipath is not None:
+        words.append(config.inipath.read_text(encoding="utf-8", errors="replace"))
+    return any("aq_" in word or "--aq" in word or word in ("-h", "--help") for word in words)

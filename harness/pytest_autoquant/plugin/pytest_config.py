@@ -1,77 +1,87 @@
-"""How the hooks reach options and the session, and how they report a user's mistake."""
+"""Options and state of a run, reached from its ``pytest.Config``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_autoquant.errors import AutoquantError
-from pytest_autoquant.options.settings import OPTIONS, TRUE, Option, read_settings
+from pytest_autoquant.errors import AutoquantError, UsageError
 
 if TYPE_CHECKING:
-    from pytest_autoquant.plugin.session import AutoquantSession
+    from pytest_autoquant.options.run_plan import RunPlan
+    from pytest_autoquant.options.settings import RawValue
+    from pytest_autoquant.options.table import Option
 
-CASE_FIXTURE, COMBINATION_FIXTURE, SCHEME_FIXTURE = "aq_case", "aq_combination", "aq_scheme"
-DEALT_INPUT, EARLIER_INPUT = "aq_dealt", "aq_earlier"
-GPU_INPUT, NEIGHBOURS_INPUT = "aq_gpu", "aq_neighbours"
-"""What the controller tells each worker: whether cases come by part, what was measured before,
-which GPU is its own, and how many workers its host has."""
+CASE, COMBINATION, SCHEME = "aq_case", "aq_combination", "aq_scheme"
+PARAMETERS = (CASE, COMBINATION, SCHEME)
 
-_SESSION = pytest.StashKey["AutoquantSession"]()
+_PLAN = pytest.StashKey["RunPlan"]()
 
 
-def session_of(config: pytest.Config) -> AutoquantSession:
-    """Return the run's session, built and checked on first use."""
-    if _SESSION not in config.stash:
-        from pytest_autoquant.plugin.session import AutoquantSession
+def add_options(parser: pytest.Parser) -> None:
+    """Declare every option on the command line and in ini."""
+    from pytest_autoquant.options.table import OPTIONS
+
+    group = parser.getgroup("autoquant", "quantization sensitivity with ModelOpt AutoQuant")
+    for option in OPTIONS:
+        if option.is_flag:
+            group.addoption(
+                option.flag,
+                dest=option.ini,
+                action="store_true",
+                default=None,
+                help=option.help_text,
+            )
+            group.addoption(
+                option.off_flag,
+                dest=option.ini,
+                action="store_false",
+                help=f"switch {option.flag} off where the ini file switches it on",
+            )
+        else:
+            group.addoption(
+                option.flag,
+                dest=option.ini,
+                metavar=option.kind.metavar,
+                default=None,
+                help=option.help_text,
+            )
+        parser.addini(option.ini, option.help_text, type=option.kind.ini_type, default=None)
+
+
+def plan_of(config: pytest.Config) -> RunPlan:
+    """Return what the run is asked for, built and checked on first use.
+
+    Raises:
+        pytest.UsageError: an option or what it names cannot be used.
+    """
+    if _PLAN not in config.stash:
+        from pytest_autoquant.options.run_plan import RunPlan
+        from pytest_autoquant.options.settings import read_settings
 
         with as_usage_error():
             settings = read_settings(lambda option: _lookup(config, option))
-            config.stash[_SESSION] = AutoquantSession(settings, config.rootpath)
-    return config.stash[_SESSION]
+            _check_rootdir(config)
+            config.stash[_PLAN] = RunPlan.of(settings, config.rootpath)
+    return config.stash[_PLAN]
 
 
-def has_session(config: pytest.Config) -> bool:
-    """Whether anything in this run asked for the session."""
-    return _SESSION in config.stash
+def given_options(config: pytest.Config) -> tuple[Option, ...]:
+    """Return our options on the command line; those of the ini file alone make no run ours."""
+    if not any(name.startswith("aq_") for name in vars(config.option)):
+        return ()
+    from pytest_autoquant.options.table import OPTIONS
 
-
-def check_early(config: pytest.Config) -> None:
-    """Refuse bad input before anything is collected; ask torch only where the device matters."""
-    with as_usage_error():
-        _ = session_of(config).baselines
-    settings = session_of(config).settings
-    if not settings.gpu_only and settings.device in ("auto", "cpu"):
-        return
-    from pytest_autoquant.models.loading import resolve_device
-
-    with as_usage_error():
-        device = resolve_device(settings.device)
-        if settings.gpu_only and settings.device == "auto" and device.type == "cpu":
-            raise AutoquantError(
-                "--gpu-only: torch sees no CUDA device; use a GPU runner, or say "
-                "--aq-device cpu to run AutoQuant on the CPU"
-            )
+    return tuple(o for o in OPTIONS if config.getoption(o.ini, None) is not None)
 
 
 def is_asked_for(config: pytest.Config) -> bool:
-    """Whether any of our options is on the command line; ini alone never touches unrelated runs."""
-    return any(config.getoption(option.ini, None) is not None for option in OPTIONS)
-
-
-def is_configured(config: pytest.Config) -> bool:
-    """Whether any of our options is set in ini."""
-    return any(config.getini(option.ini) is not None for option in OPTIONS)
-
-
-def is_flag_set(config: pytest.Config, name: str) -> bool:
-    """Whether a flag is on; an ini value that is no flag is refused when a case is collected."""
-    (option,) = (option for option in OPTIONS if option.name == name)
-    value, _ = _lookup(config, option)
-    return value is True or str(value).lower() in TRUE
+    """Whether any of our options is on the command line."""
+    return bool(given_options(config))
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -79,15 +89,21 @@ def is_worker(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput")
 
 
-def param(item: pytest.Item, fixture: str) -> Any:
-    """Return the value that parametrizes ``fixture`` in ``item``, None if it does not."""
+def only_looks(config: pytest.Config) -> bool:
+    """Whether pytest was asked to show what it would do instead of doing it."""
+    option = config.option
+    return bool(option.collectonly or option.setuponly or option.setupplan)
+
+
+def parameter(item: pytest.Item, name: str) -> Any:
+    """Return the value that parametrizes ``name`` in ``item``, None if it does not."""
     callspec = getattr(item, "callspec", None)
-    return None if callspec is None else callspec.params.get(fixture)
+    return None if callspec is None else callspec.params.get(name)
 
 
 @contextmanager
 def as_usage_error() -> Iterator[None]:
-    """Turn a user's mistake into pytest's usage error: one message, exit status 4."""
+    """Turn our error into pytest's usage error: one message, exit status 4."""
     try:
         yield
     except AutoquantError as error:
@@ -96,7 +112,7 @@ def as_usage_error() -> Iterator[None]:
 
 @contextmanager
 def as_failure() -> Iterator[None]:
-    """Turn a user's mistake into a failed case with one message and no traceback."""
+    """Turn our error into a failed test with one message and no traceback."""
     try:
         yield
     except AutoquantError as error:
@@ -108,11 +124,48 @@ def failure(error: AutoquantError) -> BaseException:
     return pytest.fail.Exception(str(error), pytrace=False)
 
 
-def _lookup(config: pytest.Config, option: Option) -> tuple[Any, str]:
+def _lookup(config: pytest.Config, option: Option) -> RawValue:
+    from pytest_autoquant.options.kinds import PATH
+    from pytest_autoquant.options.settings import RawValue
+
     given = config.getoption(option.ini, None)
     if given is not None:
-        return given, option.flag
-    from_ini = config.getini(option.ini)
-    if from_ini is not None and option.kind == "path":
-        from_ini = str(config.rootpath / from_ini)
-    return from_ini, f"ini option {option.ini}"
+        flag = option.off_flag if given is False else option.flag
+        return RawValue(value=given, origin=flag, is_on_command_line=True)
+    value = _ini_value(config, option)
+    if value is not None and option.kind is PATH:
+        value = str(config.rootpath / value)
+    return RawValue(value=value, origin=f"ini option {option.ini}", is_on_command_line=False)
+
+
+def _ini_value(config: pytest.Config, option: Option) -> Any:
+    try:
+        return config.getini(option.ini)
+    except (KeyError, ValueError):  # not declared: nothing of ours is in the ini file
+        return None
+
+
+def _check_rootdir(config: pytest.Config) -> None:
+    """Refuse a root directory that pytest found through a path meant for one of our options.
+
+    pytest does not know our options when it looks for its ini file, so it takes ``--aq-conf DIR``
+    for an option without a value and a test path.
+
+    Raises:
+        UsageError: with the spelling that works.
+    """
+    from pytest_autoquant.options.kinds import PATH
+
+    here, root = config.invocation_params.dir, config.rootpath
+    arguments = config.invocation_params.args
+    for option in given_options(config):
+        value = config.getoption(option.ini)
+        if option.kind is not PATH or value not in arguments:
+            continue
+        given = (here / Path(value)).resolve()
+        is_moved = not here.is_relative_to(root) or (config.inipath is None and root != here)
+        if is_moved and given.is_relative_to(root) and not given.is_relative_to(here):
+            raise UsageError(
+                f"{option.flag} {value}: pytest took this path for a test path and set its root "
+                f"directory to {root}; write {option.flag}={value}"
+            )

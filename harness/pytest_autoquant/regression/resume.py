@@ -1,46 +1,67 @@
-"""What an earlier run already measured: the fingerprints of the manifests it left."""
+"""What an earlier run measured: the fingerprints of the manifests that it left."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.grid.case import Case
 from pytest_autoquant.manifests.fingerprint import Fingerprint, fingerprint_of
 from pytest_autoquant.manifests.layout import case_path
+from pytest_autoquant.manifests.outcome_log import read
+from pytest_autoquant.manifests.outcomes import FailedCase
 from pytest_autoquant.manifests.sensitivity_manifest import Manifest, read_manifest
 
+#: Fingerprints by ``case_id``.
 Earlier = Mapping[str, Fingerprint]
-"""By ``case_id``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlierRun:
+    """What a resumed run finds in its report folder.
+
+    Attributes:
+        fingerprints: of every case that may be kept, by ``case_id``.
+        unreadable: one sentence per manifest that cannot be read; its case is measured again.
+    """
+
+    fingerprints: Earlier = field(default_factory=dict)
+    unreadable: tuple[str, ...] = ()
+
+
+def read_earlier(root: Path, cases: Iterable[Case]) -> EarlierRun:
+    """Read what an earlier run left of these cases.
+
+    A case that failed, by itself or by an assertion after it was measured, is not kept.
+
+    Raises:
+        RecordError: the outcome log cannot be read.
+    """
+    outcomes = read(root)
+    failed = {outcome.case_id for outcome in outcomes if isinstance(outcome, FailedCase)}
+    fingerprints, unreadable = {}, []
+    for case in cases:
+        try:
+            manifest = earlier_manifest(root, case)
+        except RecordError as error:
+            unreadable.append(f"{error}; its case is measured again")
+            continue
+        if manifest is not None and case.case_id not in failed:
+            fingerprints[case.case_id] = fingerprint_of(manifest)
+    return EarlierRun(fingerprints=fingerprints, unreadable=tuple(unreadable))
 
 
 def earlier_manifest(root: Path, case: Case) -> Manifest | None:
-    """Return a case's valid manifest under ``root``, None if there is none or it failed."""
+    """Return a case's manifest under ``root``, None if there is none or it failed.
+
+    Raises:
+        RecordError: the manifest cannot be read.
+    """
     path = root / case_path(case)
     if not path.is_file():
         return None
-    try:
-        manifest = read_manifest(path)
-    except RecordError:
-        return None
+    manifest = read_manifest(path)
     is_whole = manifest.case.case_id == case.case_id and manifest.case.status != "failed"
     return manifest if is_whole else None
-
-
-def read_earlier(root: Path, cases: Iterable[Case]) -> Earlier:
-    """Return the fingerprint of every case that has a valid manifest under ``root``."""
-    found = ((case.case_id, earlier_manifest(root, case)) for case in cases)
-    return {case_id: fingerprint_of(m) for case_id, m in found if m is not None}
-
-
-def dump_earlier(earlier: Earlier) -> str:
-    """Return fingerprints as JSON, for workers that do not see the report folder."""
-    return json.dumps({case_id: asdict(found) for case_id, found in earlier.items()})
-
-
-def load_earlier(text: str) -> Earlier:
-    """Read what ``dump_earlier`` wrote."""
-    return {case_id: Fingerprint(**found) for case_id, found in json.loads(text).items()}

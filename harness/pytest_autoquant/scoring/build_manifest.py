@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_autoquant.allocation.knapsack import Candidate, Selection, select
-from pytest_autoquant.calibration.captions import CalibrationData
+from pytest_autoquant.allocation.knapsack import Selection, select_formats
+from pytest_autoquant.allocation.scored_group import ScoredGroup
+from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS, EffectiveConfig
 from pytest_autoquant.grid.case import Case
 from pytest_autoquant.manifests.sensitivity_manifest import (
@@ -28,6 +30,8 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
     RankedGroup,
     RunConfig,
 )
+from pytest_autoquant.modelopt_support.probe import misfits
+from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.engine import GroupScore, Measurement
 
 UNQUANTIZED_FORMAT = f"NONE(effective-bits: {UNQUANTIZED_BITS})"
@@ -52,7 +56,8 @@ class Layer:
 class Findings:
     """Everything about one case that its manifest is made of.
 
-    ``layers`` is by module name, in module order; ``alias_of`` names the case that measured.
+    ``layers`` is by module name, in module order; ``alias_of`` names the case that measured;
+    ``started`` is the clock (``time.perf_counter``) when the case began.
     """
 
     case: Case
@@ -66,6 +71,7 @@ class Findings:
     environment: EnvironmentRecord
     memory: MemoryRecord
     run_config: RunConfig
+    started: float
 
 
 def build_manifest(findings: Findings) -> Manifest:
@@ -95,9 +101,47 @@ def build_manifest(findings: Findings) -> Manifest:
         ),
         autoquant_state=_autoquant_state(scores, selection, findings.run_config.effective_bits),
         environment=findings.environment,
-        timing={} if findings.alias_of else dict(findings.measurement.timing),
+        timing=_timing(findings),
         memory=findings.memory,
         run_config=findings.run_config,
+    )
+
+
+def layers_of(model: LoadedModel, config: EffectiveConfig) -> dict[str, Layer]:
+    """Return every measured linear by name, with the width that the config's blocks pad it to."""
+    return {
+        linear.name: Layer(
+            module_type=linear.module_type,
+            out_features=linear.out_features,
+            in_features=linear.in_features,
+            padded_to=next(filter(None, (misfits(config, w) for w in linear.input_widths)), None),
+        )
+        for linear in model.linears
+    }
+
+
+def data_notes(data: CalibrationData) -> tuple[str, ...]:
+    """Say when a measurement used fewer captions than its size asks for."""
+    notes = [data.shortfall] if data.shortfall else []
+    if data.dropped:
+        notes.append(
+            f"{data.captions.name}: left out {len(data.dropped)} with fewer than two tokens, such "
+            f"as {data.dropped[0]!r}"
+        )
+    return tuple(notes)
+
+
+def layer_notes(layers: Mapping[str, Layer]) -> tuple[str, ...]:
+    """Say which linears' input widths the block size does not divide, one line per width."""
+    padded: dict[tuple[int, int], list[str]] = {}
+    for name, layer in layers.items():
+        if layer.padded_to is not None:
+            padded.setdefault((layer.in_features, layer.padded_to), []).append(name)
+    return tuple(
+        f"block size does not divide the input width {width} of {names[0]}"
+        + (f" and {len(names) - 1} more linears" if len(names) > 1 else "")
+        + f": padded to {to}"
+        for (width, to), names in padded.items()
     )
 
 
@@ -116,6 +160,13 @@ def find_problems(groups: Sequence[GroupScore], layers: Mapping[str, Layer]) -> 
     if broken:
         problems.append(f"scores are not finite in {len(broken)} groups: {_some(broken)}")
     return tuple(problems)
+
+
+def _timing(findings: Findings) -> dict[str, float]:
+    """Return seconds by phase; an alias took none."""
+    if findings.alias_of is not None:
+        return {}
+    return {**findings.measurement.timing, "total": time.perf_counter() - findings.started}
 
 
 def _case_record(findings: Findings, problems: tuple[str, ...]) -> CaseRecord:
@@ -229,16 +280,16 @@ def _selection(scores: Sequence[float], weights: Sequence[int], findings: Findin
             minimum_effective_bits=UNQUANTIZED_BITS,
         )
     ceiling = max((s for s in scores if math.isfinite(s)), default=1.0) * len(scores) or 1.0
-    candidates = [
-        (
-            Candidate(
-                score=s if math.isfinite(s) else ceiling, bits=findings.config.effective_bits
-            ),
-            Candidate(score=0.0, bits=UNQUANTIZED_BITS),
-        )
-        for s in scores
+    groups = [
+        ScoredGroup(
+            name=group.modules[0],
+            scores=(score if math.isfinite(score) else ceiling,),
+            bits=(findings.config.effective_bits,),
+            weights=count,
+        ).with_unquantized()
+        for group, score, count in zip(findings.measurement.groups, scores, weights, strict=True)
     ]
-    return select(candidates, weights, findings.run_config.effective_bits)
+    return select_formats(groups, findings.run_config.effective_bits)
 
 
 def _autoquant_state(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pytest_autoquant.calibration.captions import CalibrationData
+from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.errors import AutoquantError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.scoring.progress import Progress

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pytest_autoquant.calibration.captions import CalibrationData
+from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.errors import MeasurementError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.formats.quant_pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER

@@ -1,4 +1,4 @@
-"""Schemes: what a rule may say, and which groups it decides for, against every possible choice."""
+"""Schemes: which rules are valid, and which formats they select, against brute force."""
 
 import math
 from fractions import Fraction
@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 from pytest_autoquant.allocation.scheme import (
     MEASURES,
     Allocation,
-    Measured,
     Scheme,
     allocate,
     builtin_schemes,
-    candidates_of,
 )
+from pytest_autoquant.allocation.scored_group import ScoredGroup
 from pytest_autoquant.errors import UsageError
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 
@@ -27,12 +26,12 @@ def scheme(measure="effective_bits", amount=8.0, candidates=("wfp8_afp8",)):
 
 
 def group(*scores, weights=100, bits=(8.0, 4.125)):
-    return Measured(name="g", scores=scores, bits=bits[: len(scores)], weights=weights)
+    return ScoredGroup(name="g", scores=scores, bits=bits[: len(scores)], weights=weights)
 
 
 @st.composite
-def measured(draw, most=6, formats=1):
-    """Groups with distinct or equal scores, of any size."""
+def scored_groups(draw, most=6, formats=1):
+    """Up to ``most`` groups with distinct or equal scores."""
     count = draw(st.integers(1, most))
     return [
         group(
@@ -43,34 +42,36 @@ def measured(draw, most=6, formats=1):
     ]
 
 
-# Rules
+# --- rules
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("fields", "problem"),
     [
-        ({"candidates": ()}, "names no candidate"),
-        ({"candidates": ("a", "b", "a")}, "names a candidate twice: a, b, a"),
+        ({"candidates": ()}, "candidates must not be empty"),
+        ({"candidates": ("a", "b", "a")}, "candidates must not repeat, got a, b, a"),
         *[
-            ({"amount": bits}, "effective_bits")
+            ({"amount": bits}, f"effective_bits must be in (0, 16], got {bits:g}")
             for bits in (0.0, -1.0, 16.01, math.inf, -math.inf, math.nan)
         ],
         *[
-            ({"measure": measure, "amount": amount}, f"{measure} {amount:g} is no fraction")
+            ({"measure": measure, "amount": amount}, f"{measure} must be in [0, 1], got {amount:g}")
             for measure in FRACTIONS
             for amount in (-0.01, 1.01, 50.0, math.inf, math.nan)
         ],
         *[
-            ({"measure": measure, "amount": 0.5, "candidates": ("a", "b")}, "give one, or")
+            (
+                {"measure": measure, "amount": 0.5, "candidates": ("a", "b")},
+                f"{measure} allows one candidate, got a, b; give one, or use effective_bits",
+            )
             for measure in FRACTIONS
         ],
     ],
 )
-def test_a_rule_that_says_nothing_is_refused_by_the_schemes_name(given, said):
+def test_invalid_rule_is_refused_with_the_schemes_name(fields, problem):
     with pytest.raises(UsageError) as caught:
-        scheme(**given)
-    assert str(caught.value).startswith("scheme 'mine': ")
-    assert said in str(caught.value)
+        scheme(**fields)
+    assert str(caught.value).startswith(f"scheme 'mine': {problem}")
 
 
 @pytest.mark.parametrize(
@@ -78,14 +79,17 @@ def test_a_rule_that_says_nothing_is_refused_by_the_schemes_name(given, said):
     [
         ("effective_bits", 16.0),
         ("effective_bits", 1e-9),
-        *((m, a) for m in FRACTIONS for a in (0, 1)),
+        ("fraction_of_groups", 0),
+        ("fraction_of_groups", 1),
+        ("fraction_of_weights", 0),
+        ("fraction_of_weights", 1),
     ],
 )
-def test_the_ends_of_a_range_are_allowed(measure, amount):
+def test_ends_of_the_range_are_allowed(measure, amount):
     assert scheme(measure, amount).amount == amount
 
 
-def test_the_built_in_schemes_are_named_by_what_they_do():
+def test_built_in_schemes_do_what_their_names_say():
     rules = {s.name: (s.candidates, s.measure, s.amount) for s in builtin_schemes().values()}
     assert list(builtin_schemes()) == list(rules)
     fp8 = ("wfp8_afp8",)
@@ -104,13 +108,13 @@ def test_the_built_in_schemes_are_named_by_what_they_do():
     assert {s.measure for s in builtin_schemes().values()} == set(MEASURES)
 
 
-# Decisions by a fraction
+# --- selection by a fraction
 
 
-def test_the_least_sensitive_groups_are_taken_first():
+def test_least_sensitive_groups_are_quantized_first():
     groups = [group(score, weights=w) for score, w in ((3.0, 10), (1.0, 20), (4.0, 30), (2.0, 40))]
-    found = allocate(scheme("fraction_of_groups", 0.5), groups)
-    assert found == Allocation(
+    allocation = allocate(scheme("fraction_of_groups", 0.5), groups)
+    assert allocation == Allocation(
         chosen=(None, 0, None, 0),
         score=3.0,
         effective_bits=(40 * 16 + 60 * 8) / 100,
@@ -120,56 +124,56 @@ def test_the_least_sensitive_groups_are_taken_first():
 
 
 @pytest.mark.parametrize(
-    ("amount", "taken"),
+    ("amount", "quantized"),
     [(0, 0), (0.1, 0), (0.125, 1), (0.25, 1), (0.37, 1), (0.375, 2), (0.5, 2), (0.99, 4), (1, 4)],
 )
-def test_as_many_groups_as_come_nearest_to_the_fraction(amount, taken):
+def test_number_of_groups_is_nearest_to_the_fraction(amount, quantized):
     groups = [group(float(i)) for i in range(4)]
-    found = allocate(scheme("fraction_of_groups", amount), groups)
-    assert found.chosen == tuple(0 if i < taken else None for i in range(4))
-    assert found.fraction_of_groups == taken / 4
+    allocation = allocate(scheme("fraction_of_groups", amount), groups)
+    assert allocation.chosen == tuple(0 if i < quantized else None for i in range(4))
+    assert allocation.fraction_of_groups == quantized / 4
 
 
 @pytest.mark.parametrize(
-    ("amount", "taken"),
+    ("amount", "quantized"),
     [(0, 0), (0.09, 0), (0.1, 1), (0.29, 1), (0.3, 2), (0.6, 3), (0.999, 3), (1, 4)],
 )
-def test_as_many_weights_as_stay_within_the_fraction(amount, taken):
+def test_quantized_weights_stay_within_the_fraction(amount, quantized):
     groups = [group(float(i), weights=(i + 1) * 10) for i in range(4)]
-    found = allocate(scheme("fraction_of_weights", amount), groups)
-    assert found.chosen == tuple(0 if i < taken else None for i in range(4))
-    assert found.fraction_of_weights == sum(range(taken + 1)) / 10
+    allocation = allocate(scheme("fraction_of_weights", amount), groups)
+    assert allocation.chosen == tuple(0 if i < quantized else None for i in range(4))
+    assert allocation.fraction_of_weights == sum(range(quantized + 1)) / 10
 
 
-def test_a_group_too_large_for_the_fraction_ends_it_although_a_smaller_one_would_fit():
+def test_groups_after_one_that_exceeds_the_fraction_are_not_quantized():
     groups = [group(1.0, weights=10), group(2.0, weights=80), group(3.0, weights=10)]
     assert allocate(scheme("fraction_of_weights", 0.2), groups).chosen == (0, None, None)
 
 
-def test_equal_scores_are_taken_in_module_order():
+def test_groups_with_equal_scores_are_quantized_in_module_order():
     groups = [group(1.0) for _ in range(5)]
     assert allocate(scheme("fraction_of_groups", 0.4), groups).chosen == (0, 0, None, None, None)
 
 
 @settings(deadline=None, max_examples=60)
 @given(
-    groups=measured(most=12),
+    groups=scored_groups(most=12),
     measure=st.sampled_from(FRACTIONS),
     amounts=st.lists(st.floats(0, 1), min_size=2, max_size=5),
 )
-def test_a_smaller_fraction_is_always_part_of_a_larger_one(groups, measure, amounts):
-    taken = [
+def test_smaller_fraction_selects_a_subset_of_a_larger_one(groups, measure, amounts):
+    quantized = [
         {i for i, c in enumerate(allocate(scheme(measure, a), groups).chosen) if c is not None}
         for a in sorted(amounts)
     ]
-    assert all(smaller <= larger for smaller, larger in pairwise(taken))
+    assert all(smaller <= larger for smaller, larger in pairwise(quantized))
 
 
-# Decisions by bits
+# --- selection by bits
 
 
 def brute_force(groups, budget):
-    """The least score of every choice within the budget, None where there is none."""
+    """The least score of all choices within the budget, None if there is none."""
     total = sum(g.weights for g in groups)
     scores = []
     for choice in product(*(range(len(g.scores) + 1) for g in groups)):
@@ -183,66 +187,67 @@ def brute_force(groups, budget):
 
 @settings(deadline=None, max_examples=80)
 @given(
-    groups=st.integers(1, 2).flatmap(lambda formats: measured(most=5, formats=formats)),
+    groups=st.integers(1, 2).flatmap(lambda formats: scored_groups(most=5, formats=formats)),
     budget=st.integers(4 * 16, 16 * 16).map(lambda steps: steps / 16),
 )
-def test_no_decision_within_the_bits_has_a_lower_score(groups, budget):
+def test_score_is_the_least_of_all_choices_within_the_bits(groups, budget):
     rule = scheme(amount=budget, candidates=("a", "b")[: len(groups[0].scores)])
     best = brute_force(groups, budget)
     if best is None:
         with pytest.raises(UsageError, match="cannot be reached"):
             allocate(rule, groups)
         return
-    found = allocate(rule, groups)
-    assert found.score == pytest.approx(best, rel=1e-12, abs=0)
-    assert found.effective_bits <= budget * (1 + 1e-12)
+    allocation = allocate(rule, groups)
+    assert allocation.score == pytest.approx(best, rel=1e-12, abs=0)
+    assert allocation.effective_bits <= budget * (1 + 1e-12)
 
 
-def test_a_mixture_says_the_bits_and_fractions_of_its_decisions():
+def test_allocation_of_two_formats_reports_its_bits_and_fractions():
     groups = [group(1.0, 1.5, weights=100), group(5.0, 50.0, weights=100), group(90.0, 99.0)]
-    found = allocate(scheme(amount=9.5, candidates=("a", "b")), groups)
-    assert found.chosen == (1, 0, None)
-    assert found.score == 6.5
-    assert found.effective_bits == pytest.approx((4.125 + 8 + 16) / 3)
-    assert found.fraction_of_groups == found.fraction_of_weights == pytest.approx(2 / 3)
+    allocation = allocate(scheme(amount=9.5, candidates=("a", "b")), groups)
+    assert allocation.chosen == (1, 0, None)
+    assert allocation.score == 6.5
+    assert allocation.effective_bits == pytest.approx((4.125 + 8 + 16) / 3)
+    assert allocation.fraction_of_groups == allocation.fraction_of_weights == pytest.approx(2 / 3)
 
 
-def test_a_budget_below_the_smallest_choice_is_refused_with_the_minimum():
+def test_budget_that_cannot_be_reached_is_refused_with_the_minimum():
     groups = [group(1.0, 2.0, weights=300), group(1.0, 2.0, weights=100)]
     with pytest.raises(UsageError) as caught:
         allocate(scheme(amount=4.0, candidates=("wfp8_afp8", "wint4_afp16")), groups)
     assert str(caught.value) == (
-        "scheme 'mine': 4 bits per weight cannot be reached with wfp8_afp8, wint4_afp16: the "
-        "smallest is 4.125; give at least that, or a candidate with fewer bits"
+        "scheme 'mine': effective_bits 4 cannot be reached with wfp8_afp8, wint4_afp16; "
+        "give at least 4.125, or a candidate with fewer bits"
     )
-    found = allocate(scheme(amount=4.125, candidates=("wfp8_afp8", "wint4_afp16")), groups)
-    assert (found.chosen, found.effective_bits) == ((1, 1), 4.125)
+    allocation = allocate(scheme(amount=4.125, candidates=("wfp8_afp8", "wint4_afp16")), groups)
+    assert (allocation.chosen, allocation.effective_bits) == ((1, 1), 4.125)
 
 
 @pytest.mark.parametrize("measure", FRACTIONS)
-def test_all_sixteen_bits_and_no_fraction_leave_everything_alone(measure):
+def test_budget_of_16_bits_and_fraction_of_zero_quantize_nothing(measure):
     groups = [group(1.0), group(2.0)]
-    untouched = Allocation(
+    unquantized = Allocation(
         chosen=(None, None),
         score=0.0,
         effective_bits=16.0,
         fraction_of_groups=0.0,
         fraction_of_weights=0.0,
     )
-    assert allocate(scheme(amount=16.0), groups) == untouched
-    assert allocate(scheme(measure, 0.0), groups) == untouched
+    assert allocate(scheme(amount=16.0), groups) == unquantized
+    assert allocate(scheme(measure, 0.0), groups) == unquantized
 
 
-def test_leaving_a_group_alone_is_the_last_candidate_and_costs_nothing():
-    found = candidates_of(group(3.0, 5.0))
-    assert [(c.score, c.bits) for c in found] == [(3.0, 8.0), (5.0, 4.125), (0.0, 16.0)]
+def test_unquantized_is_the_last_candidate_and_scores_zero():
+    added = group(3.0, 5.0).with_unquantized()
+    assert (added.scores, added.bits) == ((3.0, 5.0, 0.0), (8.0, 4.125, 16.0))
+    assert (added.name, added.weights) == ("g", 100)
 
 
-def test_blocks_of_a_size_that_is_no_power_of_two_can_be_mixed():
+def test_block_size_that_is_not_a_power_of_two_can_be_mixed():
     """INT4 in blocks of 48 takes 4 + 16/48 bits, which no float holds exactly."""
     groups = [
         group(float(i + 1), 9.0, weights=w, bits=(8.0, 4 + 16 / 48))
         for i, w in enumerate((65536, 131072))
     ]
-    found = allocate(scheme(amount=8.0, candidates=("a", "b")), groups)
-    assert (found.chosen, found.score) == ((0, 0), 3.0)
+    allocation = allocate(scheme(amount=8.0, candidates=("a", "b")), groups)
+    assert (allocation.chosen, allocation.score) == ((0, 0), 3.0)

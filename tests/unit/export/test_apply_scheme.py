@@ -5,7 +5,8 @@ import fnmatch
 import numpy as np
 import pytest
 import torch
-from pytest_autoquant.calibration.captions import calibration_data, load_captions, load_held_out
+from pytest_autoquant.calibration.batches import calibration_data
+from pytest_autoquant.calibration.captions import load_captions, load_held_out
 from pytest_autoquant.errors import MeasurementError
 from pytest_autoquant.export.apply_scheme import (
     Damage,

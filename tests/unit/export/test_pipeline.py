@@ -6,13 +6,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from pytest_autoquant.allocation.scheme import Measured, Scheme, allocate, builtin_schemes
-from pytest_autoquant.calibration.captions import (
-    CaptionSet,
-    calibration_data,
-    captions_digest,
-    load_held_out,
-)
+from pytest_autoquant.allocation.scheme import Scheme, allocate, builtin_schemes
+from pytest_autoquant.allocation.scored_group import ScoredGroup
+from pytest_autoquant.calibration.batches import calibration_data, captions_digest
+from pytest_autoquant.calibration.captions import CaptionSet, load_held_out
 from pytest_autoquant.errors import CaptionError, MeasurementError, UsageError
 from pytest_autoquant.export import pipeline as derive_module
 from pytest_autoquant.export.apply_scheme import Decision, applied, damage
@@ -211,7 +208,7 @@ def test_the_decisions_of_a_manifest_are_the_allocation_and_its_sums(mixture):
     expected = allocate(
         builtin_schemes()["int4_fp8_autoquant_bits6"],
         [
-            Measured(
+            ScoredGroup(
                 name=g.name, scores=tuple(g.scores.values()), bits=(4.125, 8.0), weights=g.weights
             )
             for g in groups
@@ -318,8 +315,8 @@ def test_a_budget_that_what_is_left_cannot_reach_is_refused_with_the_minimum(ben
     with pytest.raises(UsageError) as caught:
         deriver(bench, target="vllm").derive(builtin("int4_fp8_autoquant_bits6"))
     assert str(caught.value) == (
-        "scheme 'int4_fp8_autoquant_bits6': 6 bits per weight cannot be reached with wfp8_afp8: "
-        "the smallest is 8; give at least that, or a candidate with fewer bits"
+        "scheme 'int4_fp8_autoquant_bits6': effective_bits 6 cannot be reached with wfp8_afp8; "
+        "give at least 8, or a candidate with fewer bits"
     )
 
 
@@ -335,7 +332,7 @@ def test_a_score_that_is_no_number_is_refused_by_its_group(bench, monkeypatch):
 
 def test_held_out_captions_that_predict_nothing_are_refused(bench):
     empty = CaptionSet(name="mine.txt", size="held-out", requested=1, lines=("a",))
-    with pytest.raises(CaptionError, match=r"^mine.txt: none of the 1 captions has 2 tokens"):
+    with pytest.raises(CaptionError, match=r"^mine.txt: no caption has 2 tokens"):
         deriver(bench, held_out=empty).derive(mine("wfp8_afp8"))
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from pytest_autoquant.calibration.captions import calibration_data, load_captions
+from pytest_autoquant.calibration.batches import calibration_data
+from pytest_autoquant.calibration.captions import load_captions
 from pytest_autoquant.errors import MeasurementError
 from pytest_autoquant.export import write_checkpoint as export_module
 from pytest_autoquant.export.apply_scheme import Decision

@@ -13,8 +13,9 @@ from pytest_autoquant.formats.effective_config import (
     effective_config,
     entry_list,
 )
-from pytest_autoquant.formats.granularity import Granularity, parse_overrides
+from pytest_autoquant.formats.granularity import Granularity
 from pytest_autoquant.formats.quant_pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER, compose
+from pytest_autoquant.formats.user_yaml import granularity_of
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 
 VOCABULARY = load_vocabulary()
@@ -129,10 +130,7 @@ def raw_overlays(block_keys):
 
 
 def overlay(raw):
-    halves = parse_overrides(raw, where="test")
-    return Granularity(
-        name="drawn", weight=halves.get(WEIGHT_QUANTIZER), input=halves.get(INPUT_QUANTIZER)
-    )
+    return granularity_of({"name": "drawn", "quant_cfg_overrides": raw}, source="test")
 
 
 overlays = st.builds(overlay, raw_overlays(st.sampled_from([-1, -2]) | st.sampled_from(["-1"])))
@@ -253,7 +251,7 @@ def test_string_block_keys_from_yaml_are_normalised(form, base, raw):
         )
 
     written = {pattern: with_string_keys(half) for pattern, half in raw.items()}
-    assert parse_overrides(written, where="test") == parse_overrides(raw, where="test")
+    assert overlay(written) == overlay(raw)
     spelled, plain = (effective_config(ANY_PAIR, overlay(o), form(*base)) for o in (written, raw))
     assert repr(spelled.entries) == repr(plain.entries)
     assert spelled.digest == plain.digest

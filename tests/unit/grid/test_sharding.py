@@ -1,4 +1,4 @@
-"""Dealing cases: nothing lost or torn apart, equal work, and few captures."""
+"""Dealing cases: none lost, equal work, pairs kept together, and few tapes."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pytest_autoquant.calibration.sizes import SIZES
 from pytest_autoquant.grid.case import cases
-from pytest_autoquant.grid.sharding import partition
+from pytest_autoquant.grid.sharding import Shard, deal_cases
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 
 GRID = tuple(cases(load_vocabulary(), SIZES, model="toy", method="gradient"))
@@ -23,7 +23,7 @@ score_sizes = st.sampled_from((1, 16, 50, 128, 512))
 
 
 def grid(sizes=tuple(SIZES), pairs=PAIRS, granularities=GRANULARITIES):
-    """The cases of part of the grid, in its order."""
+    """The cases of part of the grid, in the grid's order."""
     return [
         case
         for case in GRID
@@ -46,7 +46,7 @@ def work(case, score_size):
     return min(SIZES[case.size], score_size)
 
 
-def work_of_parts(chosen, dealt, parts, score_size):
+def work_by_part(chosen, dealt, parts, score_size):
     done = Counter(dict.fromkeys(range(parts), 0))
     for case in chosen:
         done[dealt[case.case_id]] += work(case, score_size)
@@ -63,15 +63,15 @@ def parts_by_size(chosen, dealt):
 @settings(deadline=None)
 @given(chosen=some_of_the_grid | any_cases, parts=parts_counts, score_size=score_sizes)
 def test_every_case_is_dealt_to_exactly_one_part(chosen, parts, score_size):
-    dealt = partition(chosen, parts, score_size) if chosen else {}
+    dealt = deal_cases(chosen, parts, score_size)
     assert dealt.keys() == {case.case_id for case in chosen}
     assert set(dealt.values()) <= set(range(parts))
 
 
 @settings(deadline=None)
 @given(chosen=some_of_the_grid | any_cases, parts=parts_counts, score_size=score_sizes)
-def test_all_cases_of_a_pair_and_size_stay_together(chosen, parts, score_size):
-    dealt = partition(chosen, parts, score_size) if chosen else {}
+def test_cases_of_a_pair_and_size_stay_together_where_pairs_suffice(chosen, parts, score_size):
+    dealt = deal_cases(chosen, parts, score_size)
     places = defaultdict(set)
     for case in chosen:
         places[case.combination.pair.name, case.size].add(dealt[case.case_id])
@@ -84,10 +84,9 @@ def test_all_cases_of_a_pair_and_size_stay_together(chosen, parts, score_size):
 @given(chosen=some_of_the_grid, parts=parts_counts, score_size=score_sizes)
 @example(chosen=grid(sizes=("small",)), parts=16, score_size=128)
 @example(chosen=grid(), parts=32, score_size=128)
-def test_no_part_does_more_than_its_equal_share_and_a_pair_and_a_fifth_of_each_size(
-    chosen, parts, score_size
-):
-    # A part that holds less than a tenth of its work in a size leaves that to its neighbours.
+def test_work_of_a_part_is_bounded(chosen, parts, score_size):
+    # An equal share, and of each size one pair and twice the tenth of a share that a part leaves
+    # to its neighbours rather than record another tape.
     equal = sum(work(case, score_size) for case in chosen) / parts
     largest_pairs = {
         size: max(
@@ -97,82 +96,95 @@ def test_no_part_does_more_than_its_equal_share_and_a_pair_and_a_fifth_of_each_s
         for size in {case.size for case in chosen}
     }
     allowed = sum(0.2 * equal + pair for pair in largest_pairs.values()) + equal
-    dealt = partition(chosen, parts, score_size)
-    assert max(work_of_parts(chosen, dealt, parts, score_size).values()) <= allowed * (1 + 1e-9)
+    dealt = deal_cases(chosen, parts, score_size)
+    assert max(work_by_part(chosen, dealt, parts, score_size).values()) <= allowed * (1 + 1e-9)
 
 
 @settings(deadline=None)
 @given(chosen=some_of_the_grid, parts=parts_counts, score_size=score_sizes)
-def test_all_parts_together_capture_each_size_once_and_again_only_for_a_further_part(
-    chosen, parts, score_size
-):
-    captures = parts_by_size(chosen, partition(chosen, parts, score_size))
-    assert sum(map(len, captures.values())) <= parts + len(captures) - 1
+def test_number_of_tapes_is_at_most_parts_and_sizes_minus_one(chosen, parts, score_size):
+    tapes = parts_by_size(chosen, deal_cases(chosen, parts, score_size))
+    assert sum(map(len, tapes.values())) <= parts + len(tapes) - 1
 
 
 @settings(deadline=None)
 @given(chosen=some_of_the_grid, parts=parts_counts, score_size=score_sizes)
-def test_a_size_is_on_no_more_parts_than_its_work_fills_and_its_ends(chosen, parts, score_size):
+def test_number_of_parts_of_a_size_is_bounded_by_its_work(chosen, parts, score_size):
     total = sum(work(case, score_size) for case in chosen)
-    for size, places in parts_by_size(chosen, partition(chosen, parts, score_size)).items():
+    for size, places in parts_by_size(chosen, deal_cases(chosen, parts, score_size)).items():
         width = sum(work(c, score_size) for c in chosen if c.size == size) * parts / total
         assert len(places) <= max(1, width + 1.8 + 1e-9)
 
 
 @settings(deadline=None)
 @given(chosen=some_of_the_grid, parts=parts_counts, score_size=score_sizes)
-def test_sizes_lie_end_to_end(chosen, parts, score_size):
-    captures = list(parts_by_size(chosen, partition(chosen, parts, score_size)).values())
-    for earlier, later in pairwise(captures):
+def test_sizes_are_dealt_to_ascending_parts(chosen, parts, score_size):
+    tapes = list(parts_by_size(chosen, deal_cases(chosen, parts, score_size)).values())
+    for earlier, later in pairwise(tapes):
         assert max(earlier) <= min(later)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 4, 6, 8, 12, 24])
-def test_one_size_is_dealt_to_the_case_equally_where_its_pairs_divide(parts):
+def test_cases_of_one_size_are_dealt_equally_where_parts_divide_the_pairs(parts):
     chosen = grid(sizes=("medium",))
-    dealt = partition(chosen, parts, 128)
+    dealt = deal_cases(chosen, parts, 128)
     assert Counter(dealt.values()) == dict.fromkeys(range(parts), 240 // parts)
 
 
-def test_three_workers_of_the_whole_grid_do_equal_work_on_two_sizes_at_most():
+def test_three_parts_of_the_grid_do_equal_work_on_two_sizes_at_most():
     # A large case scores no more captions than a medium one.
-    dealt = partition(GRID, 3, 128)
-    done = work_of_parts(GRID, dealt, 3, 128)
+    dealt = deal_cases(GRID, 3, 128)
+    done = work_by_part(GRID, dealt, 3, 128)
     equal = sum(done.values()) / 3
     assert {part: round(amount / equal, 1) for part, amount in done.items()} == {0: 1, 1: 1, 2: 1}
-    captures = parts_by_size(GRID, dealt)
-    assert captures == {"small": {0}, "medium": {0, 1}, "large": {1, 2}}
+    tapes = parts_by_size(GRID, dealt)
+    assert tapes == {"small": {0}, "medium": {0, 1}, "large": {1, 2}}
 
 
-def test_small_cases_weigh_less_where_more_captions_are_scored():
-    scored_alike = partition(GRID, 3, 16)
+def test_work_of_a_case_depends_on_the_captions_it_scores():
+    scored_alike = deal_cases(GRID, 3, 16)
     assert parts_by_size(GRID, scored_alike) == {"small": {0}, "medium": {1}, "large": {2}}
-    by_captions = parts_by_size(GRID, partition(GRID, 2, 512))
+    by_captions = parts_by_size(GRID, deal_cases(GRID, 2, 512))
     assert by_captions == {"small": {0}, "medium": {0}, "large": {0, 1}}
 
 
-def test_one_part_takes_everything():
-    assert set(partition(GRID, 1, 128).values()) == {0}
+def test_one_part_takes_every_case():
+    assert set(deal_cases(GRID, 1, 128).values()) == {0}
 
 
-def test_fewer_pairs_than_workers_are_dealt_case_by_case():
+def test_fewer_pairs_than_parts_are_dealt_case_by_case():
     chosen = grid(sizes=("small",), pairs=("wint4_aint8",))
     assert len(chosen) == 10
-    assert sorted(Counter(partition(chosen, 8, 128).values()).values()) == [1] * 6 + [2] * 2
+    assert sorted(Counter(deal_cases(chosen, 8, 128).values()).values()) == [1] * 6 + [2] * 2
 
 
-def test_cases_are_dealt_alike_in_every_process():
+def test_every_process_deals_the_same_way():
     script = (
-        "from pytest_autoquant.grid.case import SIZES, cases\n"
+        "from pytest_autoquant.calibration.sizes import SIZES\n"
+        "from pytest_autoquant.grid.case import cases\n"
         "from pytest_autoquant.grid.vocabulary import load_vocabulary\n"
-        "from pytest_autoquant.grid.sharding import partition\n"
+        "from pytest_autoquant.grid.sharding import deal_cases\n"
         "grid = tuple(cases(load_vocabulary(), SIZES, model='toy', method='gradient'))\n"
-        "print(list(partition(grid, 7, 128).items()))\n"
+        "print(list(deal_cases(grid, 7, 128).items()))\n"
     )
-    here = f"{list(partition(GRID, 7, 128).items())}\n"
+    here = f"{list(deal_cases(GRID, 7, 128).items())}\n"
     for seed in ("1", "2"):
         environment = os.environ | {"PYTHONHASHSEED": seed}
         done = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, env=environment
         )
         assert (done.stdout, done.stderr) == (here, "")
+
+
+@pytest.mark.parametrize("text", ["1/1", "2/3", "999999/999999"])
+def test_shard_is_parsed_and_printed_alike(text):
+    shard = Shard.parse(text)
+    assert (str(shard), f"{shard.index}/{shard.count}") == (text, text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1", "0/2", "3/2", "-1/2", "1/2/3", "a/b", " 1/2", "1/1000000"]
+)
+def test_text_that_is_not_a_shard_is_refused(text):
+    with pytest.raises(ValueError, match="shard must be I/N with I in 1 to N, got"):
+        Shard.parse(text)

@@ -35,7 +35,7 @@ def support(prober, pair, granularity):
 
 def statuses(prober, weights):
     return {
-        combination.id: prober.support(
+        combination.test_id: prober.support(
             prober.resolve(combination.pair, combination.granularity)
         ).status
         for combination in combinations(VOCABULARY)

@@ -254,7 +254,7 @@ def test_a_shard_knows_the_case_of_another_shard_that_measures_for_its_own(tmp_p
     )
     # Both configs are the same; this shard has the large cases alone.
     own = session.select(session.cases, workers=1)
-    chosen = {case.id: case for case in session.cases}
+    chosen = {case.test_id: case for case in session.cases}
     same, first = chosen["wint8_afp16-w_per_out_channel-small"], chosen["wint8_afp16-default-small"]
     assert same not in own
     assert session.canonical(same, Configs()) == first
@@ -303,7 +303,7 @@ class Measuring(Configs):
 def resumed(tmp_path, findings, manifest):
     """A resumed session whose report folder holds one case, and that case."""
     session = open_session(tmp_path, report_dir=str(tmp_path / "out"), resume=True)
-    case = next(c for c in session.cases if c.id == findings.case.id)
+    case = next(c for c in session.cases if c.test_id == findings.case.test_id)
     record = replace(manifest.case, case_id=case.case_id)
     model = replace(manifest.model, name=case.model)
     earlier = replace(manifest, case=record, model=model)
@@ -489,7 +489,7 @@ def test_a_blessed_case_that_a_marker_skips_fails_and_any_other_may_be_skipped(t
 
 def combination_of(session, manifest):
     wanted = f"{manifest.case.pair}-{manifest.case.granularity}"
-    (found,) = (c for c in session.combinations if c.id == wanted)
+    (found,) = (c for c in session.combinations if c.test_id == wanted)
     return found
 
 
@@ -520,7 +520,7 @@ def test_schemes_are_the_ones_asked_for_on_the_largest_selected_size(tmp_path):
 
 def test_all_schemes_are_asked_for_with_one_word(tmp_path):
     session = open_session(tmp_path, schemes="all")
-    assert [case.id for case in session.schemes] == list(builtin_schemes())
+    assert [case.test_id for case in session.schemes] == list(builtin_schemes())
     assert all(session.takes_scheme(case) for case in session.schemes)
 
 
@@ -547,7 +547,7 @@ def test_every_scheme_runs_in_exactly_one_shard(tmp_path, count):
 
 def test_the_pairs_of_the_grid_do_not_limit_the_schemes(tmp_path):
     session = open_session(tmp_path, schemes="all", pairs="wint8_aint8", granularities="w_group64")
-    assert [c.id for c in session.schemes[0].candidates] == ["wfp8_afp8-default"]
+    assert [c.test_id for c in session.schemes[0].candidates] == ["wfp8_afp8-default"]
 
 
 def test_held_out_captions_are_read_before_anything_runs_where_schemes_are(tmp_path):

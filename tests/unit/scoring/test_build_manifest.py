@@ -5,7 +5,7 @@ from dataclasses import replace
 from math import inf, nan
 
 import pytest
-from pytest_autoquant.calibration.captions import Batch
+from pytest_autoquant.calibration.batches import Batch
 from pytest_autoquant.formats.effective_config import effective_config
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.manifests.sensitivity_manifest import (

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from pytest_autoquant.calibration.captions import calibration_data, load_captions
+from pytest_autoquant.calibration.batches import calibration_data
+from pytest_autoquant.calibration.captions import load_captions
 from pytest_autoquant.formats.effective_config import effective_config
 from pytest_autoquant.formats.granularity import Granularity
 from pytest_autoquant.formats.quant_pair import QuantPair

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pytest_autoquant.calibration.sizes import size_order
-from pytest_autoquant.grid.case import CaseName
+from pytest_autoquant.grid.case import CaseId
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.manifests.case_result import CaseResult
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
@@ -63,7 +63,7 @@ def grid_file(view: View) -> str:
     return f"grid-{slug(view.model)[:_LONGEST_NAME]}-{slug(view.size)}{method}.svg"
 
 
-def view_of(case: CaseName | CaseResult) -> View:
+def view_of(case: CaseId | CaseResult) -> View:
     """Return the view that shows a case."""
     return View(model=case.model, method=case.method, size=case.size)
 
@@ -102,7 +102,7 @@ class _Outcome:
     case: str = ""
 
 
-def _cell(results: SessionResults, name: CaseName, row: int, column: int) -> GridCell:
+def _cell(results: SessionResults, name: CaseId, row: int, column: int) -> GridCell:
     found = _outcome(results, name.case_id)
     stored = "" if found.bits is None else f"{bits(found.bits)} bits"
     sentence = f"{name.pair}, {name.granularity}: {found.sentence}"
@@ -160,9 +160,9 @@ def _measured(case: CaseResult, error: FailedCase | None) -> _Outcome:
     )
 
 
-def _names(results: SessionResults) -> Iterator[CaseName]:
+def _names(results: SessionResults) -> Iterator[CaseId]:
     for case in results.cases.values():
-        yield CaseName(
+        yield CaseId(
             case_id=case.case_id,
             model=case.model,
             pair=case.pair,
@@ -171,6 +171,6 @@ def _names(results: SessionResults) -> Iterator[CaseName]:
             method=case.method,
         )
     for case_id in (*results.skips, *results.errors, *results.lost):
-        name = CaseName.parse(case_id)
+        name = CaseId.parse(case_id)
         if name is not None:
             yield name

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from pytest_autoquant.calibration.sizes import size_order
-from pytest_autoquant.grid.case import CaseName
+from pytest_autoquant.grid.case import CaseId
 from pytest_autoquant.manifests.outcomes import StructureCheck
 from pytest_autoquant.reports.charts.static_svg import CHARTS, specification
 from pytest_autoquant.reports.markdown import (
@@ -108,7 +108,7 @@ def _template() -> Template:
         "bits": bits,
         "quantized": quantized,
         "address": lambda text: quote(well_formed(text), safe=""),
-        "case_name": CaseName.parse,
+        "case_name": CaseId.parse,
         "problem": problem_of,
         "run_of": run_of,
         "run_of_check": _run_of_check,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pytest_autoquant.calibration.captions import Batch, CalibrationData
+from pytest_autoquant.calibration.batches import Batch, CalibrationData
 from pytest_autoquant.errors import NotReplayableError
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.next_token import next_token_logits, next_token_loss

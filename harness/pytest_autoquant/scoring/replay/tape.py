@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from pytest_autoquant.calibration.captions import CalibrationData
+from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.errors import MeasurementError
 from pytest_autoquant.models.loading import LoadedModel
 

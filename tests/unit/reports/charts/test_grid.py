@@ -4,7 +4,7 @@ import re
 
 import pytest
 from pytest_autoquant.calibration.sizes import size_order
-from pytest_autoquant.grid.case import CaseName
+from pytest_autoquant.grid.case import CaseId
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
 from pytest_autoquant.reports.charts.grid import View, grid_cells, grid_file, view_of, views
@@ -171,7 +171,7 @@ def test_a_case_that_the_gate_stopped_says_so(case_of):
 
 
 def test_a_model_whose_name_has_slashes_keeps_them():
-    assert CaseName.parse("org/toy/p/g/small/gradient") == CaseName(
+    assert CaseId.parse("org/toy/p/g/small/gradient") == CaseId(
         case_id="org/toy/p/g/small/gradient",
         model="org/toy",
         pair="p",
@@ -183,7 +183,7 @@ def test_a_model_whose_name_has_slashes_keeps_them():
 
 @pytest.mark.parametrize("case_id", ["", "p", "p/g/small/gradient", "wint4_aint8-default"])
 def test_what_is_no_case_id_names_nothing(case_id):
-    assert CaseName.parse(case_id) is None
+    assert CaseId.parse(case_id) is None
 
 
 def test_sizes_go_from_the_smallest_and_unknown_ones_follow_by_name():
@@ -195,7 +195,7 @@ def test_sizes_go_from_the_smallest_and_unknown_ones_follow_by_name():
 
 def test_a_case_and_its_name_are_in_the_same_view(case_of):
     case = case_of(size="large", method="kl_div")
-    assert view_of(case) == view_of(CaseName.parse(case.case_id))
+    assert view_of(case) == view_of(CaseId.parse(case.case_id))
 
 
 @pytest.mark.parametrize("name", ["../../x", "/etc/passwd", "a/b", "", "..", "a\0b", "x" * 300])

@@ -11,7 +11,8 @@ import re
 
 import pytest
 import torch
-from pytest_autoquant.calibration.captions import calibration_data, load_captions
+from pytest_autoquant.calibration.batches import calibration_data
+from pytest_autoquant.calibration.captions import load_captions
 from pytest_autoquant.formats.effective_config import effective_config
 from pytest_autoquant.formats.granularity import Granularity
 from pytest_autoquant.formats.quant_pair import QuantPair
@@ -61,7 +62,7 @@ def configs(pytestconfig, bench):
     for combination in session_of(pytestconfig).combinations:
         if bench.support(combination).is_supported:
             config = bench.config(combination)
-            found.setdefault(config.digest, (combination.id, config))
+            found.setdefault(config.digest, (combination.test_id, config))
     return dict(found.values())
 
 
@@ -226,7 +227,7 @@ def test_every_built_in_config_can_be_replayed(tiny):
     engine = ReplayEngine(tiny)
     for combination in combinations(VOCABULARY):
         config = effective_config(combination.pair, combination.granularity)
-        assert engine.refuses(config) is None, combination.id
+        assert engine.refuses(config) is None, combination.test_id
 
 
 def test_a_users_awq_preset_is_left_to_stock(tiny):

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from pytest_autoquant.calibration.captions import calibration_data, load_captions
+from pytest_autoquant.calibration.batches import calibration_data
+from pytest_autoquant.calibration.captions import load_captions
 from pytest_autoquant.errors import MeasurementError
 from pytest_autoquant.models.loading import load_model
 from pytest_autoquant.models.next_token import next_token_logits, next_token_loss

@@ -1,17 +1,59 @@
-"""Which xdist worker gets which case: each one part, so that it captures each tape once."""
+"""What this plugin needs of pytest-xdist beyond its public hooks. Checked on pytest-xdist 3.8.
+
+Private or undocumented names, each with a test in ``tests/unit/plugin/test_xdist_adapter.py``:
+
+- ``LoadScopeScheduling.assigned_work``, ``.workqueue``, ``._reschedule``, ``._split_scope`` and
+  ``.remove_node``, to deal whole parts and never to run again a test that killed its worker;
+- a worker's ``pytest_warning_recorded`` reaches the controller, in order, before the worker's
+  ``pytest_xdist_node_collection_finished``: the only public hook that carries data of a worker
+  there before tests run. Node ids alone do not tell whose a test is.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from xdist.scheduler import LoadScheduling, LoadScopeScheduling
+
+from pytest_autoquant.plugin.messages.collected import CollectedCases
 
 if TYPE_CHECKING:
     import pytest
 
 Parts = Callable[[Sequence[str], int], "dict[str, int]"]
 """From all node ids and the number of workers: the part of every node id that is a case."""
+
+
+class CollectedAnnouncement(UserWarning):
+    """Carries ``CollectedCases`` from a worker to the controller; nobody sees it as a warning."""
+
+
+def announce(collected: CollectedCases, config: pytest.Config) -> None:
+    """Send from a worker to the controller which of its tests are cases."""
+    message = CollectedAnnouncement(collected.dump())
+    recorded = warnings.WarningMessage(message, CollectedAnnouncement, __file__, 0)
+    config.hook.pytest_warning_recorded.call_historic(
+        kwargs={"warning_message": recorded, "when": "collect", "nodeid": "", "location": None}
+    )
+
+
+def announced(recorded: warnings.WarningMessage, config: pytest.Config) -> CollectedCases | None:
+    """Return what a worker announced, None for a warning of anyone else.
+
+    The announcement is taken out of the terminal's list of warnings.
+    """
+    if not isinstance(recorded.message, CollectedAnnouncement):
+        return None
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        shown = reporter.stats.get("warnings", [])
+        text = str(recorded.message)
+        shown[:] = [warning for warning in shown if text not in str(warning.message)]
+        if not shown:
+            reporter.stats.pop("warnings", None)
+    return CollectedCases.load(str(recorded.message))
 
 
 class Scheduling:

@@ -1,0 +1,1 @@
+"""The parametrized cases. Installed as ``pytest_autoquant.cases``."""

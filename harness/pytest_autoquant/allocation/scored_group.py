@@ -1,0 +1,33 @@
+"""A layer group with the score and the stored bits of every format it can take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredGroup:
+    """One layer group; all its linears take the same candidate format.
+
+    Attributes:
+        name: name of the group's first module.
+        scores: sensitivity per scored token, by candidate.
+        bits: bits stored per weight, scales included, by candidate.
+        weights: number of weights in the group.
+    """
+
+    name: str
+    scores: tuple[float, ...]
+    bits: tuple[float, ...]
+    weights: int
+
+    def with_unquantized(self) -> ScoredGroup:
+        """Return the group with one more candidate, the last: not quantized, score 0."""
+        return replace(self, scores=(*self.scores, 0.0), bits=(*self.bits, UNQUANTIZED_BITS))
+
+    @property
+    def smallest(self) -> int:
+        """Index of the candidate that stores the fewest bits; of equal ones, the best scored."""
+        return min(range(len(self.bits)), key=lambda i: (self.bits[i], self.scores[i]))

@@ -1,0 +1,132 @@
+"""Rules between options: contradictions, and options that have no effect in a run.
+
+An ini file describes many runs, so an option that has no effect is refused only where it stands on
+the command line; a contradiction is refused wherever it comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_autoquant.errors import UsageError
+from pytest_autoquant.options.table import BY_NAME, OPTIONS
+
+if TYPE_CHECKING:
+    from pytest_autoquant.options.settings import Settings
+
+Condition = Callable[["Settings"], bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """A rule between options.
+
+    Attributes:
+        is_broken: whether the settings break it.
+        message: what the user reads.
+    """
+
+    is_broken: Condition
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """What an option needs to have an effect.
+
+    Attributes:
+        options: names of the options that need it.
+        is_met: whether the settings have it.
+        message: sentence after the option's name.
+    """
+
+    options: tuple[str, ...]
+    is_met: Condition
+    message: str
+
+
+CONTRADICTIONS = (
+    Rule(
+        is_broken=lambda s: s.structure_only and s.gpu_only,
+        message="--aq-structure-only and --aq-gpu-only (--structure-only and --gpu-only with the "
+        "cases, or their ini options) exclude each other; give one",
+    ),
+    Rule(
+        is_broken=lambda s: s.publish and s.report_dir is not None,
+        message="--aq-publish and --aq-report-dir (or their ini options) exclude each other; give "
+        "one",
+    ),
+    Rule(
+        is_broken=lambda s: s.engine == "replay" and s.method == "kl_div",
+        message="--aq-engine replay scores with --aq-method gradient only; give --aq-engine auto "
+        "or modelopt with --aq-method kl_div",
+    ),
+    Rule(
+        is_broken=lambda s: s.engine == "replay" and s.save_state,
+        message="--aq-save-state saves the search state of stock AutoQuant, which --aq-engine "
+        "replay does not run; give --aq-engine auto or modelopt",
+    ),
+    Rule(
+        is_broken=lambda s: s.export and not s.schemes,
+        message="--aq-export (or its ini option) exports schemes; name them with --aq-schemes",
+    ),
+    Rule(
+        is_broken=lambda s: s.replace_export and not s.export,
+        message="--aq-replace-export (or its ini option) has no effect without --aq-export",
+    ),
+)
+
+
+def _replays(settings: Settings) -> bool:
+    return settings.engine != "modelopt" and settings.method == "gradient"
+
+
+NEEDS = (
+    Need(
+        options=("target", "held_out"),
+        is_met=lambda s: bool(s.schemes),
+        message="has no effect without --aq-schemes",
+    ),
+    Need(
+        options=("load_vllm",),
+        is_met=lambda s: s.export,
+        message="has no effect without --aq-export",
+    ),
+    Need(
+        options=("tape_dir", "tape_device"),
+        is_met=_replays,
+        message="has no effect where stock AutoQuant scores (--aq-engine modelopt or --aq-method "
+        "kl_div)",
+    ),
+    Need(
+        options=("seed",),
+        is_met=lambda s: s.weights == "random",
+        message="has no effect without --aq-weights random",
+    ),
+    Need(
+        options=tuple(option.name for option in OPTIONS if option.is_for_gate),
+        is_met=lambda s: s.baseline is not None,
+        message="has no effect without --aq-baseline DIR",
+    ),
+)
+
+
+def check_rules(settings: Settings, on_command_line: AbstractSet[str]) -> None:
+    """Check every rule between options.
+
+    Args:
+        on_command_line: names of the options given there, not in the ini file.
+
+    Raises:
+        UsageError: the first rule that is broken.
+    """
+    for rule in CONTRADICTIONS:
+        if rule.is_broken(settings):
+            raise UsageError(rule.message)
+    for need in NEEDS:
+        idle = [name for name in need.options if name in on_command_line]
+        if idle and not need.is_met(settings):
+            raise UsageError(f"{BY_NAME[idle[0]].flag} {need.message}")

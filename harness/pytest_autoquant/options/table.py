@@ -1,0 +1,261 @@
+"""Every option of the plugin, once: ``--aq-<name>`` on the command line, ``aq_<name>`` in ini."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pytest_autoquant.calibration.sizes import SIZES
+from pytest_autoquant.grid.case import METHODS
+from pytest_autoquant.manifests.fingerprint import FINGERPRINT_FIELDS
+from pytest_autoquant.models.registry import DEFAULT_MODEL, REGISTRY
+from pytest_autoquant.options.kinds import (
+    BITS,
+    COUNT,
+    DRIFT,
+    FLAG,
+    PATH,
+    SHARD,
+    SHARE,
+    TEXT,
+    WHOLE,
+    Kind,
+    choice,
+    names,
+)
+
+PREFIX = "--aq-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One option.
+
+    Attributes:
+        is_for_gate: has no effect without ``--aq-baseline``.
+        is_measuring: asks for something that only a run with cases can do.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    default: Any = None
+    is_for_gate: bool = False
+    is_measuring: bool = True
+
+    @property
+    def flag(self) -> str:
+        """Spelling on the command line."""
+        return PREFIX + self.name.replace("_", "-")
+
+    @property
+    def off_flag(self) -> str:
+        """Spelling that switches a flag off, also when the ini file switches it on."""
+        return f"{PREFIX}no-{self.name.replace('_', '-')}"
+
+    @property
+    def ini(self) -> str:
+        """Spelling in the ini file, also the argparse destination."""
+        return f"aq_{self.name}"
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether the option takes no value."""
+        return self.kind is FLAG
+
+    @property
+    def help_text(self) -> str:
+        """Help with the default value."""
+        return self.help if self.default in (None, ()) else f"{self.help} (default: {self.default})"
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option(
+        name="model",
+        kind=TEXT,
+        default=DEFAULT_MODEL,
+        help=f"model to measure: {', '.join(REGISTRY)}, a checkpoint folder or a hub id",
+    ),
+    Option(name="device", kind=TEXT, default="auto", help="auto, cpu, cuda or cuda:N"),
+    Option(
+        name="dtype",
+        kind=choice("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="compute dtype; auto is bf16 on CUDA and fp32 on CPU",
+    ),
+    Option(
+        name="weights",
+        kind=choice("checkpoint", "random"),
+        default="checkpoint",
+        help="random: seeded random weights of the full architecture, to rehearse time and memory",
+    ),
+    Option(name="captions", kind=PATH, help="calibration captions, one per line, UTF-8"),
+    Option(
+        name="sizes",
+        kind=names(),
+        default=(),
+        help=f"measure only these calibration sizes: {', '.join(SIZES)}",
+    ),
+    Option(name="pairs", kind=names(), default=(), help="measure only these quant pairs"),
+    Option(name="granularities", kind=names(), default=(), help="measure only these granularities"),
+    Option(
+        name="conf",
+        kind=PATH,
+        help="folder with quant_pair/, quant_granularity/ and scheme/ YAML files",
+    ),
+    Option(
+        name="schemes",
+        kind=names(),
+        default=(),
+        help="derive these mixed-precision schemes, or all; none is derived without this option",
+    ),
+    Option(
+        name="target",
+        kind=choice("none", "vllm"),
+        default="none",
+        help="leave out of schemes the candidates that this runtime cannot load",
+    ),
+    Option(
+        name="held_out",
+        kind=PATH,
+        help="captions on which a scheme's damage is measured, one per line, UTF-8",
+    ),
+    Option(name="export", kind=FLAG, help="write each scheme as a Hugging Face checkpoint"),
+    Option(
+        name="replace_export",
+        kind=FLAG,
+        help="replace an existing checkpoint once the new one is complete",
+    ),
+    Option(
+        name="load_vllm",
+        kind=FLAG,
+        help="load each exported checkpoint in vLLM, where it is installed, and generate text",
+    ),
+    Option(
+        name="method",
+        kind=choice(*METHODS),
+        default="gradient",
+        help="AutoQuant's sensitivity method",
+    ),
+    Option(
+        name="engine",
+        kind=choice("auto", "replay", "modelopt"),
+        default="auto",
+        help="how scores are obtained; auto replays what it can and runs stock AutoQuant otherwise",
+    ),
+    Option(
+        name="tape_device",
+        kind=choice("auto", "cuda", "cpu"),
+        default="auto",
+        help="where the replay engine keeps its tape; auto depends on free GPU memory",
+    ),
+    Option(
+        name="tape_dir",
+        kind=PATH,
+        help="keep the replay engine's tapes in this folder and reuse those that match",
+    ),
+    Option(name="batch_size", kind=COUNT, default=32, help="most captions in a batch"),
+    Option(
+        name="score_size",
+        kind=COUNT,
+        default=128,
+        help="most captions scored; all captions of the size calibrate",
+    ),
+    Option(
+        name="effective_bits",
+        kind=BITS,
+        default=8.0,
+        help="bit budget per weight over the searched layers, for the selection",
+    ),
+    Option(name="seed", kind=WHOLE, default=0, help="seed of random weights"),
+    Option(
+        name="report_dir",
+        kind=PATH,
+        help="folder of manifests and reports",
+        is_measuring=False,
+    ),
+    Option(
+        name="publish",
+        kind=FLAG,
+        help="write to reports/ instead of reports/tmp/",
+        is_measuring=False,
+    ),
+    Option(name="save_state", kind=FLAG, help="also save ModelOpt's search state per case"),
+    Option(name="trust_remote_code", kind=FLAG, help="let a checkpoint's own Python code run"),
+    Option(
+        name="record_host",
+        kind=FLAG,
+        help="record host name, user name and paths in manifests and reports",
+        is_measuring=False,
+    ),
+    Option(
+        name="shard",
+        kind=SHARD,
+        help="I/N: only the I-th of N equal parts of the cases, for jobs that start independently",
+    ),
+    Option(
+        name="resume",
+        kind=FLAG,
+        help="keep cases whose manifest was measured on the same inputs; run the rest",
+    ),
+    Option(name="baseline", kind=PATH, help="compare each case with its manifest in this folder"),
+    Option(
+        name="update_baseline",
+        kind=FLAG,
+        help="write the measured cases to --aq-baseline",
+        is_for_gate=True,
+    ),
+    Option(
+        name="baseline_missing",
+        kind=choice("fail", "skip", "write"),
+        default="fail",
+        help="what to do with a case that has no baseline",
+        is_for_gate=True,
+    ),
+    Option(
+        name="baseline_allow",
+        kind=names(*FINGERPRINT_FIELDS),
+        default=(),
+        help="fingerprint fields in which a baseline may differ",
+        is_for_gate=True,
+    ),
+    Option(
+        name="tol_spearman",
+        kind=SHARE,
+        default=0.98,
+        help="gate: least rank correlation of the groups with the baseline's",
+        is_for_gate=True,
+    ),
+    Option(
+        name="tol_top_ten",
+        kind=SHARE,
+        default=0.9,
+        help="gate: least share of the ten most sensitive groups that stay among the ten",
+        is_for_gate=True,
+    ),
+    Option(
+        name="tol_total",
+        kind=DRIFT,
+        default=0.02,
+        help="gate: largest relative drift of the total score",
+        is_for_gate=True,
+    ),
+    Option(
+        name="tol_group",
+        kind=DRIFT,
+        default=0.1,
+        help="gate: largest relative drift of any group's score",
+        is_for_gate=True,
+    ),
+    Option(
+        name="tol_selected",
+        kind=WHOLE,
+        default=2,
+        help="gate: most groups whose selection under the bit budget may change",
+        is_for_gate=True,
+    ),
+    Option(name="structure_only", kind=FLAG, help="run only cases that need no model"),
+    Option(name="gpu_only", kind=FLAG, help="run only cases that run AutoQuant"),
+)
+
+BY_NAME = {option.name: option for option in OPTIONS}

@@ -1,0 +1,271 @@
+"""Takes in what tests report, writes every file as it arrives, judges, and sums the run up."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pytest_autoquant.errors import AutoquantError, RecordError
+from pytest_autoquant.files import check_writable, write_atomic
+from pytest_autoquant.manifests.case_result import case_result_of
+from pytest_autoquant.manifests.outcome_log import append
+from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
+from pytest_autoquant.manifests.scheme_manifest import (
+    SchemeManifest,
+    dump_scheme,
+    load_scheme,
+    read_scheme_manifest,
+)
+from pytest_autoquant.manifests.sensitivity_manifest import Manifest, load_manifest
+from pytest_autoquant.options.run_plan import RunPlan
+from pytest_autoquant.plugin.controller.gate import PASSED, Gate, Outcome, Verdict
+from pytest_autoquant.plugin.messages.collected import CollectedCases
+from pytest_autoquant.plugin.messages.outcome import (
+    Checked,
+    DerivedScheme,
+    Failed,
+    Kept,
+    MeasuredCase,
+    Skipped,
+    WorkerReport,
+    load_report,
+)
+from pytest_autoquant.redact import command_line, without_paths
+from pytest_autoquant.regression.resume import earlier_manifest
+from pytest_autoquant.reports.session_results import SessionResults
+from pytest_autoquant.reports.write import write_case, write_expected, write_summary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestEnd:
+    """How the final attempt of one test ended.
+
+    Attributes:
+        failure: first line of what the test failed with, None unless it failed.
+        skip_reason: why it was skipped, None unless it was.
+        outcomes: JSON of what the worker reported, None if it reported nothing.
+        state: ModelOpt's search state of the measured case.
+    """
+
+    __test__ = False
+
+    nodeid: str
+    failure: str | None = None
+    skip_reason: str | None = None
+    outcomes: str | None = None
+    state: bytes | None = None
+
+
+#: Outcomes that leave no manifest.
+LoggedOutcome = SkippedCase | FailedCase | StructureCheck
+
+
+class Collector:
+    """The controller's record of one run."""
+
+    def __init__(self, plan: RunPlan) -> None:
+        self._plan = plan
+        self._root = plan.root
+        self.results = SessionResults()
+        baseline = plan.settings.baseline
+        self.gate = None if baseline is None else Gate(plan.settings, baseline, plan.root)
+        self._collected = CollectedCases()
+        self._open: set[str] = set()
+        self._failed: set[str] = set()
+        self._unblessed: dict[str, tuple[Manifest, Mapping[str, float] | None]] = {}
+
+    def check_folders(self) -> None:
+        """Raise WriteError now if reports, baselines or tapes could not be written later."""
+        if self.gate is not None:
+            self.gate.check_folder()
+        check_writable(self._root)
+
+    def expect(self, collected: CollectedCases) -> None:
+        """Take in which tests must report; those that do not are lost when the run ends.
+
+        Until then the summary on disk names them all: the run may be killed before it ends.
+        """
+        new = set(collected.case_ids) - set(self._collected.case_ids)
+        self._collected = collected
+        self._open |= new
+        if new:
+            write_expected(self._root, self._unfinished())
+
+    @property
+    def has_cases(self) -> bool:
+        """Whether a test of the run belongs to this plugin."""
+        return self._collected.num_selected > 0
+
+    @property
+    def compared_nothing(self) -> bool:
+        """Whether a gate was asked for and no case came to be compared or blessed."""
+        return (
+            self.gate is not None and self._collected.num_selected > 0 and not self.gate.num_judged
+        )
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """The cases of which a test sent no outcome."""
+        case_ids = self._collected.case_ids
+        return tuple(sorted({case_ids[nodeid] for nodeid in self._open}))
+
+    def take(self, end: TestEnd) -> Verdict:
+        """Take in how a test ended; its manifest is on disk when this returns.
+
+        Returns what the regression gate says of the case. An outcome that cannot be read or written
+        is a failure.
+        """
+        case_id = self._collected.case_ids.get(end.nodeid)
+        self._open.discard(end.nodeid)
+        if case_id is not None and end.failure is not None:
+            self._failed.add(case_id)
+        try:
+            verdict = self._take_outcomes(end)
+            if end.outcomes is None and case_id is not None:
+                verdict = self._take_silent(case_id, end)
+        except AutoquantError as error:
+            self.results.write_errors.append(str(error))
+            return Verdict(outcome=Outcome.FAILED, text=str(error))
+        if case_id is not None and end.failure is not None:
+            self._log(FailedCase(case_id=case_id, problem=end.failure))
+        if end.failure is not None:
+            return PASSED  # the test fails anyway, with a message of its own
+        return self._bless(case_id) or verdict
+
+    def finish(self, arguments: Sequence[str] = ()) -> tuple[Path, ...]:
+        """Write the summary of the report folder; return the files, none if nothing of ours ran.
+
+        Args:
+            arguments: pytest's command line, for the report.
+        """
+        results = self.results
+        results.command = command_line(arguments, with_paths=self._plan.settings.record_host)
+        unfinished = self._unfinished()
+        results.lost, results.shard = unfinished.lost, unfinished.shard
+        results.gated = dict(self.gate.failures) if self.gate is not None else {}
+        if results.is_empty and self._plan.settings.shard is None:
+            return ()
+        try:
+            is_public = not self._plan.settings.record_host
+            return write_summary(self._root, results.public(self._root) if is_public else results)
+        except AutoquantError as error:
+            results.write_errors.append(str(error))
+            return ()
+
+    def _take_outcomes(self, end: TestEnd) -> Verdict:
+        if end.outcomes is None:
+            return PASSED
+        report = load_report(end.outcomes)
+        verdicts = [self._take_one(outcome, report, end) for outcome in report.outcomes]
+        return max(verdicts, key=lambda verdict: verdict.outcome is not Outcome.PASSED)
+
+    def _take_one(self, outcome: object, report: WorkerReport, end: TestEnd) -> Verdict:
+        match outcome:
+            case MeasuredCase():
+                return self._take_measured(outcome, report, end)
+            case DerivedScheme():
+                self._take_scheme(load_scheme(outcome.manifest, source="a worker's report"))
+            case Kept():
+                return self._take_kept(outcome.case.case_id, report, end)
+            case Skipped():
+                return self._take_skip(outcome.case)
+            case Failed():
+                self._log(outcome.case)
+            case Checked():
+                self._log(outcome.check)
+        return PASSED
+
+    def _take_silent(self, case_id: str, end: TestEnd) -> Verdict:
+        """Take in a case whose test ended without an outcome: skipped by a marker, or failed."""
+        if end.skip_reason is None:
+            return PASSED
+        return self._take_skip(
+            SkippedCase(case_id=case_id, status="skipped", reason=end.skip_reason)
+        )
+
+    def _take_skip(self, case: SkippedCase) -> Verdict:
+        self._log(case)
+        if self.gate is None:
+            return PASSED
+        return self.gate.judge_skip(case.case_id, f"{case.status}: {case.reason}")
+
+    def _take_measured(self, outcome: MeasuredCase, report: WorkerReport, end: TestEnd) -> Verdict:
+        """Write a measured case; of two tests of one case, the first result stays."""
+        manifest = load_manifest(outcome.manifest, source="a worker's report")
+        case_id = manifest.case.case_id
+        if case_id not in self.results.written:
+            self.results.add(case_result_of(manifest))
+            write_case(self._root, manifest, end.state)
+            self.results.written.add(case_id)
+        if outcome.rerun is not None:
+            self.results.reruns[case_id] = outcome.rerun
+        return self._judge(manifest, report, end)
+
+    def _take_kept(self, case_id: str, report: WorkerReport, end: TestEnd) -> Verdict:
+        (case,) = (case for case in self._plan.cases if case.case_id == case_id)
+        manifest = earlier_manifest(self._root, case)
+        if manifest is None:
+            raise RecordError(
+                f"{case_id}: its manifest was removed while the run was resumed; run it again"
+            )
+        self.results.add(case_result_of(manifest))
+        self.results.kept.add(case_id)
+        return self._judge(manifest, report, end)
+
+    def _take_scheme(self, manifest: SchemeManifest) -> None:
+        """Write a scheme's manifest, unless the record of an exported checkpoint lies there."""
+        path = self._root / manifest.path
+        self.results.schemes[manifest.case_id] = manifest
+        if manifest.export is None and self._is_exported(path):
+            return
+        text = dump_scheme(manifest)
+        if not path.is_file() or path.read_bytes() != text.encode():
+            write_atomic(path, text)
+
+    def _is_exported(self, path: Path) -> bool:
+        with suppress(RecordError):
+            return read_scheme_manifest(path, self._root).export is not None
+        return False
+
+    def _judge(self, manifest: Manifest, report: WorkerReport, end: TestEnd) -> Verdict:
+        if self.gate is None or end.failure is not None:
+            return PASSED
+        if not self.gate.is_updating:
+            return self.gate.judge(manifest, report.tolerances)
+        self._unblessed[manifest.case.case_id] = manifest, report.tolerances
+        return PASSED if end.nodeid in self._collected.case_ids else self._bless_now(manifest)
+
+    def _bless(self, case_id: str | None) -> Verdict | None:
+        """Bless a case once every test of it has ended and none has failed."""
+        if case_id not in self._unblessed or case_id in self._failed or case_id in self.lost:
+            return None
+        return self._bless_now(self._unblessed[case_id][0])
+
+    def _bless_now(self, manifest: Manifest) -> Verdict:
+        assert self.gate is not None
+        _, marker = self._unblessed.pop(manifest.case.case_id)
+        return self.gate.judge(manifest, marker)
+
+    def _log(self, outcome: LoggedOutcome) -> None:
+        """Record an outcome that has no manifest, on disk before anyone reads the report."""
+        if isinstance(outcome, StructureCheck):
+            self.results.structures[outcome.pair, outcome.granularity] = outcome
+        else:
+            self.results.add(outcome)
+        append(self._root, self._public(outcome))
+
+    def _public(self, outcome: LoggedOutcome) -> LoggedOutcome:
+        """Return the outcome without folders of this machine, unless the host is recorded."""
+        if self._plan.settings.record_host:
+            return outcome
+        prefix = f"{self._root}{os.sep}"
+        if isinstance(outcome, FailedCase):
+            return replace(outcome, problem=without_paths(outcome.problem.replace(prefix, "")))
+        return replace(outcome, reason=without_paths(outcome.reason.replace(prefix, "")))
+
+    def _unfinished(self) -> SessionResults:
+        shard = self._plan.settings.shard
+        return SessionResults(lost=self.lost, shard=None if shard is None else str(shard))

@@ -1,0 +1,1 @@
+"""What controller and workers tell each other, as JSON."""

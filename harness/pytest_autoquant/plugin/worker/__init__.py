@@ -1,0 +1,1 @@
+"""The worker's part of the plugin: select, skip, measure, attach outcomes to test reports."""

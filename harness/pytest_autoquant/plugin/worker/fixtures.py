@@ -1,0 +1,47 @@
+"""Fixtures: measure a case, derive a scheme, check a combination. Cheap until one is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_autoquant.grid.case import Case, Combination, SchemeCase
+    from pytest_autoquant.manifests.outcomes import StructureCheck
+    from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
+    from pytest_autoquant.manifests.sensitivity_manifest import Manifest
+
+
+@pytest.fixture
+def aq_measure(request: pytest.FixtureRequest) -> Iterator[Callable[[Case | str], Manifest]]:
+    """Measure a case and return its manifest; the model is loaded once per worker.
+
+    A case is the value of ``aq_case``, or its name: ``aq_measure("wint4_afp16-default-small")``. A
+    named case that cannot run on the device skips the test with the reason.
+    """
+    from pytest_autoquant.plugin.worker.hooks import worker_of
+
+    worker = worker_of(request.config)
+    yield lambda case: worker.measure(request.node, case)
+    worker.progress.stop()
+
+
+@pytest.fixture
+def aq_derive(request: pytest.FixtureRequest) -> Iterator[Callable[[SchemeCase], SchemeManifest]]:
+    """Derive a scheme and return its manifest; its checkpoint is written with ``--aq-export``."""
+    from pytest_autoquant.plugin.worker.hooks import worker_of
+
+    worker = worker_of(request.config)
+    yield lambda case: worker.derive(request.node, case)
+    worker.progress.stop()
+
+
+@pytest.fixture
+def aq_check(request: pytest.FixtureRequest) -> Callable[[Combination], StructureCheck]:
+    """Resolve a combination, have ModelOpt validate it, and return its status."""
+    from pytest_autoquant.plugin.worker.hooks import worker_of
+
+    worker = worker_of(request.config)
+    return lambda combination: worker.check(request.node, combination)

@@ -1,0 +1,368 @@
+"""The worker's pytest hooks, in every process that runs tests."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_autoquant.errors import AutoquantError, MeasurementError, UsageError
+from pytest_autoquant.grid.case import Case, CaseParameter, Combination, SchemeCase
+from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase, StructureCheck
+from pytest_autoquant.plugin.gpus import pin
+from pytest_autoquant.plugin.messages.collected import CollectedCases
+from pytest_autoquant.plugin.messages.outcome import (
+    Checked,
+    DerivedScheme,
+    Failed,
+    Kept,
+    MeasuredCase,
+    Outcome,
+    Skipped,
+    WorkerReport,
+    dump_report,
+)
+from pytest_autoquant.plugin.messages.worker_input import worker_input_of
+from pytest_autoquant.plugin.pytest_config import (
+    CASE,
+    COMBINATION,
+    PARAMETERS,
+    SCHEME,
+    as_failure,
+    failure,
+    is_worker,
+    parameter,
+    plan_of,
+)
+from pytest_autoquant.plugin.worker.progress_line import ProgressLine, terminal_writer
+from pytest_autoquant.regression.tolerances import check_marker
+from pytest_autoquant.text import in_words
+
+if TYPE_CHECKING:
+    from pytest_autoquant.export.pipeline import SchemeRunner
+    from pytest_autoquant.grid.assignment import Assignment
+    from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
+    from pytest_autoquant.manifests.sensitivity_manifest import Manifest
+    from pytest_autoquant.modelopt_support.status import Support
+    from pytest_autoquant.options.run_plan import RunPlan
+    from pytest_autoquant.scoring.runner import MeasurementRunner
+
+_OUTCOMES: pytest.StashKey[list[Outcome]] = pytest.StashKey()
+_STATE = pytest.StashKey["bytes | None"]()
+_RERUN = pytest.StashKey[str]()
+_REFUSED = pytest.StashKey[str]()
+_USES_US = frozenset(("aq_measure", "aq_check", "aq_derive"))
+
+
+class AutoquantWarning(UserWarning):
+    """Something about the inputs that a reader of the results has to know."""
+
+
+def worker_of(config: pytest.Config) -> Worker:
+    """Return the worker's part of the plugin in this process."""
+    worker: Any = config.pluginmanager.get_plugin("autoquant-worker")
+    assert isinstance(worker, Worker)
+    return worker
+
+
+def parametrize(metafunc: pytest.Metafunc) -> None:
+    """Parametrize a test over the cases, combinations or schemes that it asks for."""
+    names = [name for name in PARAMETERS if name in metafunc.fixturenames]
+    if not names:
+        return
+    try:
+        plan = plan_of(metafunc.config)
+    except pytest.UsageError as error:
+        raise pytest.Collector.CollectError(str(error)) from None
+    grids: dict[str, tuple[CaseParameter, ...]] = {
+        CASE: plan.cases,
+        COMBINATION: plan.combinations,
+        SCHEME: plan.schemes,
+    }
+    for name in names:
+        metafunc.parametrize(name, [_param(value) for value in grids[name]])
+
+
+def _param(value: CaseParameter) -> Any:
+    is_experimental = any(c.pair.experimental for c in value.combinations)
+    marks = [pytest.mark.aq_experimental] if is_experimental else []
+    return pytest.param(value, id=value.test_id, marks=marks)
+
+
+class Worker:
+    """Selects, skips and measures."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._collected = CollectedCases()
+        self._assignment: Assignment | None = None
+        self.progress = ProgressLine(terminal_writer(config))
+
+    @property
+    def plan(self) -> RunPlan:
+        """What the run is asked for."""
+        return plan_of(self._config)
+
+    @cached_property
+    def runner(self) -> MeasurementRunner:
+        """The measuring side, built on first use: here torch is imported."""
+        given, settings = worker_input_of(self._config), self.plan.settings
+        if given.gpu is not None and settings.device in ("auto", "cuda"):
+            pin(given.gpu)  # before torch looks at the GPUs
+        from pytest_autoquant.scoring.environment import share_cores
+        from pytest_autoquant.scoring.runner import MeasurementRunner
+
+        share_cores(given.workers_on_host)
+        earlier = given.earlier if is_worker(self._config) else self._earlier_here()
+        runner = MeasurementRunner(
+            settings, self.plan.source, self.progress, _warn, earlier=earlier
+        )
+        if self._assignment is not None:
+            runner.assign(self._assignment)
+        return runner
+
+    @cached_property
+    def scheme_runner(self) -> SchemeRunner:
+        """What turns scores into schemes and checkpoints.
+
+        Raises:
+            UsageError: no scheme is asked for.
+        """
+        from pytest_autoquant.export.pipeline import SchemeRunner
+
+        plan = self.plan
+        if plan.held_out is None:
+            raise UsageError("no scheme is asked for; name some with --aq-schemes")
+        return SchemeRunner(
+            self.runner,
+            held_out=plan.held_out,
+            target=None if plan.settings.target == "none" else plan.settings.target,
+            root=plan.root if plan.settings.export else None,
+            may_replace=plan.settings.replace_export,
+        )
+
+    def _earlier_here(self) -> Mapping[str, Any]:
+        from pytest_autoquant.plugin import controller_of
+
+        return controller_of(self._config).earlier
+
+    # Selection
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Deselect what ``--aq-structure-only`` and ``--aq-gpu-only`` leave out."""
+        settings = self.plan.settings
+        if settings.structure_only:
+            self._keep(items, [item for item in items if item.get_closest_marker("aq_structure")])
+        if settings.gpu_only:
+            self._keep(items, [item for item in items if item.get_closest_marker("aq_gpu")])
+
+    @pytest.hookimpl(specname="pytest_collection_modifyitems", trylast=True)
+    def pytest_select_shard(self, items: list[pytest.Item]) -> None:
+        """Keep this shard's cases, and remember which of them are measured together."""
+        if not any(_is_ours(item) for item in items):
+            return
+        cases = [case for item in items if (case := parameter(item, CASE)) is not None]
+        dealt = worker_input_of(self._config)
+        workers = self._config.workerinput["workercount"] if dealt.is_dealt_by_part else 1  # type: ignore[attr-defined]
+        self._assignment = self.plan.assign(cases, workers=workers)
+        ours = [item for item in items if _is_ours(item)]
+        self._keep(items, [item for item in items if self._is_in_shard(item)])
+        self._collected = CollectedCases(num_selected=len(ours))
+
+    def _keep(self, items: list[pytest.Item], kept: list[pytest.Item]) -> None:
+        if len(kept) < len(items):
+            gone = set(items) - set(kept)
+            self._config.hook.pytest_deselected(items=[item for item in items if item in gone])
+            items[:] = kept
+
+    def _is_in_shard(self, item: pytest.Item) -> bool:
+        case, combination, scheme = (parameter(item, name) for name in PARAMETERS)
+        if scheme is not None:
+            return self.plan.takes_scheme(scheme)
+        if case is not None:
+            assert self._assignment is not None
+            return self._assignment.holds(case)
+        return combination is None or self.plan.takes_combination(combination)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Announce which tests are cases, before the controller learns their names."""
+        items = [item for item in session.items if _is_ours(item)]
+        collected = CollectedCases(
+            cases=_ids(items, CASE),
+            schemes=_ids(items, SCHEME),
+            others=tuple(i.nodeid for i in items if not _ids([i], CASE) and not _ids([i], SCHEME)),
+            num_selected=self._collected.num_selected,
+        )
+        if not collected.num_selected:
+            return
+        if is_worker(self._config):
+            from pytest_autoquant.plugin.xdist_adapter import announce
+
+            announce(collected, self._config)
+        else:
+            from pytest_autoquant.plugin import controller_of
+
+            controller_of(self._config).collect(collected)
+
+    # Tests
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Skip a case that cannot run here, with the true reason, through a skip marker."""
+        case, scheme = parameter(item, CASE), parameter(item, SCHEME)
+        self._check_marker(item)
+        if item.get_closest_marker("skip") is not None or case is scheme is None:
+            return
+        try:
+            if case is None:
+                self._skip_scheme(item, scheme)
+            else:
+                self._skip_case(item, case)
+        except AutoquantError:
+            return  # the case itself fails with the message
+
+    def _check_marker(self, item: pytest.Item) -> None:
+        marker = item.get_closest_marker("aq_tolerance")
+        if marker is not None:
+            with as_failure():
+                check_marker(marker.args, marker.kwargs)
+
+    def _skip_case(self, item: pytest.Item, case: Case) -> None:
+        support = self.runner.support(case.combination)
+        if not support.is_supported:
+            bits = self.runner.config(case.combination).effective_bits
+            self._skip(item, _skipped(case, support, bits))
+        elif self.plan.settings.resume:
+            self._resume(item, case)
+
+    def _skip_scheme(self, item: pytest.Item, scheme: SchemeCase) -> None:
+        """Skip a scheme that cannot be derived here; one that was asked for by name fails."""
+        support = self.scheme_runner.support(scheme)
+        if support.is_supported:
+            return
+        if self.plan.is_named(scheme):
+            item.stash[_REFUSED] = f"scheme {scheme.test_id}: {support.skip_reason}"
+        else:
+            self._skip(item, _skipped(scheme, support, None))
+
+    def _skip(self, item: pytest.Item, case: SkippedCase) -> None:
+        _add(item, Skipped(case=case))
+        item.add_marker(pytest.mark.skip(reason=f"{case.status}: {case.reason}"))
+
+    def _resume(self, item: pytest.Item, case: Case) -> None:
+        """Skip a case that was measured on the same inputs, or remember what changed."""
+        changes = self.runner.changes(case)
+        if changes:
+            item.stash[_RERUN] = ", ".join(map(str, changes))
+        elif changes is not None:
+            _add(item, Kept(case=KeptCase(case_id=case.case_id)))
+            item.add_marker(pytest.mark.skip(reason="kept: measured before on the same inputs"))
+
+    def measure(self, item: pytest.Item, case: Case | str) -> Manifest:
+        """Measure a case and attach its manifest to the test."""
+        from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
+
+        if isinstance(case, str):
+            case = self._named(item, case)
+        self.progress.start(case.test_id)
+        with _attached(item, case):
+            measured = self.runner.measure(case)
+        manifest = dump_manifest(measured.manifest)
+        _add(item, MeasuredCase(manifest=manifest, rerun=item.stash.get(_RERUN, None)))
+        item.stash[_STATE] = measured.state
+        return measured.manifest
+
+    def _named(self, item: pytest.Item, name: str) -> Case:
+        with as_failure():
+            case = self.plan.case_named(name)
+            support = self.runner.support(case.combination)
+            bits = self.runner.config(case.combination).effective_bits
+        if not support.is_supported:
+            _add(item, Skipped(case=_skipped(case, support, bits)))
+            pytest.skip(support.skip_reason)
+        return case
+
+    def derive(self, item: pytest.Item, case: SchemeCase) -> SchemeManifest:
+        """Derive a scheme and attach its manifest to the test."""
+        from pytest_autoquant.manifests.scheme_manifest import dump_scheme
+
+        self.progress.start(case.test_id)
+        with _attached(item, case):
+            if _REFUSED in item.stash:
+                raise UsageError(item.stash[_REFUSED])
+            manifest = self.scheme_runner.derive(case)
+        _add(item, DerivedScheme(manifest=dump_scheme(manifest)))
+        return manifest
+
+    def check(self, item: pytest.Item, combination: Combination) -> StructureCheck:
+        """Check a combination and attach its status to the test."""
+        with as_failure():
+            check = self.runner.configurations.check(combination)
+        _add(item, Checked(check=check))
+        return check
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        """Attach the outcomes as a JSON string: it survives the way to an xdist controller."""
+        report = yield
+        is_end = report.when == "call" or not report.passed
+        if is_end and _OUTCOMES in item.stash:
+            marker = item.get_closest_marker("aq_tolerance")
+            report.autoquant = dump_report(
+                WorkerReport(
+                    outcomes=tuple(item.stash[_OUTCOMES]),
+                    tolerances=None if marker is None else dict(marker.kwargs),
+                )
+            )
+            report.autoquant_state = item.stash.get(_STATE, None)
+            del item.stash[_OUTCOMES]
+        return report
+
+
+def _is_ours(item: pytest.Item) -> bool:
+    if any(parameter(item, name) is not None for name in PARAMETERS):
+        return True
+    return not _USES_US.isdisjoint(getattr(item, "fixturenames", ()))
+
+
+def _ids(items: list[pytest.Item], name: str) -> dict[str, str]:
+    values = ((item.nodeid, parameter(item, name)) for item in items)
+    return {nodeid: value.case_id for nodeid, value in values if value is not None}
+
+
+def _skipped(case: Case | SchemeCase, support: Support, bits: float | None) -> SkippedCase:
+    return SkippedCase(
+        case_id=case.case_id,
+        status=support.status.value,
+        reason=support.reason,
+        effective_bits=bits,
+    )
+
+
+def _add(item: pytest.Item, outcome: Outcome) -> None:
+    item.stash.setdefault(_OUTCOMES, []).append(outcome)
+
+
+@contextmanager
+def _attached(item: pytest.Item, case: Case | SchemeCase) -> Iterator[None]:
+    """Attach what a case raised; an error of ours fails it with the message alone."""
+    try:
+        yield
+    except AutoquantError as error:
+        _add(item, Failed(case=FailedCase(case_id=case.case_id, problem=str(error))))
+        if isinstance(error, MeasurementError) and error.trace:
+            item.add_report_section("call", "traceback in the library", error.trace)
+        raise failure(error) from None
+    except Exception as error:
+        _add(item, Failed(case=FailedCase(case_id=case.case_id, problem=in_words(error))))
+        raise
+
+
+def _warn(message: str) -> None:
+    warnings.warn(AutoquantWarning(message), stacklevel=2)

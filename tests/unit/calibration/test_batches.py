@@ -1,0 +1,143 @@
+"""Batches of captions: no padding, nothing lost, and a digest of what was used."""
+
+import hashlib
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pytest_autoquant.calibration.batches import batches_of_equal_length, calibration_data
+from pytest_autoquant.calibration.captions import CaptionSet
+from pytest_autoquant.errors import CaptionError
+
+lengths = st.lists(st.integers(0, 12), max_size=80)
+batch_sizes = st.integers(1, 9)
+
+
+def rows_of(lengths):
+    """One row per length; the first token is the caption's number."""
+    return [tuple([number, *range(length - 1)][:length]) for number, length in enumerate(lengths)]
+
+
+def data(lengths, *, batch_size=4, score_size=128, requested=None):
+    lines = tuple(f"caption {number}" for number in range(len(lengths)))
+    captions = CaptionSet(
+        name="mine.txt", size="small", requested=requested or len(lines), lines=lines
+    )
+    return calibration_data(
+        captions, rows_of(lengths), batch_size=batch_size, score_size=score_size
+    )
+
+
+def rows_in(batches):
+    return [row for batch in batches for row in batch.rows]
+
+
+@given(lengths=lengths, batch_size=batch_sizes)
+def test_rows_of_a_batch_have_equal_length_and_no_row_is_lost_or_duplicated(lengths, batch_size):
+    rows = rows_of(lengths)
+    batches = batches_of_equal_length(rows, batch_size)
+    assert all(len({len(row) for row in batch.rows}) == 1 for batch in batches)
+    assert all(1 <= len(batch.rows) <= batch_size for batch in batches)
+    assert Counter(rows_in(batches)) == Counter(rows)
+
+
+@given(lengths=lengths, batch_size=batch_sizes)
+def test_batches_are_as_few_as_possible_shortest_first_and_in_caption_order(lengths, batch_size):
+    rows = rows_of(lengths)
+    batches = batches_of_equal_length(rows, batch_size)
+    assert len(batches) == sum(-(-n // batch_size) for n in Counter(lengths).values())
+    assert rows_in(batches) == sorted(rows, key=len)
+
+
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=60).filter(lambda n: max(n) >= 2),
+    batch_size=batch_sizes,
+    score_size=st.integers(1, 70),
+)
+def test_every_usable_caption_calibrates_and_the_first_ones_are_scored(
+    lengths, batch_size, score_size
+):
+    result = data(lengths, batch_size=batch_size, score_size=score_size)
+    usable = [row for row in rows_of(lengths) if len(row) >= 2]
+    scored, unscored = usable[:score_size], usable[score_size:]
+    assert Counter(rows_in(result.scored)) == Counter(scored)
+    assert Counter(rows_in(result.unscored)) == Counter(unscored)
+    assert result.batches == (*result.scored, *result.unscored)
+    assert result.scored_tokens == sum(len(row) - 1 for row in scored)
+    assert result.token_lengths == Counter(len(row) for row in usable)
+    assert len(result.dropped) == sum(length < 2 for length in lengths)
+
+
+@given(tokens=st.integers(1, 40))
+def test_split_batches_hold_the_same_captions_within_the_token_limit(tokens):
+    whole = data([5, 3, 5, 5, 2, 7, 5], score_size=4)
+    parts = whole.split(tokens)
+    assert rows_in(parts.scored) == rows_in(whole.scored)
+    assert rows_in(parts.unscored) == rows_in(whole.unscored)
+    assert all(len(b.rows) == 1 or b.num_tokens <= tokens for b in parts.batches)
+    assert (parts.sha256, parts.scored_tokens) == (whole.sha256, whole.scored_tokens)
+
+
+def test_tokens_and_next_token_predictions_are_counted():
+    result = data([5, 3, 5, 5, 2, 7], batch_size=2, score_size=4)
+    counts = [(len(b.rows), b.num_tokens, b.num_predicted) for b in result.batches]
+    assert counts == [(1, 3, 2), (2, 10, 8), (1, 5, 4), (1, 2, 1), (1, 7, 6)]
+    assert len(result.scored) == 3
+    assert result.scored_tokens == 14
+    assert list(result.token_lengths.items()) == [(2, 1), (3, 1), (5, 3), (7, 1)]
+    assert result.batch_size == 2
+
+
+def test_captions_shorter_than_two_tokens_are_dropped_by_name():
+    result = data([4, 1, 0, 3])
+    assert result.dropped == ("caption 1", "caption 2")
+    assert rows_in(result.batches) == [(3, 0, 1), (0, 0, 1, 2)]
+    assert result.sha256 == hashlib.sha256(b"caption 0\ncaption 3\n").hexdigest()
+
+
+def test_dropped_captions_do_not_count_towards_the_score_size():
+    assert [row[0] for row in rows_in(data([1, 3, 0, 3, 3], score_size=2).scored)] == [1, 3]
+
+
+def test_captions_that_are_all_too_short_are_an_error():
+    with pytest.raises(CaptionError, match=r"^mine\.txt: no caption has 2 tokens .*read: 3"):
+        data([1, 0, 1])
+
+
+def test_digest_depends_on_the_captions_and_not_on_the_batches():
+    plain = data([4, 3, 5])
+    assert data([4, 3, 5], batch_size=1).sha256 == plain.sha256
+    assert data([4, 3, 5, 3]).sha256 != plain.sha256
+    assert plain.sha256 == hashlib.sha256(b"caption 0\ncaption 1\ncaption 2\n").hexdigest()
+
+
+def digest(*lines, score_size):
+    captions = CaptionSet(name="mine.txt", size="small", requested=16, lines=lines)
+    rows = [(1, 2, 3)] * len(lines)
+    return calibration_data(captions, rows, batch_size=4, score_size=score_size).sha256
+
+
+def test_digest_does_not_depend_on_the_order_within_scored_or_unscored_captions():
+    assert digest("b", "a", "d", "c", score_size=2) == digest("a", "b", "c", "d", score_size=2)
+    assert digest("a", "b", "c", "d", score_size=2) == hashlib.sha256(b"a\nb\n\nc\nd").hexdigest()
+
+
+def test_digest_depends_on_which_captions_are_scored():
+    scored_two = digest("a", "b", "c", score_size=2)
+    assert digest("a", "c", "b", score_size=2) != scored_two
+    assert digest("a", "b", "c", score_size=1) != scored_two
+    assert digest("a", "b", "c", score_size=3) != scored_two
+
+
+@pytest.mark.parametrize(
+    ("lengths", "requested", "expected"),
+    [
+        ([2] * 16, 16, None),
+        ([2], 16, "mine.txt holds 1 captions, size small needs 16: measured on 1"),
+        ([2, 1, 2], 16, "mine.txt holds 3 captions, size small needs 16: measured on 2"),
+    ],
+    ids=["exactly enough", "too few", "too few and one is dropped"],
+)
+def test_shortfall_names_captions_needed_and_measured(lengths, requested, expected):
+    assert data(lengths, requested=requested).shortfall == expected
