@@ -122,3 +122,36 @@ def _refuse(constant):
 def changed(record, part, **values):
     """Return a record with some fields of one of its parts replaced."""
     return replace(record, **{part: replace(getattr(record, part), **values)})
+
+
+def with_case_names(manifest, **names):
+    """Return a manifest with another size, granularity or status, and the case id of its names."""
+    case = replace(manifest.case, **names)
+    parts = (manifest.model.name, case.pair, case.granularity, case.size, case.method)
+    return replace(manifest, case=replace(case, case_id="/".join(parts)))
+
+
+def with_scores(manifest, scores, *, total=1.0):
+    """Return a manifest with other groups, of one linear each; ``scores`` are in module order."""
+    ranked = sorted(scores, key=lambda name: -scores[name])
+    group = next(iter(manifest.layer_sensitivity.values()))
+    layer = next(iter(manifest.layers.values()))
+    line = manifest.sensitivity_ranking[0]
+    return replace(
+        manifest,
+        layers={name: replace(layer, group=f"{name}.quant_recipe") for name in scores},
+        layer_sensitivity={
+            f"{name}.quant_recipe": replace(
+                group,
+                scores=(score, 0.0),
+                importance=score,
+                rank=ranked.index(name) + 1,
+                module_names=(name,),
+            )
+            for name, score in scores.items()
+        },
+        sensitivity_ranking=tuple(
+            replace(line, name=f"{name}.quant_recipe", importance=scores[name]) for name in ranked
+        ),
+        autoquant_state=replace(manifest.autoquant_state, total_score=total),
+    )

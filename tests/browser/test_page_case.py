@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import pytest
+from builders import with_case_names, with_scores
 from page_reading import (
     GROUP_SUFFIX,
     SECTIONS,
@@ -52,43 +53,6 @@ def expected_rows(manifest):
         chosen = "quantized" if kept else "16-bit"
         rows.append([str(group["rank"]), name, linears, four(score), share, f"{weights:,}", chosen])
     return rows
-
-
-def scored(template, values, *, total_score=1.0):
-    """Give the template other groups, of one linear each."""
-    ranked = sorted(values, key=lambda name: -values[name])
-    group = next(iter(template.layer_sensitivity.values()))
-    layer = next(iter(template.layers.values()))
-    return replace(
-        template,
-        layers={name: replace(layer, group=name + GROUP_SUFFIX) for name in values},
-        layer_sensitivity={
-            name + GROUP_SUFFIX: replace(
-                group,
-                scores=(score, 0.0),
-                importance=score,
-                rank=ranked.index(name) + 1,
-                module_names=(name,),
-            )
-            for name, score in values.items()
-        },
-        sensitivity_ranking=tuple(
-            replace(
-                template.sensitivity_ranking[0],
-                name=name + GROUP_SUFFIX,
-                importance=values[name],
-            )
-            for name in ranked
-        ),
-        autoquant_state=replace(template.autoquant_state, total_score=total_score),
-    )
-
-
-def named(manifest, **changes):
-    """Give a manifest another size or name, and the case id that goes with it."""
-    case = replace(manifest.case, **changes)
-    parts = (manifest.model.name, case.pair, case.granularity, case.size, case.method)
-    return replace(manifest, case=replace(case, case_id="/".join(parts)))
 
 
 def check_case(page, case_id, manifest):
@@ -236,7 +200,7 @@ def test_link_in_the_cases_table_opens_the_case_and_another_size_another_one(swe
 def test_scores_have_four_digits_and_exact_ranks(page, template, report_of, open_report):
     close = {"layers.5.a": 0.12345601, "layers.5.b": 0.12345602, "layers.6.a": 0.12345603}
     values = EDGES | close
-    report = report_of(scored(template, values, total_score=sum(values.values())))
+    report = report_of(with_scores(template, values, total=sum(values.values())))
     open_report(page, report, "#case")
     rows = whole_table(page, NAME)
     shown = dict(zip(column(rows, "group"), column(rows, "score (per token)"), strict=True))
@@ -245,10 +209,10 @@ def test_scores_have_four_digits_and_exact_ranks(page, template, report_of, open
 
 
 def test_score_that_is_not_finite_ranks_first(page, template, report_of, open_report):
-    made = scored(template, {"layers.0.a": 1.0, "layers.0.b": 2.0})
+    made = with_scores(template, {"layers.0.a": 1.0, "layers.0.b": 2.0})
     name = "layers.0.b" + GROUP_SUFFIX
     broken = replace(
-        named(made, size="medium", status="failed", problems=("a score is not finite",)),
+        with_case_names(made, size="medium", status="failed", problems=("a score is not finite",)),
         layer_sensitivity={
             **made.layer_sensitivity,
             name: replace(made.layer_sensitivity[name], importance=None, scores=(None, 0.0)),
@@ -272,7 +236,7 @@ def test_score_that_is_not_finite_ranks_first(page, template, report_of, open_re
 def test_case_of_zero_scores_or_of_one_group_is_drawn(
     page, template, report_of, open_report, values
 ):
-    open_report(page, report_of(scored(template, values, total_score=sum(values.values()))))
+    open_report(page, report_of(with_scores(template, values, total=sum(values.values()))))
     for section in SECTIONS:
         go(page, f"#{section}")
     go(page, "#case")

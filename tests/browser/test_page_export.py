@@ -1,12 +1,11 @@
 """CSV and Markdown of a table as it is sorted and filtered."""
 
 import csv
-from dataclasses import replace
 
 import pytest
-from builders import HtmlPage
+from builders import HtmlPage, with_scores
 from markdown_it import MarkdownIt
-from page_reading import GROUP_SUFFIX, go, sort_by, table, whole_table
+from page_reading import go, sort_by, table, whole_table
 
 FORMULAS = ('=HYPERLINK("http://evil","x")', "+1+1", "-2+3", "@SUM(A1)")
 GROUPS = (
@@ -60,26 +59,8 @@ def copying(new_page):
 @pytest.fixture
 def awkward(template, report_of):
     """A case whose groups have names with special characters of CSV or Markdown."""
-    group = next(iter(template.layer_sensitivity.values()))
-    layer = next(iter(template.layers.values()))
-    line = template.sensitivity_ranking[0]
-    ranked = {name: rank for rank, name in enumerate(GROUPS, start=1)}
-    return report_of(
-        replace(
-            template,
-            layers={name: replace(layer, group=name + GROUP_SUFFIX) for name in GROUPS},
-            layer_sensitivity={
-                name + GROUP_SUFFIX: replace(
-                    group, rank=rank, importance=1 / rank, module_names=(name,)
-                )
-                for name, rank in ranked.items()
-            },
-            sensitivity_ranking=tuple(
-                replace(line, name=name + GROUP_SUFFIX, importance=1 / rank)
-                for name, rank in ranked.items()
-            ),
-        )
-    )
+    scores = {name: 1 / rank for rank, name in enumerate(GROUPS, start=1)}
+    return report_of(with_scores(template, scores))
 
 
 def safe(text):

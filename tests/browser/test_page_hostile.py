@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import pytest
-from page_reading import GROUP_SUFFIX, SECTIONS, cells, column, go, open_case, table, whole_table
+from builders import with_scores
+from page_reading import SECTIONS, cells, column, go, open_case, table, whole_table
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
-from pytest_autoquant.manifests.sensitivity_manifest import GroupSensitivity
 from pytest_autoquant.reports.rebuild import rebuild
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_summary
@@ -22,12 +22,9 @@ WIDTHS = (1280, 390)
 
 def hostile_case(template, index, name):
     """Write a name into every text of a manifest that the page shows."""
-    group = next(iter(template.layer_sensitivity.values()))
-    layer = next(iter(template.layers.values()))
-    names = [f"{given}{index}" for given in NAMES]
-    scores = {given + GROUP_SUFFIX: 2.0 ** -(place + index) for place, given in enumerate(names)}
+    scores = {f"{given}{index}": 2.0 ** -(place + index) for place, given in enumerate(NAMES)}
     return replace(
-        template,
+        with_scores(template, scores),
         case=replace(
             template.case,
             case_id="/".join((f"m{name}", f"p{name}", f"g{name}", "small", "gradient")),
@@ -44,22 +41,8 @@ def hostile_case(template, index, name):
             base_format_name=name,
             effective_quantizer_summary={name: SCRIPT, "weight_quantizer": name},
         ),
-        layers={given: replace(layer, group=given + GROUP_SUFFIX) for given in names},
-        layer_sensitivity={
-            given: _group(group, score, rank, given)
-            for rank, (given, score) in enumerate(scores.items(), start=1)
-        },
-        sensitivity_ranking=tuple(
-            replace(template.sensitivity_ranking[0], name=given, importance=score)
-            for given, score in scores.items()
-        ),
         environment=replace(template.environment, device_name=name, platform=name),
     )
-
-
-def _group(like: GroupSensitivity, score, rank, given):
-    member = given.removesuffix(GROUP_SUFFIX)
-    return replace(like, scores=(score, 0.0), importance=score, rank=rank, module_names=(member,))
 
 
 def unmeasured():

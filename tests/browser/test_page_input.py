@@ -177,7 +177,7 @@ def test_outcomes_of_several_runs_are_marked(page, template, report_of, open_rep
     )
     assert page.inner_text("#counts").startswith("1 measured, 0 aliases, 1 failed, 1 skipped")
     (cell,) = cells(page, "grid")
-    assert cell["label"].endswith("a later run failed: out of memory; 8 bits per weight")
+    assert cell["label"].endswith("then failed: out of memory; 8 bits per weight")
     assert page.locator("#view option:checked").inner_text() == template.case.size
     page.select_option("#view", label="large")
     page.wait_for_timeout(150)
@@ -189,4 +189,4 @@ def test_outcomes_of_several_runs_are_marked(page, template, report_of, open_rep
         template.case.size: "last",
         "large": "earlier",
     }
-    assert column(rows, "remark") == ["failed later: out of memory", "no GPU"]
+    assert column(rows, "remark") == ["then failed: out of memory", "no GPU"]

@@ -1,14 +1,7 @@
-"""Sections over several cases, and the page of two runs, compared with the manifests."""
+"""Sections over several cases, compared with the manifests."""
 
 import base64
-import copy
-import json
-import random
 import re
-import shutil
-import subprocess
-import sys
-from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import mean
 
@@ -23,19 +16,15 @@ from page_reading import (
     go,
     percent,
     scores,
-    sort_by,
     table,
     total,
     whole_table,
 )
-from pytest_autoquant.reports.run_comparison import compare_runs
-from pytest_autoquant.reports.write import write_case, write_comparison
 from scipy.stats import spearmanr
 
 FILLS = {"not beaten": "rgb(213, 94, 0)", "beaten by another case": "rgb(0, 114, 178)"}
 A = "tiny-qwen3-vl/wint4_aint8/default/small/gradient"
 B = "tiny-qwen3-vl/wint8_afp16/w_group64/large/gradient"
-SEED = 5
 
 
 def correlation(first, second):
@@ -214,117 +203,3 @@ def test_frontier_colours_the_cases_that_no_other_beats(swept, sweep):
         assert score == four(total(manifest))
         label = f"{', '.join(case_id.split('/')[1:3])}: {score} per token at {bits} bits per weight"
         assert drawn[label] == FILLS[kind]
-
-
-@dataclass(frozen=True)
-class TwoRuns:
-    page: object
-    before: dict
-    after: dict
-
-
-@pytest.fixture(scope="module")
-def two_runs(sweep, tmp_path_factory):
-    """The sweep, and a second run with other scores and without one of the cases."""
-    folder = tmp_path_factory.mktemp("compared")
-    shutil.copytree(sweep.root, folder / "second")
-    after = {}
-    for path in sorted((folder / "second").rglob("*_quant_manifest.json")):
-        manifest = json.loads(path.read_text())
-        case_id = manifest["case"]["case_id"]
-        if case_id == A:
-            path.unlink()
-            continue
-        after[case_id] = remeasured(manifest, random.Random(SEED + len(after)))  # noqa: S311
-        path.write_text(json.dumps(after[case_id]))
-    page = folder / "compared.html"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest_autoquant.cli",
-        "compare",
-        sweep.root,
-        folder / "second",
-    ]
-    subprocess.run([*command, "--html", page], check=True, capture_output=True, timeout=120)
-    return TwoRuns(page, sweep.manifests, after)
-
-
-def remeasured(manifest, random_of):
-    changed = copy.deepcopy(manifest)
-    groups = changed["layer_sensitivity"]
-    for group in groups.values():
-        group["importance"] *= random_of.choice((0.25, 0.9, 1.0, 1.2, 3.0))
-        group["scores"][0] = group["importance"]
-    ranked = sorted(groups, key=lambda name: -groups[name]["importance"])
-    for rank, name in enumerate(ranked, start=1):
-        groups[name]["rank"] = rank
-    changed["sensitivity_ranking"] = [
-        {"name": name, "importance": groups[name]["importance"]} for name in ranked
-    ]
-    state = changed["autoquant_state"]
-    state["total_score"] = sum(group["importance"] for group in groups.values())
-    return changed
-
-
-def test_page_of_two_runs_lists_the_cases_in_both(page, two_runs, open_report):
-    open_report(page, two_runs.page, "#compare")
-    rows = {row[0]: row[1:] for row in whole_table(page, "runs")[1:]}
-    assert rows.keys() == two_runs.after.keys()
-    for case_id, row in rows.items():
-        before, after = two_runs.before[case_id], two_runs.after[case_id]
-        assert row[0] == f"{100 * (total(after) / total(before) - 1):+.3f}"
-        assert row[1] == f"{correlation(scores(before), scores(after)):.4f}"
-    assert "35 cases in both runs, 1 only in A, 0 only in B." in page.inner_text("#section-compare")
-
-
-def test_case_of_two_runs_opens_the_comparison_of_both(page, two_runs, open_report):
-    open_report(page, two_runs.page, "#compare")
-    page.locator("#section-compare .dt-search input").first.fill(B)
-    with drawing(page):
-        page.locator('table[data-name="runs"] tbody a').click()
-    sides = [page.locator(f"{side} option:checked").inner_text() for side in ("#case-a", "#case-b")]
-    assert sides == [f"A: {B}", f"B: {B}"]
-    before, after = two_runs.before[B], two_runs.after[B]
-    expected = correlation(scores(before), scores(after))
-    assert f"Spearman rank correlation {expected:.4f};" in page.inner_text("#correlation")
-    assert len(cells(page, "compare")) == 24
-    found = {row[0]: (int(row[1]), int(row[2])) for row in table(page, "movers")[1:]}
-    first, second = ranks(before), ranks(after)
-    assert found == {name: (first[name], second[name]) for name in first}
-
-
-def test_page_of_two_runs_links_to_the_files_of_each(page, two_runs, open_report, sweep):
-    open_report(page, two_runs.page)
-    for side, root in (("A", sweep.root), ("B", two_runs.page.parent / "second")):
-        go(page, "#case")
-        with drawing(page):
-            page.select_option("#case-choice", label=f"{side}: {B}")
-        href = page.locator("#case-facts a", has_text="manifest").get_attribute("href")
-        path = (two_runs.page.parent / href).resolve()
-        assert path.is_relative_to(root)
-        assert json.loads(path.read_text())["case"]["case_id"] == B
-
-
-def test_infinite_drift_sorts_above_all_others(page, template, tmp_path, open_report):
-    """In the second run one case came to no finite total."""
-    totals = {"a": (1.0, 1.1), "b": (1.0, None), "c": (1.0, 11.0), "d": (1.0, 3.0)}
-    for side, folder in enumerate(("first", "second")):
-        for name, both in totals.items():
-            write_case(tmp_path / folder, of_total(template, name, both[side]))
-    path = tmp_path / "compared.html"
-    write_comparison(path, compare_runs(tmp_path / "first", tmp_path / "second"))
-    open_report(page, path, "#compare")
-    for direction, order in (("ascending", "adcb"), ("descending", "bcda")):
-        sort_by(page, "runs", "total score drift", direction)
-        cases = column(table(page, "runs"), "case")
-        assert [case.split("/")[2] for case in cases] == [*order]
-
-
-def of_total(template, granularity, value):
-    case_id = f"{template.model.name}/{template.case.pair}/{granularity}/small/gradient"
-    return replace(
-        template,
-        case=replace(template.case, case_id=case_id, granularity=granularity, size="small"),
-        autoquant_state=replace(template.autoquant_state, total_score=value),
-    )

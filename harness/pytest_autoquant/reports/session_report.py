@@ -219,9 +219,9 @@ def _failed(model: ReportModel) -> list[str]:
 
 
 def problem_of(results: SessionResults, failure: FailedCase) -> str:
-    """Return what was wrong; a later error of a measured case says that its scores are older."""
+    """Return what was wrong, and whether the case has scores from before it failed."""
     if failure.case_id in results.errors and failure.case_id in results.cases:
-        return f"{failure.problem} (measured before; the scores shown are from that run)"
+        return f"{failure.problem} (the scores shown were measured before it failed)"
     return failure.problem
 
 

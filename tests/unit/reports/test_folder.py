@@ -125,10 +125,10 @@ def test_later_error_is_shown_beside_the_measured_scores(tmp_path, run):
     document, text = summary(tmp_path), (tmp_path / "summary.md").read_text()
     assert document["counts"]["measured"] == document["counts"]["failed"] == 1
     assert [case["total_score"] for case in document["cases"]] == [10.0]
-    assert "out of memory (measured before; the scores shown are from that run)" in text.replace(
+    assert "out of memory (the scores shown were measured before it failed)" in text.replace(
         "\\", ""
     )
-    assert "failed later: out of memory" in (tmp_path / "index.html").read_text()
+    assert "then failed: out of memory" in (tmp_path / "index.html").read_text()
 
 
 def test_rows_are_marked_only_if_there_was_more_than_one_run(tmp_path, run, render):

@@ -149,7 +149,7 @@ def _measured(case: CaseResult, error: FailedCase | None) -> _Outcome:
         what = "measured" if case.alias_of is None else f"alias of {case.alias_of}"
         sentence = f"{what}, total score {label} {case.unit}"
     if error is not None:
-        sentence += f"; a later run failed: {error.problem}"
+        sentence += f"; then failed: {error.problem}"
     return _Outcome(
         status=case.status,
         label=label,

@@ -25,7 +25,6 @@ from pytest_autoquant.reports.charts.schemes import (
 from pytest_autoquant.reports.charts.size_stability import StabilityPoint
 from pytest_autoquant.reports.markdown import bits, number, percent
 from pytest_autoquant.reports.report_model import ReportModel, ViewModel
-from pytest_autoquant.reports.session_report import problem_of
 
 #: Significant digits of a score in the page. They place colours and give the ratio of two scores,
 #: which is shown with three; the ranking is computed from the exact scores. A page of 600 cases of
@@ -201,7 +200,7 @@ def _remarks(model: ReportModel, case: CaseResult) -> tuple[str, ...]:
     failures = [f"Failed: {problem}" for problem in case.problems]
     error = model.results.errors.get(case.case_id)
     if error is not None:
-        failures.append(f"Failed later: {problem_of(model.results, error)}")
+        failures.append(f"Then failed: {error.problem}")
     return (*failures, *case.notes)
 
 
