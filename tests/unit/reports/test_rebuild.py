@@ -98,9 +98,7 @@ def half_a_character(document):
         half_a_character,
     ],
 )
-def test_a_manifest_that_cannot_be_reported_is_left_out_and_named(
-    tmp_path, session, manifests, change
-):
+def test_invalid_manifest_is_left_out_and_named(tmp_path, session, manifests, change):
     broken = tmp_path / manifests[1].path
     damage(broken, change)
     results = rebuild(tmp_path)
@@ -111,7 +109,7 @@ def test_a_manifest_that_cannot_be_reported_is_left_out_and_named(
     assert document["counts"]["measured"] == 2
 
 
-def test_a_truncated_manifest_is_left_out_and_named(tmp_path, session, manifests):
+def test_truncated_manifest_is_left_out_and_named(tmp_path, session, manifests):
     broken = tmp_path / manifests[0].path
     broken.write_bytes(broken.read_bytes()[:1000])
     results = rebuild(tmp_path)
@@ -129,7 +127,7 @@ def test_a_truncated_manifest_is_left_out_and_named(tmp_path, session, manifests
         (b'{"schema_version": 1, "skipped": [[]]}', "is not a valid session summary: "),
     ],
 )
-def test_a_broken_last_summary_is_named_and_replaced(tmp_path, session, content, problem):
+def test_broken_last_summary_is_named_and_replaced(tmp_path, session, content, problem):
     (tmp_path / "summary.json").write_bytes(content)
     results = rebuild(tmp_path)
     assert (len(results.cases), len(results.skips)) == (3, 1)
@@ -139,7 +137,7 @@ def test_a_broken_last_summary_is_named_and_replaced(tmp_path, session, content,
 
 
 @pytest.mark.parametrize("folder", ["away", "empty"])
-def test_a_folder_without_manifests_gives_reports_that_say_so(tmp_path, render, folder):
+def test_reports_of_an_empty_folder_name_the_reason(tmp_path, render, folder):
     (tmp_path / "empty").mkdir()
     results = rebuild(tmp_path / folder)
     said = "no *_autoquant_lm_quant_manifest.json is here; run some cases first"
@@ -152,7 +150,7 @@ def test_a_folder_without_manifests_gives_reports_that_say_so(tmp_path, render, 
     assert json.loads((tmp_path / folder / "summary.json").read_text())["left_out"] == [said]
 
 
-def test_of_two_manifests_of_one_case_the_second_is_left_out_by_name(tmp_path, manifest):
+def test_second_manifest_of_a_case_is_left_out_by_name(tmp_path, manifest):
     for folder in ("a", "b"):
         write_case(tmp_path / folder, manifest)
     results = rebuild(tmp_path)
@@ -163,7 +161,7 @@ def test_of_two_manifests_of_one_case_the_second_is_left_out_by_name(tmp_path, m
 
 
 @pytest.mark.parametrize("below", ["", "a b", "(old) [1]", "a|b", "<script>", "100%", "x#y?z"])
-def test_links_lead_to_the_reports_whatever_the_folder_is_called(tmp_path, manifest, render, below):
+def test_links_to_reports_survive_odd_folder_names(tmp_path, manifest, render, below):
     folder = tmp_path / below
     folder.mkdir(exist_ok=True)
     (folder / MANIFEST.name).write_text(dump_manifest(manifest))

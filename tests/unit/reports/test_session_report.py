@@ -84,7 +84,7 @@ def results(line):
     )
 
 
-def test_the_json_summary_is_strict_and_complete(results, line):
+def test_json_summary_is_strict_and_complete(results, line):
     document = json_of(results)
     assert document["counts"] == {
         "measured": 2,
@@ -113,7 +113,7 @@ def test_the_json_summary_is_strict_and_complete(results, line):
     assert document["write_errors"] == results.write_errors
 
 
-def test_the_page_shows_every_part_with_the_summarys_numbers(render, results, line):
+def test_markdown_has_every_section(render, results, line):
     page = render(markdown_of(results))
     failed, sensitive, measured, aliases, skipped, matrix, came_from = page.tables
     assert failed[1:] == [
@@ -147,7 +147,7 @@ def test_the_page_shows_every_part_with_the_summarys_numbers(render, results, li
     ]
 
 
-def test_parts_with_nothing_in_them_are_left_out(render, line):
+def test_empty_sections_are_omitted(render, line):
     page = render(markdown_of(SessionResults(cases=by_id([line]))))
     assert [table[0][0] for table in page.tables] == ["rank", "pair", ""]
     for absent in ("Failed", "Aliases", "Skipped", "What can run"):
@@ -189,13 +189,13 @@ def test_hostile_text_breaks_neither_tables_nor_the_page(render, line):
     json_of(results)
 
 
-def test_the_counts_read_as_a_sentence(results):
+def test_counts_are_one_sentence(results):
     assert counts_sentence(results) == (
         "2 measured, 1 aliases, 2 failed, 12 skipped (needs-cuda 12), 3 structure cases"
     )
 
 
-def test_the_terminal_ends_with_counts_reasons_failures_and_the_worst_groups(results, line):
+def test_terminal_ends_with_counts_reasons_failures_and_the_worst_groups(results, line):
     lines = terminal_lines(results)
     assert lines[0] == counts_sentence(results)
     assert lines[1:] == [
@@ -237,7 +237,7 @@ def with_gate(results, line):
     )
 
 
-def test_what_shards_resume_and_the_gate_did_is_in_the_json_summary(results, line):
+def test_json_summary_has_shard_reruns_kept_gated_and_lost_cases(results, line):
     document = json_of(with_gate(results, line))
     counts = {name: document["counts"][name] for name in ("kept", "gated", "lost")}
     assert counts == {"kept": 2, "gated": 1, "lost": 2}
@@ -254,7 +254,7 @@ def test_kept_gated_and_lost_cases_are_counted_where_there_are_any(results, line
     )
 
 
-def test_the_terminal_names_gated_and_lost_cases_and_counts_reruns_by_reason(results, line):
+def test_terminal_names_gated_and_lost_cases_and_counts_reruns_by_reason(results, line):
     plain, gated = terminal_lines(results), terminal_lines(with_gate(results, line))
     assert [text for text in gated[1:] if text not in plain] == [
         f"  gate   {line.case_id}",
@@ -287,7 +287,7 @@ def saved(tmp_path):
     return save
 
 
-def test_what_was_left_out_is_listed_in_markdown_and_json(render):
+def test_files_left_out_are_listed_in_markdown_and_json(render):
     reasons = ["a/x.json: is not JSON", "b/y.json: is the same case as c"]
     results = SessionResults(left_out=reasons)
     text = " ".join(render(markdown_of(results)).text.split())

@@ -65,7 +65,7 @@ def test_failures_are_failed_manifests_and_cases_that_raised(line):
     assert results.by_status("measured") == [line]
 
 
-def test_results_are_empty_until_anything_of_ours_arrives(line):
+def test_results_are_empty_without_any_outcome(line):
     structure = StructureCheck(
         pair="p",
         granularity="g",
@@ -127,7 +127,7 @@ def test_every_case_that_sent_an_outcome_is_known(line):
     assert results.case_ids == {line.case_id, "skipped", "raised"}
 
 
-def test_sorting_orders_every_part_by_id_and_loses_nothing(line):
+def test_sort_orders_every_part_by_id(line):
     results = SessionResults(
         cases={name: replace(line, case_id=name) for name in "ba"},
         skips={name: skip(name, "no-effect", "ignored") for name in "dc"},
@@ -139,7 +139,7 @@ def test_sorting_orders_every_part_by_id_and_loses_nothing(line):
     assert ["".join(part) for part in parts] == ["ab", "cd", "ef", "gh"]
 
 
-def test_where_numbers_come_from_is_told_once_per_value_in_the_order_of_the_cases(line):
+def test_origin_lists_each_value_once_in_the_order_of_the_cases(line):
     cases = [
         replace(
             line,

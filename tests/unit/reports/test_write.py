@@ -26,7 +26,7 @@ def files(root):
     }
 
 
-def test_a_case_is_written_as_a_manifest_two_reports_a_picture_and_its_state(tmp_path, manifest):
+def test_files_of_a_case(tmp_path, manifest):
     path = write_case(tmp_path, manifest, b"state")
     assert path == tmp_path / MANIFEST
     assert read_manifest(path) == manifest
@@ -41,14 +41,12 @@ def test_a_case_is_written_as_a_manifest_two_reports_a_picture_and_its_state(tmp
     assert (tmp_path / state).read_bytes() == b"state"
 
 
-def test_without_a_state_none_is_written(tmp_path, manifest):
+def test_no_state_file_without_a_state(tmp_path, manifest):
     write_case(tmp_path, manifest)
     assert not list(tmp_path.rglob("*.pt"))
 
 
-def test_the_summary_is_written_at_the_root_and_links_to_reports_that_exist(
-    tmp_path, session, render
-):
+def test_summary_files_are_at_the_root_and_link_to_reports(tmp_path, session, render):
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
         "index.html",
         "summary.md",
@@ -61,7 +59,7 @@ def test_the_summary_is_written_at_the_root_and_links_to_reports_that_exist(
     assert all((tmp_path / unquote(link)).is_file() for link in links)
 
 
-def test_a_report_that_cannot_be_written_is_an_error_that_names_it(tmp_path, manifest):
+def test_unwritable_report_is_named(tmp_path, manifest):
     root = tmp_path / "reports"
     root.write_text("a file in the way")
     first = (root / MANIFEST).with_name("layer-map.svg")
@@ -83,7 +81,7 @@ def test_layer_reports_replace_older_ones(tmp_path, manifest, render):
     assert report["groups"][0]["group"] == MLP
 
 
-def test_a_summary_does_not_depend_on_the_order_in_which_cases_arrived(tmp_path, session):
+def test_summary_does_not_depend_on_the_order_in_which_cases_arrived(tmp_path, session):
     written = files(tmp_path)
     session.cases = dict(reversed(session.cases.items()))
     write_summary(tmp_path, session)

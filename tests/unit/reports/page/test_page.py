@@ -133,7 +133,7 @@ def plain(value):
     )
 
 
-def test_the_data_in_the_page_is_everything_its_script_reads(results):
+def test_page_data_equals_the_contents(results):
     shown = contents_of(results)
     data = page_of(results).data
     assert set(data) == {field.name for field in fields(shown)} | {"charts"}
@@ -190,7 +190,7 @@ def test_cases_with_the_same_groups_and_scores_share_them(results):
     )
 
 
-def test_a_case_entry_carries_the_cases_own_facts(manifest):
+def test_case_entry_carries_the_cases_own_facts(manifest):
     (entry,) = contents_of(session(case_result_of(manifest))).cases
     expected = {
         "id": "toy/wint4_aint8/a_per_token_dynamic/small/gradient",
@@ -223,14 +223,14 @@ def test_scores_keep_seven_digits_and_their_exact_order(case_of):
     ("selected", "shown"),
     [((True, False), "10"), ((False, False), "00"), ((None, None), ""), ((True, None), "")],
 )
-def test_what_the_budget_keeps_is_told_only_where_it_is_known(case_of, selected, shown):
+def test_selection_is_empty_if_it_is_unknown_for_any_group(case_of, selected, shown):
     case = case_of({"a": 2.0, "b": 1.0})
     groups = tuple(replace(g, selected=s) for g, s in zip(case.groups, selected, strict=True))
     (entry,) = contents_of(session(replace(case, groups=groups))).cases
     assert entry.selected == shown
 
 
-def test_an_old_manifest_has_no_layer_report_to_link_to(case_of):
+def test_old_manifest_has_no_link_to_a_layer_report(case_of):
     (entry,) = contents_of(session(case_of(fingerprint=None))).cases
     assert set(entry.links) == {"manifest"}
 
@@ -243,7 +243,7 @@ def test_links_stay_below_the_page(case_of, folder):
         assert not set(link) & set(" #?\"'<>")
 
 
-def test_the_tables_hold_every_case_and_skip_without_scripts(results):
+def test_tables_hold_every_case_and_skip_without_scripts(results):
     header, *rows = page_of(results).table("cases")
     assert len(rows) == 6
     assert {len(row) for row in rows} == {len(header)}
@@ -262,7 +262,7 @@ def test_the_tables_hold_every_case_and_skip_without_scripts(results):
     assert {row[column["remark"]] for row in rows} == {"", "alias of toy/other", "NaN", "no CUDA"}
 
 
-def test_the_page_says_what_failed_what_was_left_out_and_what_was_run(results):
+def test_page_lists_failures_files_left_out_and_the_command(results):
     results.left_out.append("a/x.json: is not JSON")
     page = page_of(results)
     notices = [
@@ -281,20 +281,20 @@ def test_stability_is_a_table_without_scripts(results):
     ]
 
 
-def test_a_page_of_nothing_is_a_page():
+def test_empty_session_has_a_page():
     page = page_of(SessionResults(left_out=["no manifest is here"]))
     assert "no manifest is here" in [text for _, text in page.all("li")]
     assert page.data["cases"] == page.data["views"] == []
 
 
-def test_cases_that_are_nowhere_measured_make_a_page(case_of):
+def test_session_without_a_measured_case_has_a_page(case_of):
     lost = SessionResults(lost=("toy/p/g/small/gradient",))
     assert page_of(lost).data["views"][0]["cells"][0]["status"] == "lost"
     broken = session(case_of({"a": None}, effective_bits=None))
     assert page_of(broken).data["cases"][0]["total"] is None
 
 
-def test_scores_that_overflow_leave_no_number_that_is_none(case_of):
+def test_overflowing_scores_leave_strict_json(case_of):
     cases = (
         case_of({"a": 1e308, "b": 1e308}, total_score=None),
         case_of({"a": 1e308, "b": 5e-324}, pair="p", total_score=1e308, effective_bits=1e300),
@@ -330,7 +330,7 @@ def hashed(text):
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
 
 
-def test_the_policy_allows_just_the_style_and_the_scripts_that_stand_in_the_file(results):
+def test_policy_allows_only_the_style_and_scripts_of_the_file(results):
     page = page_of(results)
     allowed = policy(page)
     scripts = [text for attributes, text in page.all("script") if "type" not in attributes]
@@ -345,7 +345,7 @@ def test_the_policy_allows_just_the_style_and_the_scripts_that_stand_in_the_file
     }
 
 
-def test_the_policy_comes_before_all_that_it_governs(results):
+def test_policy_precedes_styles_and_scripts(results):
     tags = [tag for tag, _ in page_of(results).elements]
     assert tags.index("meta") < min(tags.index("style"), tags.index("script"))
     assert tags[:5] == ["html", "head", "meta", "meta", "meta"]
@@ -379,7 +379,7 @@ def test_scripts_neither_fetch_nor_evaluate(results):
         assert forbidden not in script
 
 
-def test_every_id_is_there_once_and_labels_lead_to_it(results):
+def test_ids_are_unique_and_labels_refer_to_them(results):
     page = page_of(results)
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -387,7 +387,7 @@ def test_every_id_is_there_once_and_labels_lead_to_it(results):
     assert labels <= set(ids)
 
 
-def test_the_same_session_is_the_same_page(results):
+def test_rendering_is_deterministic(results):
     assert render(results) == render(results)
 
 
@@ -426,7 +426,7 @@ def test_any_text_makes_no_element_and_no_attribute(case_of, text):
 @pytest.mark.parametrize(
     "text", ["\x00", "\x1b[2J", "\ud800", "caf\udce9", "a\r\nb\tc", ""], ids=ascii
 )
-def test_text_that_html_cannot_hold_still_makes_a_page(case_of, text):
+def test_text_outside_html_is_replaced(case_of, text):
     html = render(everything(case_of, text)).encode(errors="backslashreplace").decode()
     page = HtmlPage(html)
     if text:
@@ -435,7 +435,7 @@ def test_text_that_html_cannot_hold_still_makes_a_page(case_of, text):
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:14]))
-def test_addresses_of_cases_are_the_pages_own(case_of, text):
+def test_links_to_cases_stay_in_the_page(case_of, text):
     page = page_of(everything(case_of, text))
     for attributes, _ in page.all("a"):
         assert re.fullmatch(r"#[\w=%./&:~-]+", attributes["href"])
@@ -444,7 +444,7 @@ def test_addresses_of_cases_are_the_pages_own(case_of, text):
 # Two runs
 
 
-def test_a_page_of_two_runs_compares_case_by_case(tmp_path, manifest, scored):
+def test_page_of_two_runs_compares_case_by_case(tmp_path, manifest, scored):
     for folder, score in (("before", 4.0), ("after", 5.0)):
         write_case(tmp_path / folder, scored({"a": score, "b": 1.0}))
     found = compare_runs(tmp_path / "before", tmp_path / "after")
@@ -468,7 +468,7 @@ def test_a_page_of_two_runs_compares_case_by_case(tmp_path, manifest, scored):
         assert (tmp_path / entry["links"]["manifest"]).is_file()
 
 
-def test_infinite_drifts_leave_the_page_strict(tmp_path, scored):
+def test_infinite_drift_leaves_strict_json(tmp_path, scored):
     for name, score in (("one.json", 1.0), ("two.json", math.inf)):
         (tmp_path / name).write_text(dump_manifest(scored({"a": score, "b": 2.0})))
     found = compare_runs(tmp_path / "one.json", tmp_path / "two.json")
@@ -477,6 +477,6 @@ def test_infinite_drifts_leave_the_page_strict(tmp_path, scored):
     assert len(page.data["cases"]) == 2
 
 
-def test_case_entries_name_every_field_that_the_script_gets(results):
+def test_case_entries_have_every_field(results):
     names = {field.name for field in fields(CaseEntry)}
     assert all(set(case) == names for case in page_of(results).data["cases"])
