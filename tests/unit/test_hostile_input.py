@@ -20,8 +20,9 @@ from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, Structu
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest, load_manifest
 from pytest_autoquant.reports.case_report import LAYERS_JSON, layer_report_markdown
 from pytest_autoquant.reports.report_model import report_model
-from pytest_autoquant.reports.session_report import summary_markdown, terminal_lines
+from pytest_autoquant.reports.session_report import summary_markdown
 from pytest_autoquant.reports.session_results import SessionResults
+from pytest_autoquant.reports.terminal_report import terminal_lines
 
 BUILTIN = load_vocabulary()
 LAYER = "model.language_model.layers.0"

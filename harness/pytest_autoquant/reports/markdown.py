@@ -62,15 +62,15 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, right: st
 
 
 def number(value: float | None) -> str:
-    """Return a score with four significant digits, ``n/a`` where there is none."""
+    """Return a score with four significant digits, ``n/a`` for None."""
     return "n/a" if value is None else f"{value:.4g}"
 
 
 def bits(value: float | None) -> str:
-    """Return bits per weight with four significant digits, ``unknown`` where nothing says them."""
+    """Return bits per weight with four significant digits, ``unknown`` for None."""
     return "unknown" if value is None else f"{value:.4g}"
 
 
 def percent(value: float | None) -> str:
-    """Return a share of one as a percentage, ``n/a`` where there is none."""
+    """Return a share of one as a percentage, ``n/a`` for None."""
     return "n/a" if value is None else f"{100 * value:.1f}%"

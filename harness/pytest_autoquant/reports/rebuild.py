@@ -15,7 +15,7 @@ from pytest_autoquant.reports.write import write_folder_reports, write_layer_rep
 
 
 def rebuild(root: Path) -> SessionResults:
-    """Write every report under ``root`` again; ``folder.read_folder`` says from what.
+    """Write every report under ``root`` again, from what ``folder.read_folder`` returns.
 
     Files beside a manifest from before the harness are left as they are.
 

@@ -1,4 +1,4 @@
-"""The reports of a session or a folder: ``summary.json``, ``summary.md`` and the terminal."""
+"""The reports of a session or a folder: ``summary.json`` and ``summary.md``."""
 
 from __future__ import annotations
 
@@ -31,13 +31,9 @@ from pytest_autoquant.reports.markdown import (
 )
 from pytest_autoquant.reports.report_model import ReportModel
 from pytest_autoquant.reports.scheme_report import SCHEMES_MARKDOWN
-from pytest_autoquant.reports.session_results import SessionResults, most_sensitive_groups
-from pytest_autoquant.text import one_line
+from pytest_autoquant.reports.session_results import SessionResults
 
 SUMMARY_MARKDOWN = "summary.md"
-
-#: Aliases and lost cases that the terminal lists by name; more are counted.
-_MOST_NAMES = 5
 
 
 def session_summary(model: ReportModel) -> SessionSummary:
@@ -156,60 +152,12 @@ def run_of(results: SessionResults, case_id: str) -> str:
     return "last" if last is None or case_id in last.cases else "earlier"
 
 
-def terminal_lines(results: SessionResults) -> list[str]:
-    """Return the summary that ends a pytest run; ``results`` are those of the session."""
-    lines = [counts_sentence(results)]
-    lines += [
-        f"  skipped {count:4d}  {status}: {reason}"
-        for status, reason, count in results.skip_counts()
-    ]
-    aliases = [f"{line.case_id} = {line.alias_of}" for line in results.by_status("alias")]
-    lines += _first("alias", aliases)
-    lines += [f"  failed {line.case_id}: {line.problem}" for line in results.failures]
-    lines += [f"  gate   {case_id}" for case_id in results.gated]
-    lines += _first("lost ", [f"{case_id}: {LOST_MEANS}" for case_id in results.lost])
-    lines += [
-        f"  scheme {found.scheme.name}: {found.allocation.effective_bits:.4g} bits per weight, KL "
-        f"{number(found.measured.kl)} nats per token"
-        for found in results.schemes.values()
-    ]
-    lines += _rerun_lines(results)
-    lines += _group_lines(results)
-    lines += [f"NOT WRITTEN: {error}" for error in results.write_errors]
-    return [one_line(line) for line in lines]
-
-
-def _first(kind: str, entries: Sequence[str]) -> list[str]:
-    """Return the first few entries, one line each, and the number of the others."""
-    lines = [f"  {kind}  {entry}" for entry in entries[:_MOST_NAMES]]
-    if len(entries) > _MOST_NAMES:
-        more = len(entries) - _MOST_NAMES
-        lines.append(f"  {kind}  and {more} more, listed in {SUMMARY_MARKDOWN}")
-    return lines
-
-
-def _group_lines(results: SessionResults) -> list[str]:
-    ranked = most_sensitive_groups(results.cases.values())
-    if not ranked:
-        return []
-    return [
-        "most sensitive groups (q_proj is q, k and v; gate_proj is gate and up), by",
-        "mean share of a case's total score:",
-        *(f"  {i:2d}. {share:6.1%}  {group}" for i, (group, share) in enumerate(ranked, start=1)),
-    ]
-
-
-def _rerun_lines(results: SessionResults) -> list[str]:
-    reasons = Counter(results.reruns.values())
-    return [f"  re-run {count:4d}  changed: {reason}" for reason, count in reasons.most_common()]
-
-
 def _failed(model: ReportModel) -> list[str]:
     results = model.results
     rows = [(line.case_id, text(problem_of(results, line))) for line in results.failures]
     rows += [(case_id, text(why)) for case_id, why in results.gated.items()]
     rows += [(case_id, f"lost: {LOST_MEANS}") for case_id in results.lost]
-    lines = [(code(case_id), *_run_cell(results, case_id), said) for case_id, said in rows]
+    lines = [(code(case_id), *_run_cell(results, case_id), problem) for case_id, problem in rows]
     lines += [
         ("not written", *_run_cell(results, ""), text(error)) for error in results.write_errors
     ]

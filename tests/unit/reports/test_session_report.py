@@ -12,9 +12,9 @@ from pytest_autoquant.reports.session_report import (
     counts_sentence,
     session_summary,
     summary_markdown,
-    terminal_lines,
 )
 from pytest_autoquant.reports.session_results import SessionResults
+from pytest_autoquant.reports.terminal_report import terminal_lines
 
 MLP = "model.language_model.layers.0.mlp.gate_proj"
 OUTPUT = "model.language_model.layers.0.self_attn.o_proj"
@@ -273,18 +273,6 @@ def test_gated_and_lost_cases_are_on_the_page_among_the_failed(render, results, 
         ["gone", "lost: was to run and sent no outcome"],
         ["missing", "lost: was to run and sent no outcome"],
     ]
-
-
-@pytest.fixture
-def saved(tmp_path):
-    """A file of the given text."""
-
-    def save(content):
-        path = tmp_path / "summary.json"
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return path
-
-    return save
 
 
 def test_files_left_out_are_listed_in_markdown_and_json(render):

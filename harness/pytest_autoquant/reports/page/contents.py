@@ -161,7 +161,7 @@ def _page_view(model: ReportModel, shown: ViewModel) -> PageView:
 
 
 def _first_view(views: Sequence[ViewModel]) -> int:
-    """Return the last view with a measured case, else the last; 0 where there is none."""
+    """Return the last view with a measured case, else the last view; 0 without views."""
     measured = [place for place, shown in enumerate(views) if shown.is_measured]
     return measured[-1] if measured else max(len(views) - 1, 0)
 
