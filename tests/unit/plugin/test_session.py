@@ -8,7 +8,7 @@ import pytest
 from pytest_autoquant.allocation.scheme import builtin_schemes
 from pytest_autoquant.errors import CaptionError, ModelError, RecordError, UsageError, WriteError
 from pytest_autoquant.files import write_atomic
-from pytest_autoquant.formats.effective_config import effective_config
+from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.manifests.fingerprint import fingerprint_of
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.manifests.scheme_manifest import (
@@ -42,7 +42,7 @@ class Configs:
     """The part of a bench that says what a combination means, which needs no torch."""
 
     def config(self, combination):
-        return effective_config(combination.pair, combination.granularity)
+        return resolve(combination.pair, combination.granularity)
 
 
 @pytest.fixture
