@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 from pytest_autoquant.errors import RecordError, WriteError
+from pytest_autoquant.manifests import outcome_log
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.reports.merge import merge
 from pytest_autoquant.reports.session_results import SessionResults
-from pytest_autoquant.reports.write import write_case, write_summary
+from pytest_autoquant.reports.write import write_case, write_expected, write_summary
 
 NAMES = ("default", "w_group64", "w_group128", "a_per_token_dynamic")
 
@@ -187,6 +188,20 @@ def test_summary_that_names_a_missing_manifest_is_refused(tmp_path, ran, measure
     folder = ran("a", [measured["default"], measured["w_group64"]])
     (folder / measured["default"].path).unlink()
     assert "toy/wint4_aint8/default" in refusal([folder], tmp_path / "merged")
+
+
+def test_outcomes_of_a_killed_shard_are_merged_from_its_log(tmp_path, ran, measured):
+    folder = ran("a", [measured["default"]], shard="1/1")
+    expected = ("toy/wint4_aint8/default", "toy/failed", "toy/lost")
+    write_expected(folder, SessionResults(lost=expected, shard="1/1"))
+    outcome_log.append(folder, FailedCase(case_id="toy/failed", problem="out of memory"))
+    assert refusal([folder], tmp_path / "merged").startswith(f"{folder} lost toy/lost;")
+    results = merge([folder], tmp_path / "merged", partial=True)
+    assert (set(results.cases), set(results.errors), results.lost) == (
+        {"toy/wint4_aint8/default"},
+        {"toy/failed"},
+        ("toy/lost",),
+    )
 
 
 # The same case twice
