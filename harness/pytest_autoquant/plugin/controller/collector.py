@@ -205,12 +205,20 @@ class Collector:
         manifest = load_manifest(outcome.manifest, source="a worker's report")
         case_id = manifest.case.case_id
         if case_id not in self.results.written:
-            self.results.add(case_result_of(manifest))
-            write_case(self._root, manifest, end.state)
-            self.results.written.add(case_id)
+            self._write(manifest, end.state)
         if outcome.rerun is not None:
             self.results.reruns[case_id] = outcome.rerun
         return self._judge(manifest, report, end)
+
+    def _write(self, manifest: Manifest, state: bytes | None) -> None:
+        """Write a case; one that cannot be written is shown as such, an interrupted one is lost."""
+        try:
+            write_case(self._root, manifest, state)
+            self.results.written.add(manifest.case.case_id)
+        except AutoquantError:
+            self.results.add(case_result_of(manifest))
+            raise
+        self.results.add(case_result_of(manifest))
 
     def _take_kept(self, case_id: str, report: WorkerReport, end: TestEnd) -> Verdict:
         (case,) = (case for case in self._plan.cases if case.case_id == case_id)
