@@ -9,6 +9,7 @@ Ten tokens are scored. Within 8 bits per weight the most sensitive group, mlp, i
 kept at 16 bits; the best choice keeps attention and quantizes the other two.
 """
 
+import time
 from dataclasses import dataclass, field, fields, replace
 from html.parser import HTMLParser
 
@@ -144,6 +145,7 @@ def findings(combination, measurement, data):
             effective_bits=8.0,
             seed=0,
         ),
+        started=time.perf_counter(),
     )
 
 
