@@ -9,7 +9,7 @@ import pytest
 import torch
 from pytest_autoquant.calibration.batches import calibration_data
 from pytest_autoquant.calibration.captions import load_captions
-from pytest_autoquant.formats.effective_config import effective_config
+from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.models.loading import load_model, resolve_device, resolve_dtype
 from pytest_autoquant.models.registry import REGISTRY
@@ -26,7 +26,7 @@ def model():
 @pytest.mark.parametrize("size", ["small", "medium", "large"])
 def test_one_case_by_phase(benchmark, model, size):
     vocabulary = load_vocabulary()
-    config = effective_config(vocabulary.pairs["wint4_aint8"], vocabulary.granularities["default"])
+    config = resolve(vocabulary.pairs["wint4_aint8"], vocabulary.granularities["default"])
     captions = load_captions(None, size)
     data = calibration_data(captions, model.tokenize(captions.lines), batch_size=32, score_size=128)
     engine = StockEngine(model, method="gradient")

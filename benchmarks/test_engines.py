@@ -11,7 +11,7 @@ import pytest
 import torch
 from pytest_autoquant.calibration.batches import calibration_data
 from pytest_autoquant.calibration.captions import load_captions
-from pytest_autoquant.modelopt_support.probe import quiet
+from pytest_autoquant.modelopt_support.quiet import quiet
 from pytest_autoquant.plugin.pytest_config import session_of
 from pytest_autoquant.scoring.engine import Measurement
 from pytest_autoquant.scoring.replay.engine import ReplayEngine

@@ -25,8 +25,8 @@ PRESET_PAIRS = {
 CANARY = """
     import pathlib, pytest
 
-    @pytest.mark.gpu
-    @pytest.mark.structure
+    @pytest.mark.aq_gpu
+    @pytest.mark.aq_structure
     def test_canary(): pathlib.Path(__file__).with_name("canary").touch()
 
     def test_unmarked(): pass
@@ -77,8 +77,9 @@ def test_keywords_select_the_int4_pairs_under_the_recipe_overlay_and_nothing_els
 @pytest.mark.parametrize(
     ("arguments", "function", "count"),
     [
-        (("--structure-only",), "test_structure", 240),
-        (("--gpu-only", "--aq-device=cpu"), "test_sensitivity", 720),
+        (("cases", ".", "--structure-only"), "test_structure", 240),
+        (("cases", ".", "--gpu-only", "--aq-device=cpu"), "test_sensitivity", 720),
+        ((".", "--aq-structure-only"), "test_structure", 240),
     ],
 )
 def test_only_flags_select_by_marker(project, collected, arguments, function, count):
@@ -99,7 +100,7 @@ def test_structure_only_and_gpu_only_together_are_a_usage_error(project):
     result = project.runpytest_inprocess("cases", "--structure-only", "--gpu-only")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     (message,) = filter(None, result.errlines)
-    assert message.startswith("ERROR: --structure-only and --gpu-only")
+    assert message.startswith("ERROR: --aq-structure-only and --aq-gpu-only (--structure-only and")
     assert "exclude each other" in message
 
 
@@ -107,17 +108,26 @@ def test_structure_only_and_gpu_only_together_are_a_usage_error(project):
 @pytest.mark.parametrize("xdist", [("-p", "no:xdist"), ("-n2",)], ids=["no xdist", "n2"])
 def test_gpu_only_without_a_gpu_fails_at_once_and_runs_nothing(project, xdist):
     project.makepyfile(test_canary=CANARY)
-    result = project.runpytest_inprocess(*xdist, "--gpu-only")
+    result = project.runpytest_inprocess(*xdist, "cases", ".", "--gpu-only")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     (message,) = filter(None, result.errlines)
-    assert re.fullmatch(r"ERROR: --gpu-only: .*no CUDA device.*--aq-device cpu.*", message)
+    assert re.fullmatch(
+        r"ERROR: --gpu-only \(--aq-gpu-only\): .*no CUDA device.*--aq-device cpu.*", message
+    )
     assert not (project.path / "canary").exists()
     assert not (project.path / "reports").exists()
 
 
 def test_gpu_only_runs_on_the_cpu_when_that_is_asked_for(project, modelopt):
     result = project.runpytest_inprocess(
-        *("-p", "no:cacheprovider", "--gpu-only", "--aq-device=cpu", "--aq-pairs=wint8_afp16"),
+        *(
+            "-p",
+            "no:cacheprovider",
+            "cases",
+            "--gpu-only",
+            "--aq-device=cpu",
+            "--aq-pairs=wint8_afp16",
+        ),
         *("--aq-granularities=default", "--aq-sizes=small"),
     )
     result.assert_outcomes(passed=1, deselected=1 + len(builtin_schemes()))

@@ -17,7 +17,7 @@ import pytest
 from markdown_it import MarkdownIt
 from pytest_autoquant.calibration.batches import Batch, CalibrationData
 from pytest_autoquant.calibration.captions import CaptionSet
-from pytest_autoquant.formats.effective_config import effective_config
+from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.grid.case import Case, Combination
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.manifests.case_result import CaseResult, Group, SelectionResult
@@ -101,7 +101,7 @@ def data():
 def findings(combination, measurement, data):
     return Findings(
         case=Case(model="toy", combination=combination, size="small", method="gradient"),
-        config=effective_config(combination.pair, combination.granularity),
+        config=resolve(combination.pair, combination.granularity),
         measurement=measurement,
         data=data,
         layers={

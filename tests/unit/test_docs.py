@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from pytest_autoquant.formats.effective_config import effective_config
+from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.formats.granularity import Granularity, builtin_granularities
 from pytest_autoquant.formats.quant_pair import PRESETS, builtin_pairs
 from pytest_autoquant.options.settings import OPTIONS
@@ -14,7 +14,7 @@ PLAIN = Granularity(name="default")
 
 @pytest.mark.parametrize("pair", builtin_pairs().values(), ids=lambda pair: pair.name)
 def test_the_mapping_table_lists_every_pair(pair):
-    bits = effective_config(pair, PLAIN).effective_bits
+    bits = resolve(pair, PLAIN).effective_bits
     whose = "ModelOpt" if (pair.weight, pair.activation) in PRESETS else "ours, experimental"
     row = f"| `{pair.name}` | `{pair.format_name}` | {whose} | {bits:g} |"
     assert row in (ROOT / "docs" / "mapping.md").read_text()

@@ -186,19 +186,21 @@ def gpus() -> tuple[Check, ...]:
 
 def extensions(announce: Announce) -> tuple[Check, ...]:
     """Load, which builds where that was never done, each CUDA extension that ModelOpt has."""
-    from pytest_autoquant.modelopt_support.cuda_extensions import loaders
+    from pytest_autoquant.modelopt_support.private_api import cuda_extension_loaders
 
-    return tuple(_extension(load, name, announce) for name, load in loaders().items())
+    loaders = cuda_extension_loaders()
+    return tuple(_extension(load, name, announce) for name, load in loaders.items())
 
 
 def triton_kernels() -> tuple[Check, ...]:
     """Check whether ModelOpt has its Triton kernel for NVFP4 here."""
     import torch
 
-    kernels = importlib.import_module("modelopt.torch.kernels.quantization.gemm")
+    from pytest_autoquant.modelopt_support.private_api import has_nvfp4_kernel
+
     version = _installed("triton")
     found = f"triton {version}" if version else "triton is not installed"
-    if hasattr(kernels, "fp4_fake_quant_block"):
+    if has_nvfp4_kernel():
         return (Check(name="NVFP4 in Triton", status="ok", found=found),)
     advice = ""
     if not torch.cuda.is_available():
@@ -365,7 +367,7 @@ def _extension(load: Callable[..., ModuleType | None], name: str, announce: Anno
     """Load one extension as the quantizers do that cannot do without it."""
     import torch
 
-    from pytest_autoquant.modelopt_support.probe import quiet
+    from pytest_autoquant.modelopt_support.quiet import quiet
 
     name = name.removeprefix("get_")
     has_cuda = torch.cuda.is_available()

@@ -8,8 +8,8 @@ from tabulate import tabulate
 
 from pytest_autoquant.errors import AutoquantError
 from pytest_autoquant.grid.case import Combination
-from pytest_autoquant.modelopt_support.probe import misfits
 from pytest_autoquant.modelopt_support.status import Status
+from pytest_autoquant.modelopt_support.support_matrix import padded_layers, support_matrix
 from pytest_autoquant.models.loading import architecture_linears
 from pytest_autoquant.models.registry import ModelSource
 from pytest_autoquant.plugin.session import AutoquantSession
@@ -39,18 +39,15 @@ def render_matrix(bench: MeasurementRunner, combinations: Sequence[Combination])
     cells: dict[tuple[str, str], str] = {}
     reasons: dict[str, list[str]] = {}
     aliases: dict[str, list[str]] = {}
-    first: dict[str, str] = {}
-    for combination in combinations:
-        config, support = bench.config(combination), bench.support(combination)
-        cell = _SHORT[support.status]
-        if support.status is not Status.SUPPORTED:
+    for each in support_matrix(bench, combinations):
+        combination, support = each.combination, each.support
+        cells[combination.pair.name, combination.granularity.name] = (
+            _SHORT[support.status] if each.alias_of is None else "="
+        )
+        if not support.is_supported:
             reasons.setdefault(support.skip_reason, []).append(combination.test_id)
-        elif config.digest in first:
-            cell = "="
-            aliases.setdefault(first[config.digest], []).append(combination.test_id)
-        else:
-            first[config.digest] = combination.test_id
-        cells[combination.pair.name, combination.granularity.name] = cell
+        elif each.alias_of is not None:
+            aliases.setdefault(each.alias_of.test_id, []).append(combination.test_id)
     columns = list(dict.fromkeys(c.granularity.name for c in combinations))
     pairs = {c.pair.name: c.pair for c in combinations}
     rows = [
@@ -76,18 +73,12 @@ def layer_misfits(
         linears = architecture_linears(source, trust_remote_code=trust)
     except AutoquantError as error:
         return [f"layer widths unknown: {error}"]
-    lines: dict[str, None] = {}
-    for combination in combinations:
-        config = bench.config(combination)
-        for linear in linears:
-            for width in linear.input_widths:
-                padded = misfits(config, width)
-                if padded is not None:
-                    lines[
-                        f"{combination.granularity.name} on w{combination.pair.weight}: "
-                        f"{linear.name} is {width} wide, padded to {padded}"
-                    ] = None
-    return list(lines)
+    configs = map(bench.config, combinations)
+    return [
+        f"{each.granularity} on w{each.weight_dtype}: {each.linear} is {each.in_features} wide, "
+        f"padded to {each.padded_to}"
+        for each in padded_layers(configs, linears)
+    ]
 
 
 def _wrapped(ids: Sequence[str], most: int = 6) -> str:

@@ -13,8 +13,8 @@ from torch.nn import functional
 from pytest_autoquant.calibration.batches import Batch
 from pytest_autoquant.errors import MeasurementError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
-from pytest_autoquant.formats.quant_pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER
-from pytest_autoquant.modelopt_support.probe import quiet
+from pytest_autoquant.modelopt_support.private_api import named_quantizers
+from pytest_autoquant.modelopt_support.quiet import quiet
 from pytest_autoquant.models.loading import LoadedModel, preserved
 from pytest_autoquant.models.next_token import next_token_logits
 
@@ -81,8 +81,7 @@ def shared_range(model: LoadedModel, decision: Decision) -> torch.Tensor | None:
 
     The shape is that of ModelOpt's ``amax`` per tensor: ``()``.
     """
-    cfg = decision.config.quantizer(WEIGHT_QUANTIZER)
-    if cfg is None or cfg.get("axis") is not None or cfg.get("block_sizes"):
+    if decision.config.scale_shared_by("weight") != "tensor":
         return None
     weights = (model.module.get_submodule(name).weight for name in decision.modules)
     return torch.stack([weight.detach().abs().amax().float() for weight in weights]).amax()
@@ -109,11 +108,10 @@ def explicit_config(decisions: Sequence[Decision]) -> dict[str, Any]:
                 f"{config.pair.name} calibrates by {config.algorithm}; a scheme takes pairs that "
                 "calibrate by max"
             )
-        for pattern in (WEIGHT_QUANTIZER, INPUT_QUANTIZER):
-            cfg = config.quantizer(pattern)
-            if cfg is not None:
+        for pattern, attributes in config.quantizers:
+            if attributes is not None:
                 entries += [
-                    {"quantizer_name": f"{name}.{pattern[1:]}", "cfg": dict(cfg)}
+                    {"quantizer_name": f"{name}.{pattern[1:]}", "cfg": attributes.modelopt()}
                     for name in decision.modules
                 ]
     return {"quant_cfg": entries, "algorithm": "max"}
@@ -151,9 +149,7 @@ def _log_probabilities(module: Any, tokens: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def _bypassed(module: Any) -> Iterator[None]:
     """Switch every quantizer off that is on, for a while."""
-    from modelopt.torch.quantization.nn import TensorQuantizer
-
-    quantizers = [m for m in module.modules() if isinstance(m, TensorQuantizer) and m.is_enabled]
+    quantizers = [each for _, each in named_quantizers(module) if each.is_enabled]
     for quantizer in quantizers:
         quantizer.disable()
     try:

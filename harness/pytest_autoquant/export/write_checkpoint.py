@@ -24,8 +24,8 @@ from pytest_autoquant.calibration.batches import Batch
 from pytest_autoquant.errors import MeasurementError
 from pytest_autoquant.export.apply_scheme import Decision, applied, shared_range
 from pytest_autoquant.formats.effective_config import EffectiveConfig
-from pytest_autoquant.formats.quant_pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER
-from pytest_autoquant.modelopt_support.probe import quiet
+from pytest_autoquant.modelopt_support.private_api import export_algorithm
+from pytest_autoquant.modelopt_support.quiet import quiet
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.registry import ModelSource
 from pytest_autoquant.scoring.replay.quantizers import fake_quantized
@@ -137,17 +137,15 @@ def exported_as(config: EffectiveConfig, device: torch.device) -> str | None:
     Found by quantizing one small linear, as it is exported.
     """
     import modelopt.torch.quantization as mtq
-    from modelopt.torch.export.quant_utils import get_quant_config
 
     probe = nn.Sequential(nn.Linear(_PROBE_WIDTH, _PROBE_WIDTH, device=device))
     cfg = {"quant_cfg": config.modelopt()["quant_cfg"], "algorithm": "max"}
     try:
         with quiet():
             mtq.quantize(probe, cfg, lambda m: m(torch.ones(2, _PROBE_WIDTH, device=device)))
-            found = get_quant_config(probe)["quantization"].get("quant_algo")
+            return export_algorithm(probe)
     except Exception:  # whatever ModelOpt raises here, it raises in an export
         return None
-    return None if found is None else str(found).upper()
 
 
 def refusal(config: EffectiveConfig, device: torch.device) -> str | None:
@@ -156,8 +154,8 @@ def refusal(config: EffectiveConfig, device: torch.device) -> str | None:
     what = f"{pair.name} with {config.granularity.name}"
     if algorithm is None or algorithm not in STANDS_FOR:
         return f"ModelOpt has no export for {what} that could be verified"
-    weights = (pair.weight, _shared_by(config.quantizer(WEIGHT_QUANTIZER)))
-    activations = (pair.activation, _shared_by(config.quantizer(INPUT_QUANTIZER)))
+    weights = (pair.weight, config.scale_shared_by("weight"))
+    activations = (pair.activation, config.scale_shared_by("input"))
     if STANDS_FOR[algorithm] != (weights, activations):
         (w_dtype, w_scale), (a_dtype, a_scale) = STANDS_FOR[algorithm]
         return (
@@ -165,20 +163,6 @@ def refusal(config: EffectiveConfig, device: torch.device) -> str | None:
             f"weights (a scale per {w_scale}) and {a_dtype} activations (a scale per {a_scale})"
         )
     return None
-
-
-def _shared_by(cfg: Mapping[str, Any] | None) -> str:
-    """Say what shares a scale under a quantizer's attributes."""
-    if cfg is None:
-        return "nothing"
-    blocks = cfg.get("block_sizes") or {}
-    sizes = [size for axis, size in blocks.items() if isinstance(axis, int)]
-    if sizes:
-        return "block" if any(sizes) else "token"
-    if "dynamic" in (cfg.get("type"), blocks.get("type")):
-        return "tensor of a batch"
-    axis = cfg.get("axis")
-    return {None: "tensor", 0: "output channel", (0,): "output channel"}.get(axis, f"axis {axis}")
 
 
 def check_target(target: Path, *, may_replace: bool) -> None:
@@ -295,10 +279,10 @@ class _Stored:
 
 def _errors(model: LoadedModel, decision: Decision, stored: _Stored) -> Iterator[float]:
     """Yield how far each dequantized weight is from the fake-quantized one, of its range."""
-    cfg, shared = decision.config.quantizer(WEIGHT_QUANTIZER), shared_range(model, decision)
+    attributes, shared = decision.config.weight, shared_range(model, decision)
     for name in decision.modules:
         weight = model.module.get_submodule(name).weight.detach()
-        expected = weight if cfg is None else fake_quantized(cfg, weight, shared)
+        expected = weight if attributes is None else fake_quantized(attributes, weight, shared)
         found = _dequantized(name, stored, tuple(weight.shape)).to(expected.device)
         if not found.isfinite().all():
             raise MeasurementError(

@@ -8,8 +8,6 @@ from typing import Any
 
 from pytest_autoquant.formats.quant_pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER
 
-SPECIAL_BLOCK_KEYS = ("type", "scale_bits", "scale_block_sizes")
-
 _PER_TOKEN_DYNAMIC = {"type": "dynamic", "block_sizes": {-1: None}}
 
 
@@ -27,15 +25,19 @@ class Granularity:
 
     @property
     def overrides(self) -> dict[str, Mapping[str, Any]]:
-        """The overrides by quantizer pattern, without the untouched half."""
-        halves = {WEIGHT_QUANTIZER: self.weight, INPUT_QUANTIZER: self.input}
-        return {pattern: half for pattern, half in halves.items() if half is not None}
+        """The overrides by quantizer pattern, without a quantizer that is left alone."""
+        both = {WEIGHT_QUANTIZER: self.weight, INPUT_QUANTIZER: self.input}
+        return {pattern: override for pattern, override in both.items() if override is not None}
+
+
+#: The overlay that changes nothing.
+DEFAULT = Granularity(name="default")
 
 
 def builtin_granularities() -> dict[str, Granularity]:
     """Return the built-in overlays by name, in the order tables and reports show them."""
     overlays = (
-        Granularity(name="default"),
+        DEFAULT,
         Granularity(
             name="recipe_match_channel_token", weight={"axis": 0}, input=_PER_TOKEN_DYNAMIC
         ),

@@ -7,40 +7,53 @@ Shapes: a linear's weight is ``(out_features, in_features)`` and its input
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from pytest_autoquant.formats.quantizer import QuantizerAttributes
+
+#: The patterns under which a config gives attributes to every weight and every input quantizer.
 WEIGHT_QUANTIZER = "*weight_quantizer"
 INPUT_QUANTIZER = "*input_quantizer"
+
+#: The dtype of weights or activations that stay as the model has them, fp16 or bf16.
 UNQUANTIZED = "fp16"
 
-_MXFP4 = {"num_bits": (2, 1), "block_sizes": {-1: 32, "type": "dynamic", "scale_bits": (8, 0)}}
-_NVFP4 = {"num_bits": (2, 1), "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}}
+_MXFP4 = QuantizerAttributes.of(
+    {"num_bits": (2, 1), "block_sizes": {-1: 32, "type": "dynamic", "scale_bits": (8, 0)}}
+)
+_NVFP4 = QuantizerAttributes.of(
+    {"num_bits": (2, 1), "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}}
+)
+_FP8 = QuantizerAttributes.of({"num_bits": (4, 3), "axis": None})
 
-WEIGHT_DTYPES: Mapping[str, Mapping[str, Any] | None] = MappingProxyType(
+#: The weight quantizer of each dtype before an overlay; the keys are the names users write.
+WEIGHT_DTYPES: Mapping[str, QuantizerAttributes | None] = MappingProxyType(
     {
         "fp4": _MXFP4,
         "nvfp4": _NVFP4,
-        "fp8": {"num_bits": (4, 3), "axis": None},
-        "int8": {"num_bits": 8, "axis": 0},
-        "int4": {"num_bits": 4, "block_sizes": {-1: 128, "type": "static"}},
+        "fp8": _FP8,
+        "int8": QuantizerAttributes.of({"num_bits": 8, "axis": 0}),
+        "int4": QuantizerAttributes.of({"num_bits": 4, "block_sizes": {-1: 128, "type": "static"}}),
         UNQUANTIZED: None,
     }
 )
-ACTIVATION_DTYPES: Mapping[str, Mapping[str, Any] | None] = MappingProxyType(
+
+#: The input quantizer of each dtype before an overlay.
+ACTIVATION_DTYPES: Mapping[str, QuantizerAttributes | None] = MappingProxyType(
     {
         UNQUANTIZED: None,
-        "fp8": {"num_bits": (4, 3), "axis": None},
-        "int8": {"num_bits": 8, "axis": None},
-        "int4": {"num_bits": 4, "axis": None},
+        "fp8": _FP8,
+        "int8": QuantizerAttributes.of({"num_bits": 8, "axis": None}),
+        "int4": QuantizerAttributes.of({"num_bits": 4, "axis": None}),
         "fp4": _MXFP4,
         "nvfp4": _NVFP4,
     }
 )
 
+#: The preset of ModelOpt 0.47.0 that equals a composed pair, by (weight, activation).
 PRESETS: Mapping[tuple[str, str], str] = MappingProxyType(
     {
         ("fp8", "fp8"): "FP8_DEFAULT_CFG",
@@ -54,18 +67,19 @@ PRESETS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("nvfp4", "nvfp4"): "NVFP4_DEFAULT_CFG",
     }
 )
-"""The ModelOpt preset that is the same thing as a composed pair, by (weight, activation)."""
-
+#: What every ModelOpt preset leaves unquantized in a vision-language model.
 _DISABLED_PATTERNS = ("*lm_head*", "*visual*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantPair:
-    """What the weights and the activations are stored and multiplied in.
+    """The dtypes of weights and activations.
 
-    ``format_name`` is a ModelOpt preset where one says the same, else a stable name of our own.
-    ``from_preset`` says that the base config must be read from the installed ModelOpt, because
-    the user named a preset that composing (weight, activation) does not give.
+    Attributes:
+        format_name: the name of an equal ModelOpt preset, else a stable name of this package.
+        experimental: marked in every report; so are built-in pairs that equal no preset.
+        from_preset: the base config must be read from the installed ModelOpt, because the user
+            named a preset that composing (weight, activation) does not give.
     """
 
     name: str
@@ -77,7 +91,7 @@ class QuantPair:
 
     @property
     def is_preset(self) -> bool:
-        """Whether ``format_name`` is ModelOpt's name rather than ours."""
+        """Whether ``format_name`` is ModelOpt's name."""
         return self.from_preset or PRESETS.get((self.weight, self.activation)) == self.format_name
 
 
@@ -126,10 +140,10 @@ def _builtin(weight: str, activation: str) -> QuantPair:
     )
 
 
-def _entry(quantizer_name: str, cfg: Mapping[str, Any] | None) -> dict[str, Any]:
-    if cfg is None:
+def _entry(quantizer_name: str, attributes: QuantizerAttributes | None) -> dict[str, Any]:
+    if attributes is None:
         return {"quantizer_name": quantizer_name, "enable": False}
-    return {"quantizer_name": quantizer_name, "cfg": copy.deepcopy(dict(cfg))}
+    return {"quantizer_name": quantizer_name, "cfg": attributes.modelopt()}
 
 
 def _label(dtype: str) -> str:

@@ -20,6 +20,7 @@ from pytest_autoquant.formats.quant_pair import (
     QuantPair,
     composed_format_name,
 )
+from pytest_autoquant.formats.quantizer import SCALING_TYPES
 from pytest_autoquant.formats.strict_yaml import (
     Name,
     StrictMapping,
@@ -41,7 +42,7 @@ FormatName = Annotated[
         "must be a name of letters, digits and _",
     ),
 ]
-ScalingType = Annotated[str, one_of(("static", "dynamic"))]
+ScalingType = Annotated[str, one_of(SCALING_TYPES)]
 BlockSize = Annotated[
     int | None,
     checked(

@@ -1,40 +1,46 @@
-"""ModelOpt's decision units: which linears share a format, and where their damage is scored."""
+"""ModelOpt's decision units: which linears share a format, and where their scores are taken."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
+from pytest_autoquant.modelopt_support.private_api import (
+    GroupingRule,
+    grouping_rules,
+    score_module_rules,
+)
 from pytest_autoquant.models.loading import LoadedModel
 
 
 def layer_groups(model: LoadedModel) -> tuple[tuple[str, ...], ...]:
-    """Return the members of every layer group, by ModelOpt's own grouping rules."""
-    from modelopt.torch.quantization.algorithms import AutoQuantizeGradientSearcher
+    """Return the members of every layer group, by ModelOpt's own grouping rules.
 
+    Source: ``_AutoQuantizeBaseSearcher.insert_hparams_after_merge_rules`` in
+    ``modelopt/torch/quantization/algorithms.py`` (0.47.0).
+    """
+    rules = grouping_rules()
     groups: dict[str, list[str]] = {}
     for linear in model.linears:
-        key = _first_match(AutoQuantizeGradientSearcher.quant_grouping_rules, model, linear.name)
+        key = _group_key(rules, model, linear.name)
         groups.setdefault(linear.name if key is None else key, []).append(linear.name)
     return tuple(tuple(members) for members in groups.values())
 
 
 def scored_elsewhere(model: LoadedModel) -> str | None:
-    """Name a linear that ModelOpt does not score at a linear's output, None if there is none.
+    """Name a linear that ModelOpt does not score at its own output, None if there is none.
 
-    So it is for the experts of a mixture, fused or not.
+    ModelOpt scores the experts of a mixture at the output of the mixture block.
     """
-    from modelopt.torch.quantization.algorithms import AutoQuantizeGradientSearcher
-
-    rules = AutoQuantizeGradientSearcher.score_module_rules
+    rules = score_module_rules()
     for linear in model.linears:
-        if linear.is_fused or _first_match(rules, model, linear.name) not in (None, linear.name):
+        if linear.is_fused or _group_key(rules, model, linear.name) not in (None, linear.name):
             return linear.name
     return None
 
 
-def _first_match(rules: Sequence[Any], model: LoadedModel, name: str) -> str | None:
+def _group_key(rules: Sequence[GroupingRule], model: LoadedModel, name: str) -> str | None:
+    """Apply the rules in order; the first that matches names the group."""
     for rule in rules:
         if callable(rule):
             key = rule(model.module, name)

@@ -1,4 +1,4 @@
-"""What can run: the status of an effective config on a device."""
+"""Support status: whether an effective config can be measured on a device."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from enum import Enum
 
 
 class Status(str, Enum):
-    """Exactly one holds for each (effective config, device)."""
+    """Exactly one holds for each (effective config, device).
+
+    Attributes:
+        SUPPORTED: ModelOpt runs it and every quantizer changes bits.
+        NEEDS_CUDA: it fails on this device and runs, or may run, on CUDA.
+        UNSUPPORTED: ModelOpt refuses it on every device.
+        NO_EFFECT: the overlay changes nothing, or ModelOpt accepts and ignores it.
+    """
 
     SUPPORTED = "supported"
     NEEDS_CUDA = "needs-cuda"
@@ -29,7 +36,7 @@ class Support:
 
     @property
     def skip_reason(self) -> str:
-        """What a skipped case says, e.g. ``needs-cuda: …``."""
+        """Status and reason on one line, e.g. ``needs-cuda: …``."""
         return f"{self.status.value}: {self.reason}"
 
 

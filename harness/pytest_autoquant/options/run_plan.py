@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pytest_autoquant.calibration.captions import CaptionSet, load_captions, load_held_out
 from pytest_autoquant.errors import UsageError
-from pytest_autoquant.formats.effective_config import effective_config
+from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.grid.assignment import Assignment
 from pytest_autoquant.grid.case import (
     ALL_SCHEMES,
@@ -168,7 +168,7 @@ class RunPlan:
 
 
 def _composed_bits(combination: Combination) -> float:
-    return effective_config(combination.pair, combination.granularity).effective_bits
+    return resolve(combination.pair, combination.granularity).effective_bits
 
 
 def _report_root(settings: Settings, rootdir: Path) -> Path:

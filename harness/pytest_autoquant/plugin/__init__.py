@@ -32,11 +32,11 @@ _WORKER, _CONTROLLER = "autoquant-worker", "autoquant-controller"
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    config = pluginmanager.get_plugin("pytestconfig")
-    if config is None or _mentions_us(config):
+    config: Any = pluginmanager.get_plugin("pytestconfig")
+    if _mentions_us(config):
         from pytest_autoquant.plugin.pytest_config import add_options
 
-        add_options(parser)
+        add_options(parser, config)
 
 
 def pytest_configure(config: pytest.Config) -> None:

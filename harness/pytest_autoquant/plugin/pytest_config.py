@@ -20,12 +20,14 @@ CASE, COMBINATION, SCHEME = "aq_case", "aq_combination", "aq_scheme"
 PARAMETERS = (CASE, COMBINATION, SCHEME)
 
 _PLAN = pytest.StashKey["RunPlan"]()
+_IS_DECLARED = pytest.StashKey[bool]()
 
 
-def add_options(parser: pytest.Parser) -> None:
+def add_options(parser: pytest.Parser, config: pytest.Config) -> None:
     """Declare every option on the command line and in ini."""
     from pytest_autoquant.options.table import OPTIONS
 
+    config.stash[_IS_DECLARED] = True
     group = parser.getgroup("autoquant", "quantization sensitivity with ModelOpt AutoQuant")
     for option in OPTIONS:
         if option.is_flag:
@@ -139,10 +141,17 @@ def _lookup(config: pytest.Config, option: Option) -> RawValue:
 
 
 def _ini_value(config: pytest.Config, option: Option) -> Any:
+    """Return the typed ini value, None if it is not set or nothing of ours is in the ini file.
+
+    Raises:
+        UsageError: a value of another type.
+    """
+    if _IS_DECLARED not in config.stash:
+        return None
     try:
         return config.getini(option.ini)
-    except (KeyError, ValueError):  # not declared: nothing of ours is in the ini file
-        return None
+    except (TypeError, ValueError, pytest.UsageError) as error:
+        raise UsageError(f"ini option {option.ini}: {error}; give {option.kind.allowed}") from None
 
 
 def _check_rootdir(config: pytest.Config) -> None:

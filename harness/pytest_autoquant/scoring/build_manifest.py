@@ -30,7 +30,6 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
     RankedGroup,
     RunConfig,
 )
-from pytest_autoquant.modelopt_support.probe import misfits
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.engine import GroupScore, Measurement
 
@@ -114,7 +113,9 @@ def layers_of(model: LoadedModel, config: EffectiveConfig) -> dict[str, Layer]:
             module_type=linear.module_type,
             out_features=linear.out_features,
             in_features=linear.in_features,
-            padded_to=next(filter(None, (misfits(config, w) for w in linear.input_widths)), None),
+            padded_to=next(
+                (p for w in linear.input_widths if (p := config.padded_width(w)) != w), None
+            ),
         )
         for linear in model.linears
     }

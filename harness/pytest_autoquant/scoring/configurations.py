@@ -9,9 +9,9 @@ import torch
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.grid.case import Combination
 from pytest_autoquant.manifests.outcomes import StructureCheck
-from pytest_autoquant.modelopt_support.cuda_extensions import ANNOUNCEMENT
-from pytest_autoquant.modelopt_support.cuda_extensions import build as build_extensions
-from pytest_autoquant.modelopt_support.probe import Prober, quiet
+from pytest_autoquant.modelopt_support.cuda_extensions import ANNOUNCEMENT, build_extensions
+from pytest_autoquant.modelopt_support.probe import Prober
+from pytest_autoquant.modelopt_support.quiet import quiet
 from pytest_autoquant.modelopt_support.status import Support
 from pytest_autoquant.models.loading import resolve_device, resolve_dtype
 from pytest_autoquant.scoring.progress import Progress
@@ -68,7 +68,7 @@ class Configurations:
     def check(self, combination: Combination) -> StructureCheck:
         """Resolve a combination, have ModelOpt validate it, and return its status."""
         config = self.config(combination)
-        self._prober.accepts(config)
+        self._prober.check_config(config)
         support = self.config_support(config)
         return StructureCheck(
             pair=combination.pair.name,

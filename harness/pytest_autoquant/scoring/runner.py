@@ -22,7 +22,7 @@ from pytest_autoquant.manifests.fingerprint import (
     fingerprint,
 )
 from pytest_autoquant.manifests.sensitivity_manifest import EnvironmentRecord, Manifest, RunConfig
-from pytest_autoquant.modelopt_support.probe import quiet
+from pytest_autoquant.modelopt_support.quiet import quiet
 from pytest_autoquant.modelopt_support.status import Support
 from pytest_autoquant.models.loading import LoadedModel, load_model
 from pytest_autoquant.models.registry import ModelSource

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,8 +12,13 @@ import torch
 from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.errors import MeasurementError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
-from pytest_autoquant.formats.quant_pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER
-from pytest_autoquant.modelopt_support.probe import quiet
+from pytest_autoquant.modelopt_support.private_api import (
+    Quantizer,
+    named_quantizers,
+    searched_groups,
+    serialized,
+)
+from pytest_autoquant.modelopt_support.quiet import quiet
 from pytest_autoquant.models.loading import LoadedModel, peak_cuda_bytes, preserved
 from pytest_autoquant.models.next_token import next_token_logits, next_token_loss
 from pytest_autoquant.scoring.engine import Failure, GroupScore, Measurement, Outcomes
@@ -66,7 +70,7 @@ class StockEngine:
         with preserved(module, weights=_algorithm(config) not in _KEEPS_WEIGHTS), quiet():
             state = self._auto_quantize(config, data, clock)
             groups, quantizers = self._read_groups(config)
-            saved = _serialize(state) if self._save_state and state is not None else None
+            saved = serialized(state) if self._save_state and state is not None else None
         return Measurement(
             engine=self.name,
             groups=groups,
@@ -102,7 +106,7 @@ class StockEngine:
             )
         except Exception:
             # ModelOpt's solver refuses scores that are not finite; they are there to be read.
-            if all(math.isfinite(h.get_score(r)) for h, r in _searched(self._model.module)):
+            if all(math.isfinite(group.score) for group in searched_groups(self._model.module)):
                 raise
             return None
         return state
@@ -114,19 +118,19 @@ class StockEngine:
         module, known = self._model.module, {linear.name for linear in self._model.linears}
         groups: list[GroupScore] = []
         quantizers: dict[str, str] = {}
-        for hparam, recipe in _searched(module):
-            names = hparam.quant_module_names
+        for group in searched_groups(module):
+            names = group.modules
             if not known.issuperset(names):
                 raise MeasurementError(
                     f"ModelOpt puts modules of its own in the place of {names[0]}; a model whose "
                     "modules it replaces cannot be measured: give a dense one"
                 )
-            hparam.active = recipe
+            group.activate()
             members = [module.get_submodule(name) for name in names]
             groups.append(
                 GroupScore(
-                    modules=tuple(names),
-                    score=float(hparam.get_score(recipe)),
+                    modules=names,
+                    score=group.score,
                     quantized=all(_is_quantized(member, config) for member in members),
                 )
             )
@@ -168,23 +172,10 @@ class _Clock:
         self._marks.append((phase, time.perf_counter()))
 
 
-def _searched(module: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield each searched group's hparam and the recipe that is not "leave it alone"."""
-    from modelopt.torch.opt.utils import named_hparams
-    from modelopt.torch.quantization.algorithms import QuantRecipe, QuantRecipeHparam
-
-    unquantized = QuantRecipe(quant_cfg=None)
-    for _, hparam in named_hparams(module, unique=True):
-        if isinstance(hparam, QuantRecipeHparam):
-            for recipe in hparam.choices:
-                if recipe != unquantized:
-                    yield hparam, recipe
-
-
 def _is_quantized(member: Any, config: EffectiveConfig) -> bool:
     wanted = {
-        "weight_quantizer": config.quantizer(WEIGHT_QUANTIZER) is not None,
-        "input_quantizer": config.quantizer(INPUT_QUANTIZER) is not None,
+        "weight_quantizer": config.weight is not None,
+        "input_quantizer": config.input is not None,
     }
     return all(
         quantizer.is_enabled == is_wanted
@@ -198,25 +189,11 @@ def _describe(member: Any) -> dict[str, str]:
     return {kind: _quantizers(member, kind)[0].extra_repr() for kind in kinds}
 
 
-def _quantizers(member: Any, kind: str) -> list[Any]:
+def _quantizers(member: Any, kind: str) -> list[Quantizer]:
     """Return a module's quantizers of one kind: fused experts have one per matrix and expert."""
-    from modelopt.torch.quantization.nn import TensorQuantizer
-
-    return [
-        child
-        for name, child in member.named_modules()
-        if kind in name and isinstance(child, TensorQuantizer)
-    ]
+    return [quantizer for name, quantizer in named_quantizers(member) if kind in name]
 
 
 def _algorithm(config: EffectiveConfig) -> Any:
     algorithm = config.algorithm
     return algorithm.get("method") if isinstance(algorithm, dict) else algorithm
-
-
-def _serialize(state: Any) -> bytes:
-    from modelopt.torch.utils.serialization import safe_save
-
-    buffer = io.BytesIO()
-    safe_save(state, buffer)
-    return buffer.getvalue()

@@ -17,7 +17,7 @@ from pytest_autoquant.export.apply_scheme import (
     explicit_config,
     shared_range,
 )
-from pytest_autoquant.formats.effective_config import effective_config
+from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.models.loading import load_model
 from pytest_autoquant.models.registry import REGISTRY
@@ -59,7 +59,7 @@ def held_out(tiny):
 
 
 def decision(pair, modules, granularity="default"):
-    config = effective_config(VOCABULARY.pairs[pair], VOCABULARY.granularities[granularity])
+    config = resolve(VOCABULARY.pairs[pair], VOCABULARY.granularities[granularity])
     return Decision(modules=modules, config=config)
 
 

@@ -24,7 +24,7 @@ from pytest_autoquant.export.write_checkpoint import (
     refusal,
     replacing,
 )
-from pytest_autoquant.formats.effective_config import effective_config
+from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.models.loading import load_model
 from pytest_autoquant.models.registry import REGISTRY
@@ -61,7 +61,7 @@ def batches(tiny):
 
 
 def config(pair, granularity="default"):
-    return effective_config(VOCABULARY.pairs[pair], VOCABULARY.granularities[granularity])
+    return resolve(VOCABULARY.pairs[pair], VOCABULARY.granularities[granularity])
 
 
 def decide(**groups):

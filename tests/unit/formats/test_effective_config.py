@@ -4,213 +4,93 @@ import copy
 import dataclasses
 
 import pytest
+from drawn_configs import PATTERNS, bases, dict_form, list_form, overlay, overlays, raw_overlays
 from hypothesis import given
 from hypothesis import strategies as st
 from pytest_autoquant.errors import UsageError
-from pytest_autoquant.formats.effective_config import (
-    ATTRIBUTE_DEFAULTS,
-    apply_overlay,
-    effective_config,
-    entry_list,
-)
-from pytest_autoquant.formats.granularity import Granularity
+from pytest_autoquant.formats.effective_config import apply_overlay, resolve
+from pytest_autoquant.formats.granularity import DEFAULT, Granularity
+from pytest_autoquant.formats.quant_cfg import entry_list
 from pytest_autoquant.formats.quant_pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER, compose
-from pytest_autoquant.formats.user_yaml import granularity_of
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 
 VOCABULARY = load_vocabulary()
 PAIRS, OVERLAYS = VOCABULARY.pairs, VOCABULARY.granularities
-ANY_PAIR, DEFAULT = PAIRS["wint8_aint8"], OVERLAYS["default"]
-HALVES = (WEIGHT_QUANTIZER, INPUT_QUANTIZER)
+ANY_PAIR = PAIRS["wint8_aint8"]
 OWNED = {"axis", "block_sizes", "type"}
+
+both_forms = pytest.mark.parametrize("form", [list_form, dict_form])
 
 
 def effective(pair, granularity, base=None):
-    return effective_config(PAIRS[pair], OVERLAYS[granularity], base)
+    return resolve(PAIRS[pair], OVERLAYS[granularity], base)
 
 
-# A base is drawn once as rows and written in either of ModelOpt's forms:
-# (quantizer name, parent class or None, attributes or None, enabled).
-
-
-def as_list(rows, algorithm):
-    entries = []
-    for name, parent_class, attributes, enabled in rows:
-        entry = {"parent_class": parent_class} if parent_class else {}
-        entry["quantizer_name"] = name
-        if attributes is not None:
-            entry["cfg"] = copy.deepcopy(attributes)
-        if not enabled:
-            entry["enable"] = False
-        entries.append(entry)
-    return {"quant_cfg": entries, "algorithm": algorithm}
-
-
-def as_dict(rows, algorithm):
-    quant_cfg = {}
-    for name, parent_class, attributes, enabled in rows:
-        value = copy.deepcopy(attributes or {}) | ({} if enabled else {"enable": False})
-        key = "default" if name == "*" else name
-        quant_cfg[parent_class or key] = {name: value} if parent_class else value
-    return {"quant_cfg": quant_cfg, "algorithm": algorithm}
-
-
-both_forms = pytest.mark.parametrize("form", [as_list, as_dict])
-
-block_values = st.sampled_from([None, 16, 32, 64, 128])
-special_block_keys = {
-    "type": st.sampled_from(["static", "dynamic"]),
-    "scale_bits": st.sampled_from([(8, 0), (4, 3)]),
-}
-scales = st.one_of(
-    st.just({}),
-    st.fixed_dictionaries({"axis": st.sampled_from([None, 0, 1, -1, (0, 1)])}),
-    st.fixed_dictionaries(
-        {
-            "block_sizes": st.fixed_dictionaries(
-                {-1: block_values}, optional={-2: block_values, **special_block_keys}
-            )
-        }
-    ),
-)
-attributes = st.builds(
-    lambda dtype, scale, more: {**dtype, **scale, **more},
-    st.fixed_dictionaries({"num_bits": st.sampled_from([4, 8, (4, 3), (2, 1)])}),
-    scales,
-    st.fixed_dictionaries(
-        {},
-        optional={
-            "type": st.sampled_from(["static", "dynamic"]),
-            "fake_quant": st.just(True),
-            "effective_bits": st.just(4.5),
-        },
-    ),
-)
-quantizers = st.one_of(
-    st.tuples(attributes, st.just(True)),
-    st.tuples(st.one_of(st.none(), attributes), st.just(False)),
-)
-OTHER_ROWS = (
-    ("*lm_head*", None, None, False),
-    ("*visual*", None, None, False),
-    ("*output_quantizer", None, {"num_bits": 8, "axis": None}, True),
-    ("*router*", None, {"num_bits": 8}, False),
-    ("*weight_quantizer", "nn.Embedding", {"num_bits": 4, "axis": 0}, True),
-    ("*", "nn.BatchNorm1d", None, False),
-)
-
-
-@st.composite
-def bases(draw):
-    halves = [(name, None, *draw(quantizers)) for name in HALVES]
-    others = draw(st.lists(st.sampled_from(OTHER_ROWS), unique_by=lambda row: row[:2]))
-    rows = [("*", None, None, False), *draw(st.permutations(halves + others))]
-    algorithm = draw(st.sampled_from([None, "max", {"method": "smoothquant", "alpha": 0.5}]))
-    return rows, algorithm
-
-
-def _distinct(block_sizes):
-    return len({int(key) for key in block_sizes}) == len(block_sizes)
-
-
-def overrides(block_keys):
-    """One quantizer's half of an overlay, as YAML gives it."""
-    scaling_type = st.fixed_dictionaries({"type": st.sampled_from(["static", "dynamic"])})
-    axis = st.fixed_dictionaries({"axis": st.sampled_from([None, 0, 1, -1, [0, 1]])})
-    block_sizes = st.fixed_dictionaries(
-        {"block_sizes": st.dictionaries(block_keys, block_values, min_size=1).filter(_distinct)}
-    )
-    scale = st.one_of(axis, block_sizes)
-    return st.one_of(scaling_type, scale, st.builds(lambda a, b: {**a, **b}, scale, scaling_type))
-
-
-def raw_overlays(block_keys):
-    half = overrides(block_keys)
-    return st.dictionaries(st.sampled_from(HALVES), half, min_size=1)
-
-
-def overlay(raw):
-    return granularity_of({"name": "drawn", "quant_cfg_overrides": raw}, source="test")
-
-
-overlays = st.builds(overlay, raw_overlays(st.sampled_from([-1, -2]) | st.sampled_from(["-1"])))
-
-
-def scribble(value):
-    """Empty everything that can be emptied, however deep."""
+def clear_deeply(value):
+    """Empty every container in ``value``."""
     if isinstance(value, dict):
         for item in value.values():
-            scribble(item)
+            clear_deeply(item)
         value.clear()
     elif isinstance(value, (list, tuple)):
         for item in value:
-            scribble(item)
+            clear_deeply(item)
         if isinstance(value, list):
             value.clear()
 
 
 @both_forms
-@given(base=bases(), overlay=overlays)
-def test_neither_applying_nor_using_the_result_mutates_base_or_overlay(form, base, overlay):
-    given_base = form(*base)
-    before = repr((given_base, overlay))
-    config = effective_config(ANY_PAIR, overlay, given_base)
-    assert repr((given_base, overlay)) == before
+@given(base=bases, overlay=overlays)
+def test_base_overlay_and_result_share_no_mutable_state(form, base, overlay):
+    written = form(*base)
+    before = repr((written, overlay))
+    config = resolve(ANY_PAIR, overlay, written)
     result = repr(config)
-    scribble(config.modelopt())
+    clear_deeply(config.modelopt())
     assert repr(config) == result
-    scribble(config.entries)
-    scribble(config.algorithm)
-    assert repr((given_base, overlay)) == before
-
-
-@both_forms
-@given(base=bases(), overlay=overlays)
-def test_each_step_leaves_what_it_was_given_alone(form, base, overlay):
-    quant_cfg = form(*base)["quant_cfg"]
-    before = repr(quant_cfg)
-    entries = entry_list(quant_cfg)
+    clear_deeply(config.entries)
+    clear_deeply(config.algorithm)
+    entries = entry_list(written["quant_cfg"])
     listed = repr(entries)
-    scribble(apply_overlay(entries, overlay))
+    clear_deeply(apply_overlay(entries, overlay))
     assert repr(entries) == listed
-    scribble(entries)
-    assert repr(quant_cfg) == before
+    assert repr((written, overlay)) == before
 
 
 @both_forms
-@given(base=bases(), overlay=overlays)
-def test_an_overlay_does_what_it_says_and_axis_and_block_sizes_never_coexist(form, base, overlay):
-    before = effective_config(ANY_PAIR, DEFAULT, form(*base))
-    after = effective_config(ANY_PAIR, overlay, form(*base))
-    for half in HALVES:
-        old, new, asked = before.quantizer(half), after.quantizer(half), overlay.overrides.get(half)
-        if new is None or asked is None:
+@given(base=bases, overlay=overlays)
+def test_an_overlay_sets_its_keys_and_axis_excludes_block_sizes(form, base, overlay):
+    before = resolve(ANY_PAIR, DEFAULT, form(*base))
+    after = resolve(ANY_PAIR, overlay, form(*base))
+    for (pattern, old), (_, new) in zip(before.quantizers, after.quantizers, strict=True):
+        override = overlay.overrides.get(pattern)
+        if new is None or override is None:
             assert new == old
             continue
-        assert not {"axis", "block_sizes"} <= set(new)
-        for key in ("axis", "type"):
-            if key in asked:
-                assert new[key] == asked[key]
-        if "block_sizes" in asked:
-            assert new["block_sizes"] == {**old.get("block_sizes", {}), **asked["block_sizes"]}
+        written, base_written = new.modelopt(), old.modelopt()
+        assert not {"axis", "block_sizes"} <= set(written)
+        for key in {"axis", "type"} & set(override):
+            assert written[key] == override[key]
+        if "block_sizes" in override:
+            expected = {**base_written.get("block_sizes", {}), **override["block_sizes"]}
+            assert written["block_sizes"] == expected
 
 
 @both_forms
-@given(base=bases(), overlay=overlays)
+@given(base=bases, overlay=overlays)
 def test_applying_an_overlay_twice_equals_once(form, base, overlay):
-    once = effective_config(ANY_PAIR, overlay, form(*base))
-    twice = effective_config(ANY_PAIR, overlay, once.modelopt())
+    once = resolve(ANY_PAIR, overlay, form(*base))
+    twice = resolve(ANY_PAIR, overlay, once.modelopt())
     assert repr(twice.modelopt()) == repr(once.modelopt())
     assert twice.digest == once.digest
 
 
 @both_forms
-@given(base=bases(), overlay=overlays)
+@given(base=bases, overlay=overlays)
 def test_everything_but_the_two_quantizer_entries_is_untouched(form, base, overlay):
     rows, _ = base
-    config = effective_config(ANY_PAIR, overlay, form(*base))
-    expected = as_list(*base)["quant_cfg"]
-    assert len(config.entries) == len(expected)
+    config = resolve(ANY_PAIR, overlay, form(*base))
+    expected = list_form(*base)["quant_cfg"]
     for (name, parent_class, _, enabled), entry, original in zip(
         rows, config.entries, expected, strict=True
     ):
@@ -223,36 +103,31 @@ def test_everything_but_the_two_quantizer_entries_is_untouched(form, base, overl
 
 
 @both_forms
-@given(base=bases())
-def test_default_is_the_identity(form, base):
-    config = effective_config(ANY_PAIR, DEFAULT, form(*base))
-    assert list(config.entries) == as_list(*base)["quant_cfg"]
+@given(base=bases)
+def test_the_default_overlay_is_the_identity(form, base):
+    config = resolve(ANY_PAIR, DEFAULT, form(*base))
+    assert list(config.entries) == list_form(*base)["quant_cfg"]
     assert config.no_effect is None
     assert config.algorithm == ("max" if config.notes else base[1])
     assert not config.notes or base[1] is None
 
 
-@given(base=bases(), overlay=overlays)
+@given(base=bases, overlay=overlays)
 def test_both_forms_of_a_base_give_one_digest(base, overlay):
-    listed, keyed = (
-        effective_config(ANY_PAIR, overlay, form(*base)) for form in (as_list, as_dict)
-    )
+    listed, keyed = (resolve(ANY_PAIR, overlay, form(*base)) for form in (list_form, dict_form))
     assert listed.digest == keyed.digest
     assert listed.effective_bits == keyed.effective_bits
 
 
-@both_forms
-@given(base=bases(), raw=raw_overlays(st.sampled_from([-1, -2, 0])))
-def test_string_block_keys_from_yaml_are_normalised(form, base, raw):
-    def with_string_keys(half):
-        blocks = half.get("block_sizes")
-        return (
-            half if blocks is None else {**half, "block_sizes": {str(k): blocks[k] for k in blocks}}
-        )
+@given(base=bases, raw=raw_overlays(st.sampled_from([-1, -2, 0])))
+def test_string_block_keys_from_yaml_are_normalised(base, raw):
+    def with_string_keys(override):
+        blocks = override.get("block_sizes", {})
+        return override | ({"block_sizes": {str(k): blocks[k] for k in blocks}} if blocks else {})
 
-    written = {pattern: with_string_keys(half) for pattern, half in raw.items()}
+    written = {pattern: with_string_keys(override) for pattern, override in raw.items()}
     assert overlay(written) == overlay(raw)
-    spelled, plain = (effective_config(ANY_PAIR, overlay(o), form(*base)) for o in (written, raw))
+    spelled, plain = (resolve(ANY_PAIR, overlay(each), list_form(*base)) for each in (written, raw))
     assert repr(spelled.entries) == repr(plain.entries)
     assert spelled.digest == plain.digest
 
@@ -260,62 +135,53 @@ def test_string_block_keys_from_yaml_are_normalised(form, base, raw):
 @pytest.mark.parametrize("granularity", OVERLAYS)
 def test_no_overlay_enables_a_quantizer_or_changes_a_dtype(granularity):
     def dtypes(overlay):
-        configs = {pair: effective(pair, overlay) for pair in PAIRS}
-        quantizers = {(p, half): configs[p].quantizer(half) for p in PAIRS for half in HALVES}
-        return {key: cfg and cfg["num_bits"] for key, cfg in quantizers.items()}
+        return {
+            (pair, pattern): attributes and attributes.num_bits
+            for pair in PAIRS
+            for pattern, attributes in effective(pair, overlay).quantizers
+        }
 
     assert dtypes(granularity) == dtypes("default")
 
 
-def test_a_new_block_size_keeps_the_scale_format_of_the_base():
-    weight = effective("wfp4_afp8", "w_group64").quantizer(WEIGHT_QUANTIZER)
-    assert weight["block_sizes"] == {-1: 64, "type": "dynamic", "scale_bits": (8, 0)}
-
-
-def test_setting_axis_removes_block_sizes_and_the_other_way_round():
-    per_channel = effective("wint4_aint8", "w_per_out_channel").quantizer(WEIGHT_QUANTIZER)
-    assert per_channel == {"num_bits": 4, "axis": 0}
-    grouped = effective("wint8_aint8", "w_group64").quantizer(WEIGHT_QUANTIZER)
-    assert grouped == {"num_bits": 8, "block_sizes": {-1: 64}}
+@pytest.mark.parametrize(
+    ("pair", "granularity", "weight"),
+    [
+        ("wint4_aint8", "w_per_out_channel", {"num_bits": 4, "axis": 0}),
+        ("wint8_aint8", "w_group64", {"num_bits": 8, "block_sizes": {-1: 64}}),
+        (
+            "wfp4_afp8",  # the base's scale format survives a new block size
+            "w_group64",
+            {"num_bits": (2, 1), "block_sizes": {-1: 64, "type": "dynamic", "scale_bits": (8, 0)}},
+        ),
+    ],
+)
+def test_the_weight_quantizer_under_an_overlay(pair, granularity, weight):
+    assert effective(pair, granularity).weight.modelopt() == weight
 
 
 def test_the_last_unscoped_entry_of_a_name_is_the_one_that_changes():
     early, late = {"num_bits": 4, "axis": 0}, {"num_bits": 8, "axis": 0}
-    base = as_list(
-        [
-            (WEIGHT_QUANTIZER, None, early, True),
-            (WEIGHT_QUANTIZER, None, late, True),
-            (WEIGHT_QUANTIZER, "nn.Embedding", early, True),
-        ],
-        "max",
-    )
-    config = effective("wint8_afp16", "w_per_in_channel", base)
+    rows = [
+        (WEIGHT_QUANTIZER, None, early, True),
+        (WEIGHT_QUANTIZER, None, late, True),
+        (WEIGHT_QUANTIZER, "nn.Embedding", early, True),
+    ]
+    config = effective("wint8_afp16", "w_per_in_channel", list_form(rows))
     assert [entry["cfg"]["axis"] for entry in config.entries] == [0, 1, 0]
     assert config.effective_bits == 8
 
 
-def test_the_older_forms_default_comes_first_wherever_it_stands():
-    # ModelOpt before 0.44 applied "default" before everything else and wrote it last in its presets
-    rows = [
-        ("*", None, None, False),
-        (WEIGHT_QUANTIZER, None, {"num_bits": 8, "axis": 0}, True),
-        ("*lm_head*", None, None, False),
-    ]
-    written = as_dict([*rows[1:], rows[0]], "max")
-    assert list(written["quant_cfg"])[-1] == "default"
-    assert entry_list(written["quant_cfg"]) == as_list(rows, "max")["quant_cfg"]
-
-
-def test_an_overlay_refuses_quantizers_in_sequence_and_default_lets_them_be():
+@pytest.mark.parametrize("is_list", [True, False])
+def test_only_the_default_overlay_accepts_quantizers_in_sequence(is_list):
     sequence = [{"num_bits": 4, "block_sizes": {-1: 128}}, {"num_bits": (4, 3)}]
-    for base in (
-        {"quant_cfg": [{"quantizer_name": WEIGHT_QUANTIZER, "cfg": sequence}], "algorithm": "max"},
-        {"quant_cfg": {WEIGHT_QUANTIZER: sequence}, "algorithm": "max"},
-    ):
-        config = effective("wint4_afp8", "default", base)
-        assert config.entries == ({"quantizer_name": WEIGHT_QUANTIZER, "cfg": sequence},)
-        with pytest.raises(UsageError, match=r"'w_group64' cannot change \*weight_quantizer"):
-            effective("wint4_afp8", "w_group64", base)
+    entry = {"quantizer_name": WEIGHT_QUANTIZER, "cfg": sequence}
+    base = {"quant_cfg": [entry] if is_list else {WEIGHT_QUANTIZER: sequence}}
+    config = effective("wint4_afp8", "default", base)
+    assert config.entries == (entry,)
+    assert config.weight.is_sequential
+    with pytest.raises(UsageError, match=r"'w_group64' cannot change \*weight_quantizer"):
+        effective("wint4_afp8", "w_group64", base)
 
 
 @pytest.mark.parametrize(
@@ -347,16 +213,44 @@ def test_effective_bits_count_what_is_stored_per_weight(pair, granularity, bits)
     assert config.modelopt()["effective_bits"] == bits
 
 
-@pytest.mark.parametrize("blocks", [{-1: 128, -2: 128}, {-1: 128, -2: 128, "type": "static"}])
-def test_a_two_dimensional_block_shares_its_scale_over_its_area(blocks):
-    base = as_list(
-        [(WEIGHT_QUANTIZER, None, {"num_bits": (4, 3), "block_sizes": blocks}, True)], "max"
-    )
-    assert effective("wfp8_afp16", "default", base).effective_bits == 8 + 16 / 128**2
+@pytest.mark.parametrize(
+    ("pair", "granularity", "weight", "input_"),
+    [
+        ("wfp8_afp16", "default", "tensor", "nothing"),
+        ("wfp16_aint8", "default", "nothing", "tensor"),
+        ("wint4_aint8", "default", "block", "tensor"),
+        ("wfp8_afp8", "recipe_match_channel_token", "output channel", "token"),
+        ("wint8_aint8", "a_per_hidden_channel", "output channel", "input channel"),
+    ],
+)
+def test_which_values_of_weights_and_inputs_share_a_scale(pair, granularity, weight, input_):
+    config = effective(pair, granularity)
+    assert (config.scale_shared_by("weight"), config.scale_shared_by("input")) == (weight, input_)
 
 
 @pytest.mark.parametrize(
-    ("pair", "granularity", "algorithm", "reason"),
+    ("pair", "granularity", "padded"),
+    [
+        ("wint4_afp16", "w_group128", 384),
+        ("wint4_afp16", "w_per_tensor", 320),
+        ("wfp16_afp8", "default", 320),
+    ],
+)
+def test_width_of_a_padded_linear(pair, granularity, padded):
+    assert effective(pair, granularity).padded_width(320) == padded
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_one_quantizer_can_be_disabled(pattern):
+    config = effective("wint4_aint8", "default")
+    reduced = config.without(pattern)
+    assert dict(reduced.quantizers) == {**dict(config.quantizers), pattern: None}
+    assert reduced.entries == (*config.entries, {"quantizer_name": pattern, "enable": False})
+    assert reduced.digest != config.digest
+
+
+@pytest.mark.parametrize(
+    ("pair", "granularity", "algorithm", "static"),
     [
         ("wfp4_afp16", "default", None, None),
         ("wfp4_afp4", "default", None, None),
@@ -366,18 +260,19 @@ def test_a_two_dimensional_block_shares_its_scale_over_its_area(blocks):
         ("wint8_aint8", "default", "max", None),
     ],
 )
-def test_a_static_quantizer_lifts_algorithm_none_to_max_and_a_note_says_so(
-    pair, granularity, algorithm, reason
+def test_a_static_quantizer_changes_algorithm_none_to_max_with_a_note(
+    pair, granularity, algorithm, static
 ):
     config = effective(pair, granularity)
     assert config.algorithm == config.modelopt()["algorithm"] == algorithm
-    if reason is None:
-        assert config.notes == ()
-    else:
-        (note,) = config.notes
-        assert reason in note
-        assert WEIGHT_QUANTIZER not in note
-        assert "algorithm set to max" in note
+    assert config.notes == (
+        ()
+        if static is None
+        else (
+            f"the base config has no calibration algorithm, but {static} needs calibration: "
+            "algorithm set to max",
+        )
+    )
 
 
 def test_a_base_that_names_an_algorithm_keeps_it():
@@ -395,32 +290,31 @@ def test_a_base_that_names_an_algorithm_keeps_it():
         ("wfp16_afp8", "w_group64", WEIGHT_QUANTIZER),
     ],
 )
-def test_an_overlay_that_only_touches_what_the_pair_disables_has_no_effect(
-    pair, granularity, disabled
-):
+def test_an_overlay_of_disabled_quantizers_has_no_effect(pair, granularity, disabled):
     config, plain = effective(pair, granularity), effective(pair, "default")
-    assert disabled in config.no_effect
+    assert config.no_effect == f"the overlay only touches {disabled}, which the pair disables"
     assert (config.entries, config.notes) == (plain.entries, plain.notes)
     assert config.digest == plain.digest
 
 
 @pytest.mark.parametrize(
-    ("pair", "idle", "acting"),
+    ("pair", "disabled", "changed"),
     [
         ("wint4_afp16", INPUT_QUANTIZER, WEIGHT_QUANTIZER),
         ("wfp16_aint8", WEIGHT_QUANTIZER, INPUT_QUANTIZER),
     ],
 )
-def test_one_half_still_acts_where_the_pair_disables_the_other_and_a_note_says_so(
-    pair, idle, acting
+def test_an_overlay_changes_the_enabled_quantizer_and_notes_the_disabled_one(
+    pair, disabled, changed
 ):
     config = effective(pair, "recipe_match_channel_token")
+    quantizers = dict(config.quantizers)
     assert config.no_effect is None
-    (note,) = config.notes
-    assert idle in note
-    assert acting not in note
-    assert config.quantizer(idle) is None
-    assert config.quantizer(acting) != effective(pair, "default").quantizer(acting)
+    assert config.notes == (
+        f"{disabled} is disabled by the pair: its override had nothing to act on",
+    )
+    assert quantizers[disabled] is None
+    assert quantizers[changed] != dict(effective(pair, "default").quantizers)[changed]
 
 
 TOKEN = "a_per_token_dynamic"  # noqa: S105 - an overlay's name
@@ -472,27 +366,26 @@ def test_no_two_pairs_share_a_digest():
         ({"num_bits": 4}, False),
     ],
 )
-def test_a_digest_sees_what_changes_bits_and_no_spelled_out_default(written, is_same):
+def test_the_digest_ignores_defaults_and_sees_what_changes_bits(written, is_same):
     def digest(attributes):
-        return effective_config(
-            ANY_PAIR, DEFAULT, as_list([(WEIGHT_QUANTIZER, None, attributes, True)], "max")
+        return resolve(
+            ANY_PAIR, DEFAULT, list_form([(WEIGHT_QUANTIZER, None, attributes, True)])
         ).digest
 
     assert (digest({"num_bits": 8}) == digest({"num_bits": 8, **written})) is is_same
 
 
-def test_a_digest_does_not_see_in_which_order_attributes_are_written():
+def test_the_digest_ignores_the_order_of_attributes():
     attributes = {"num_bits": 8, "block_sizes": {-1: 64, "scale_bits": (8, 0)}, "fake_quant": True}
-    base = as_list([(WEIGHT_QUANTIZER, None, attributes, True)], "max")
-    turned = copy.deepcopy(base)
-    (entry,) = turned["quant_cfg"]
+    base = list_form([(WEIGHT_QUANTIZER, None, attributes, True)])
+    reordered = copy.deepcopy(base)
+    (entry,) = reordered["quant_cfg"]
     entry["cfg"]["block_sizes"] = dict(reversed(attributes["block_sizes"].items()))
     entry["cfg"] = dict(reversed(entry["cfg"].items()))
-    digests = {effective_config(ANY_PAIR, DEFAULT, b).digest for b in (base, turned)}
-    assert len(digests) == 1
+    assert resolve(ANY_PAIR, DEFAULT, base).digest == resolve(ANY_PAIR, DEFAULT, reordered).digest
 
 
-def test_a_digest_sees_algorithm_entry_order_and_disable_patterns():
+def test_the_digest_sees_algorithm_entry_order_and_disable_patterns():
     base = compose("int8", "int8")
     entries = base["quant_cfg"]
     variants = [
@@ -501,17 +394,15 @@ def test_a_digest_sees_algorithm_entry_order_and_disable_patterns():
         {**base, "quant_cfg": entries[::-1]},
         {**base, "quant_cfg": entries[:-1]},
     ]
-    assert len({effective_config(ANY_PAIR, DEFAULT, b).digest for b in variants}) == len(variants)
+    assert len({resolve(ANY_PAIR, DEFAULT, each).digest for each in variants}) == len(variants)
 
 
 def test_the_digest_depends_on_no_name():
     pair = dataclasses.replace(ANY_PAIR, name="mine", format_name="MINE", experimental=True)
-    renamed = effective_config(pair, Granularity(name="other", weight={"axis": 0}))
+    renamed = resolve(pair, Granularity(name="other", weight={"axis": 0}))
     assert renamed.digest == effective("wint8_aint8", "w_per_out_channel").digest
 
 
-def test_our_attribute_defaults_are_modelopts():
-    from modelopt.torch.quantization.config import QuantizerAttributeConfig
-
-    theirs = QuantizerAttributeConfig().model_dump()
-    assert {key: theirs[key] for key in ATTRIBUTE_DEFAULTS} == ATTRIBUTE_DEFAULTS
+def test_the_digest_of_a_config_is_stable_over_releases():
+    digest = effective("wint4_aint8", "w_group64").digest
+    assert digest == "b26e6a083b247171a27ba1a4245fb31b2caaf8ee70a9378ff0f44460880681aa"

@@ -32,7 +32,7 @@ MODELOPT_NAMES = {
 
 
 def quantizer(config, name):
-    """What the last entry of this name asks for, None for off, the cost-only key left out."""
+    """Attributes in the last entry of this name without the cost-only key, None if disabled."""
     found = None
     for entry in config["quant_cfg"]:
         if entry["quantizer_name"] == name and not entry.get("parent_class"):
@@ -65,7 +65,7 @@ def test_a_pair_is_named_by_its_preset_or_marked_experimental():
         ("fp16", "int8", "INT8_ACT_ONLY_CFG"),
     ],
 )
-def test_a_hybrid_has_a_stable_name_of_our_own(weight, activation, name):
+def test_a_pair_without_preset_has_a_stable_name_of_this_package(weight, activation, name):
     assert composed_format_name(weight, activation) == name
     pair = PAIRS[f"w{weight}_a{activation}"]
     assert (pair.format_name, pair.is_preset, pair.experimental) == (name, False, True)
@@ -94,7 +94,7 @@ def test_a_pair_is_composed_from_its_two_quantizers(pair, weight, activation):
     assert quantizer(config, INPUT_QUANTIZER) == activation
 
 
-def test_everything_is_off_first_and_the_vision_tower_and_lm_head_last():
+def test_entries_disable_everything_first_and_vision_tower_and_lm_head_last():
     config = compose("int8", "fp16")
     assert config["quant_cfg"] == [
         {"quantizer_name": "*", "enable": False},
@@ -105,7 +105,7 @@ def test_everything_is_off_first_and_the_vision_tower_and_lm_head_last():
     ]
 
 
-def test_a_composed_config_is_the_callers_to_change():
+def test_changing_a_composed_config_changes_no_later_one():
     first = compose("fp4", "fp4")
     for entry in first["quant_cfg"][1:3]:
         entry["cfg"]["block_sizes"].clear()
@@ -114,12 +114,7 @@ def test_a_composed_config_is_the_callers_to_change():
     assert quantizer(compose("fp4", "fp4"), INPUT_QUANTIZER) == MXFP4
 
 
-def test_a_pair_is_frozen():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        PAIRS["wfp8_afp8"].weight = "int8"
-
-
-def test_a_preset_that_composing_does_not_give_is_still_a_preset():
+def test_a_users_preset_counts_as_preset():
     awq = QuantPair(
         name="w4_awq",
         weight="int4",
@@ -132,15 +127,15 @@ def test_a_preset_that_composing_does_not_give_is_still_a_preset():
     assert not dataclasses.replace(awq, from_preset=False).is_preset
 
 
-@pytest.mark.parametrize("name", MODELOPT_NAMES)
-def test_a_composed_pair_is_the_installed_preset_of_the_same_name(name):
+@pytest.mark.parametrize("pair_name", MODELOPT_NAMES)
+def test_a_composed_pair_equals_the_installed_preset_of_its_name(pair_name):
     import modelopt.torch.quantization as mtq
 
-    pair = PAIRS[name]
+    pair = PAIRS[pair_name]
     ours, theirs = compose(pair.weight, pair.activation), getattr(mtq, pair.format_name)
-    expected = {half: quantizer(theirs, half) for half in (WEIGHT_QUANTIZER, INPUT_QUANTIZER)}
-    if name == "wnvfp4_afp8":  # declares blocks of 32; the kernel executes 16 whatever it is told
+    expected = {name: quantizer(theirs, name) for name in (WEIGHT_QUANTIZER, INPUT_QUANTIZER)}
+    if pair_name == "wnvfp4_afp8":  # declares blocks of 32; ModelOpt's Triton kernel always uses 16
         assert expected[WEIGHT_QUANTIZER]["block_sizes"][-1] == 32
         expected[WEIGHT_QUANTIZER]["block_sizes"] = NVFP4["block_sizes"]
-    assert {half: quantizer(ours, half) for half in expected} == expected
+    assert {name: quantizer(ours, name) for name in expected} == expected
     assert ours["algorithm"] == theirs["algorithm"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pytest_autoquant.calibration.batches import calibration_data
 from pytest_autoquant.calibration.captions import load_captions
-from pytest_autoquant.formats.effective_config import effective_config
+from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.models.loading import load_model
 from pytest_autoquant.models.registry import REGISTRY
@@ -54,7 +54,7 @@ def group_scores(tiny):
         data = calibration_data(
             captions, tiny.tokenize(captions.lines), batch_size=32, score_size=128
         )
-        effective = effective_config(VOCABULARY.pairs[pair], VOCABULARY.granularities[granularity])
+        effective = resolve(VOCABULARY.pairs[pair], VOCABULARY.granularities[granularity])
         engine = StockEngine(tiny, method="gradient")
         (measured,) = engine.score([effective], data, lambda *_: None).values()
         return [group.score / data.scored_tokens for group in measured.groups]

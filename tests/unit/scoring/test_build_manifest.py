@@ -6,7 +6,7 @@ from math import inf, nan
 
 import pytest
 from pytest_autoquant.calibration.batches import Batch
-from pytest_autoquant.formats.effective_config import effective_config
+from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.manifests.sensitivity_manifest import (
     RankedGroup,
@@ -249,7 +249,7 @@ def test_the_quantization_is_recorded_as_json_holds_it(
     findings, pair, granularity, preset, weight_cfg, bits, overrides
 ):
     vocabulary = load_vocabulary()
-    config = effective_config(vocabulary.pairs[pair], vocabulary.granularities[granularity])
+    config = resolve(vocabulary.pairs[pair], vocabulary.granularities[granularity])
     manifest = build_manifest(replace(findings, config=config))
     record = manifest.quantization
     entries = {entry["quantizer_name"]: entry for entry in record.effective_quant_cfg}
@@ -265,7 +265,7 @@ def test_the_quantization_is_recorded_as_json_holds_it(
 
 def test_notes_of_the_config_come_before_those_of_the_run(findings):
     vocabulary = load_vocabulary()
-    config = effective_config(vocabulary.pairs["wfp4_afp8"], vocabulary.granularities["default"])
+    config = resolve(vocabulary.pairs["wfp4_afp8"], vocabulary.granularities["default"])
     notes = build_manifest(replace(findings, config=config)).case.notes
     assert len(notes) == 2
     assert "algorithm set to max" in notes[0]

@@ -6,11 +6,11 @@ import pytest
 import torch
 from pytest_autoquant.calibration.batches import calibration_data
 from pytest_autoquant.calibration.captions import load_captions
-from pytest_autoquant.formats.effective_config import effective_config
+from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.formats.granularity import Granularity
 from pytest_autoquant.formats.quant_pair import QuantPair
 from pytest_autoquant.grid.vocabulary import load_vocabulary
-from pytest_autoquant.modelopt_support.probe import preset
+from pytest_autoquant.modelopt_support.presets import load_preset
 from pytest_autoquant.models.loading import load_model, preserved
 from pytest_autoquant.models.next_token import next_token_logits, next_token_loss
 from pytest_autoquant.models.registry import REGISTRY
@@ -38,7 +38,7 @@ def batches(tiny, batch_size=32, score_size=128, size="small"):
 
 
 def config(pair, granularity="default"):
-    return effective_config(VOCABULARY.pairs[pair], VOCABULARY.granularities[granularity])
+    return resolve(VOCABULARY.pairs[pair], VOCABULARY.granularities[granularity])
 
 
 def measure(engine, effective, data, progress=ignore_progress):
@@ -178,7 +178,7 @@ AWQ = QuantPair(
 @pytest.mark.parametrize("pair", [VOCABULARY.pairs["wint4_aint8"], AWQ], ids=lambda p: p.name)
 def test_the_model_is_restored_bit_for_bit(tiny, pair, method):
     plain = Granularity(name="default")
-    effective = effective_config(pair, plain, preset(pair) if pair.from_preset else None)
+    effective = resolve(pair, plain, load_preset(pair) if pair.from_preset else None)
     before = everything(tiny.module)
     found = scores(tiny, effective, batches(tiny, score_size=4), method)
     assert min(found.values()) > 0

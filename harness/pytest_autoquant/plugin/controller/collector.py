@@ -129,7 +129,7 @@ class Collector:
         except AutoquantError as error:
             self.results.write_errors.append(str(error))
             return Verdict(outcome=Outcome.FAILED, text=str(error))
-        if case_id is not None and end.failure is not None:
+        if case_id is not None and end.failure is not None and not self._has_failed(case_id):
             self._log(FailedCase(case_id=case_id, problem=end.failure))
         if end.failure is not None:
             return PASSED  # the test fails anyway, with a message of its own
@@ -154,6 +154,11 @@ class Collector:
         except AutoquantError as error:
             results.write_errors.append(str(error))
             return ()
+
+    def _has_failed(self, case_id: str) -> bool:
+        """Whether an outcome of the case says already why it failed."""
+        case = self.results.cases.get(case_id)
+        return case_id in self.results.errors or (case is not None and case.status == "failed")
 
     def _take_outcomes(self, end: TestEnd) -> Verdict:
         if end.outcomes is None:

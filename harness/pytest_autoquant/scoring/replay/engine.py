@@ -9,7 +9,7 @@ quantizers are ModelOpt's own and never touch the model.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,12 @@ from torch.nn import functional
 from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.errors import MeasurementError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
-from pytest_autoquant.formats.quant_pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER
+from pytest_autoquant.formats.quantizer import QuantizerAttributes
 from pytest_autoquant.modelopt_support.layer_groups import layer_groups, scored_elsewhere
 from pytest_autoquant.models.loading import LoadedModel, peak_cuda_bytes, release_cuda_memory
 from pytest_autoquant.scoring.engine import Failure, GroupScore, Measurement, Outcomes
 from pytest_autoquant.scoring.progress import Progress
-from pytest_autoquant.scoring.replay.quantizers import HalfQuantizer, half_key, refusal
+from pytest_autoquant.scoring.replay.quantizers import ShapedQuantizers, replay_refusal
 from pytest_autoquant.scoring.replay.recorder import capture
 from pytest_autoquant.scoring.replay.score_kernel import LinearScorer
 from pytest_autoquant.scoring.replay.tape import (
@@ -43,20 +43,20 @@ FEWER_TOKENS = 256
 
 _REPLAYABLE_ALGORITHMS = (None, "max")
 
-Halves = Mapping[str | None, HalfQuantizer | None]
+Quantizers = Mapping[QuantizerAttributes | None, ShapedQuantizers | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
-    """The configs of a sweep and their distinct halves; the key None is a half left plain.
+    """The configs of a sweep and their distinct quantizers; the key None leaves values unquantized.
 
-    ``pairs`` is by weight key: the (index of the config, input key) that want this weight.
+    ``pairs`` is by weight attributes: the (index of the config, input attributes) to multiply by.
     """
 
     configs: Sequence[EffectiveConfig]
-    weights: Halves
-    inputs: Halves
-    pairs: Mapping[str | None, Sequence[tuple[int, str | None]]]
+    weights: Quantizers
+    inputs: Quantizers
+    pairs: Mapping[QuantizerAttributes | None, Sequence[tuple[int, QuantizerAttributes | None]]]
 
 
 @dataclass(slots=True)
@@ -100,7 +100,7 @@ class ReplayEngine:
             return f"calibration algorithm {config.algorithm} needs more than recorded ranges"
         if self._elsewhere is not None:
             return f"ModelOpt scores {self._elsewhere} at the output of a mixture of experts"
-        return refusal(config, WEIGHT_QUANTIZER) or refusal(config, INPUT_QUANTIZER)
+        return replay_refusal(config)
 
     def score(
         self, configs: Sequence[EffectiveConfig], data: CalibrationData, progress: Progress
@@ -202,9 +202,9 @@ class ReplayEngine:
         timing: Mapping[str, float],
         tape: Tape,
     ) -> Measurement:
-        halves = {
-            "weight_quantizer": sweep.weights[half_key(config, WEIGHT_QUANTIZER)],
-            "input_quantizer": sweep.inputs[half_key(config, INPUT_QUANTIZER)],
+        quantizers = {
+            "weight_quantizer": sweep.weights[config.weight],
+            "input_quantizer": sweep.inputs[config.input],
         }
         return Measurement(
             engine=self.name,
@@ -212,11 +212,14 @@ class ReplayEngine:
                 GroupScore(
                     modules=members,
                     score=sum(values[name] for name in members),
-                    quantized=all(half is None or half.is_enabled for half in halves.values()),
+                    quantized=all(each is None or each.is_enabled for each in quantizers.values()),
                 )
                 for members in self._groups
             ),
-            quantizers={k: "disabled" if h is None else h.describe() for k, h in halves.items()},
+            quantizers={
+                name: "disabled" if each is None else each.describe()
+                for name, each in quantizers.items()
+            },
             timing=timing,
             peak_cuda_bytes=peak_cuda_bytes(self._model.device),
             notes=_broken_notes(tape),
@@ -224,46 +227,48 @@ class ReplayEngine:
 
 
 def plan(configs: Sequence[EffectiveConfig]) -> Sweep:
-    """Find the distinct halves of the configs and which pairs of them are wanted."""
-    halves: dict[str, dict[str | None, HalfQuantizer | None]] = {
-        WEIGHT_QUANTIZER: {},
-        INPUT_QUANTIZER: {},
-    }
-    pairs: dict[str | None, list[tuple[int, str | None]]] = {}
+    """Find the distinct quantizers of the configs, and which pairs of them the configs use."""
+    pairs: dict[QuantizerAttributes | None, list[tuple[int, QuantizerAttributes | None]]] = {}
     for index, config in enumerate(configs):
-        for pattern, known in halves.items():
-            cfg, key = config.quantizer(pattern), half_key(config, pattern)
-            known.setdefault(key, None if cfg is None else HalfQuantizer(cfg))
-        weight_key = half_key(config, WEIGHT_QUANTIZER)
-        pairs.setdefault(weight_key, []).append((index, half_key(config, INPUT_QUANTIZER)))
+        pairs.setdefault(config.weight, []).append((index, config.input))
     return Sweep(
         configs=configs,
-        weights=halves[WEIGHT_QUANTIZER],
-        inputs=halves[INPUT_QUANTIZER],
+        weights=_quantizers(config.weight for config in configs),
+        inputs=_quantizers(config.input for config in configs),
         pairs=pairs,
     )
 
 
-class _Lazy(dict[str | None, torch.Tensor]):
-    """Quantized tensors by key, each made when first wanted."""
+def _quantizers(
+    wanted: Iterable[QuantizerAttributes | None],
+) -> dict[QuantizerAttributes | None, ShapedQuantizers | None]:
+    return {each: None if each is None else ShapedQuantizers(each) for each in wanted}
 
-    def __init__(self, make: Callable[[str | None], torch.Tensor]) -> None:
+
+class _Lazy(dict[QuantizerAttributes | None, torch.Tensor]):
+    """Quantized tensors by attributes, each computed on first use."""
+
+    def __init__(self, make: Callable[[QuantizerAttributes | None], torch.Tensor]) -> None:
         super().__init__()
         self._make = make
 
-    def __missing__(self, key: str | None) -> torch.Tensor:
+    def __missing__(self, key: QuantizerAttributes | None) -> torch.Tensor:
         self[key] = self._make(key)
         return self[key]
 
 
-def _weight_of(halves: Halves, weight: torch.Tensor, key: str | None) -> torch.Tensor:
-    half = halves[key]
-    return weight if half is None else half.weight(weight)
+def _weight_of(
+    quantizers: Quantizers, weight: torch.Tensor, key: QuantizerAttributes | None
+) -> torch.Tensor:
+    quantizer = quantizers[key]
+    return weight if quantizer is None else quantizer.weight(weight)
 
 
-def _input_of(halves: Halves, strip: Strip, key: str | None) -> torch.Tensor:
-    half = halves[key]
-    return strip.x if half is None else half.input(strip.x, strip.amax, strip.together)
+def _input_of(
+    quantizers: Quantizers, strip: Strip, key: QuantizerAttributes | None
+) -> torch.Tensor:
+    quantizer = quantizers[key]
+    return strip.x if quantizer is None else quantizer.input(strip.x, strip.amax, strip.together)
 
 
 def _broken_notes(tape: Tape) -> tuple[str, ...]:

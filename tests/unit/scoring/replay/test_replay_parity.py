@@ -13,12 +13,12 @@ import pytest
 import torch
 from pytest_autoquant.calibration.batches import calibration_data
 from pytest_autoquant.calibration.captions import load_captions
-from pytest_autoquant.formats.effective_config import effective_config
+from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.formats.granularity import Granularity
 from pytest_autoquant.formats.quant_pair import QuantPair
 from pytest_autoquant.grid.case import combinations
 from pytest_autoquant.grid.vocabulary import load_vocabulary
-from pytest_autoquant.modelopt_support.probe import preset
+from pytest_autoquant.modelopt_support.presets import load_preset
 from pytest_autoquant.plugin.pytest_config import session_of
 from pytest_autoquant.scoring.replay import engine as replay
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
@@ -149,8 +149,7 @@ def test_the_model_is_the_same_after_a_sweep(tiny, configs):
 
 def test_a_config_that_raises_loses_only_itself(tiny, configs, swept):
     fine = configs["wint8_aint8-recipe_match_channel_token"]
-    broken = effective_config(VOCABULARY.pairs["wfp8_afp16"], VOCABULARY.granularities["default"])
-    broken.entries[1]["cfg"]["num_bits"] = -1
+    broken = user_config([entry("*weight_quantizer", num_bits=-1)])
     outcomes = ReplayEngine(tiny).score([broken, fine], batches(tiny), ignore_progress)
     assert outcomes[broken.digest].reason.startswith("ValidationError: ")
     assert outcomes[fine.digest].groups == swept[fine.digest].groups
@@ -160,8 +159,7 @@ def test_a_failure_lets_go_of_the_tape(tiny, monkeypatch):
     import gc
     import weakref
 
-    broken = effective_config(VOCABULARY.pairs["wfp8_afp16"], VOCABULARY.granularities["default"])
-    broken.entries[1]["cfg"]["num_bits"] = -1
+    broken = user_config([entry("*weight_quantizer", num_bits=-1)])
     kept = []
     stock = replay.capture
 
@@ -180,27 +178,27 @@ def test_a_failure_lets_go_of_the_tape(tiny, monkeypatch):
 def user_config(entries, algorithm="max", pair="wint8_aint8"):
     base = {"quant_cfg": [{"quantizer_name": "*", "enable": False}, *entries]}
     plain = Granularity(name="default")
-    return effective_config(VOCABULARY.pairs[pair], plain, {**base, "algorithm": algorithm})
+    return resolve(VOCABULARY.pairs[pair], plain, {**base, "algorithm": algorithm})
 
 
-def half(name, **cfg):
+def entry(name, **cfg):
     return {"quantizer_name": name, "cfg": cfg}
 
 
 @pytest.mark.parametrize(
     ("entries", "algorithm", "reason"),
     [
-        ([half("*weight_quantizer", num_bits=4)], "awq_lite", "awq_lite needs more than"),
-        ([half("*input_quantizer", num_bits=8, type="dynamic")], "max", "over the tokens"),
-        ([half("*input_quantizer", num_bits=8, block_sizes={-1: 32})], "max", "shape of a batch"),
-        ([half("*input_quantizer", num_bits=8, axis=0)], "max", "other axes than the channels"),
-        ([half("*input_quantizer", num_bits=8, axis=(0, 1))], "max", "other axes"),
+        ([entry("*weight_quantizer", num_bits=4)], "awq_lite", "awq_lite needs more than"),
+        ([entry("*input_quantizer", num_bits=8, type="dynamic")], "max", "over the tokens"),
+        ([entry("*input_quantizer", num_bits=8, block_sizes={-1: 32})], "max", "shape of a batch"),
+        ([entry("*input_quantizer", num_bits=8, axis=0)], "max", "other axes than the channels"),
+        ([entry("*input_quantizer", num_bits=8, axis=(0, 1))], "max", "other axes"),
         (
-            [half("*input_quantizer", num_bits=8, type="dynamic", block_sizes={-1: 64})],
+            [entry("*input_quantizer", num_bits=8, type="dynamic", block_sizes={-1: 64})],
             "max",
             "shape of a batch",
         ),
-        ([half("*weight_quantizer", num_bits=8, rotate=True)], "max", "sets rotate"),
+        ([entry("*weight_quantizer", num_bits=8, rotate=True)], "max", "sets rotate"),
         (
             [{"quantizer_name": "*weight_quantizer", "cfg": [{"num_bits": 4}, {"num_bits": 8}]}],
             "max",
@@ -208,7 +206,7 @@ def half(name, **cfg):
         ),
         (
             [
-                half(
+                entry(
                     "*weight_quantizer",
                     num_bits=(2, 1),
                     block_sizes={-1: 16, "type": "static", "scale_bits": (4, 3)},
@@ -226,7 +224,7 @@ def test_what_cannot_be_replayed_is_refused_with_the_reason(tiny, entries, algor
 def test_every_built_in_config_can_be_replayed(tiny):
     engine = ReplayEngine(tiny)
     for combination in combinations(VOCABULARY):
-        config = effective_config(combination.pair, combination.granularity)
+        config = resolve(combination.pair, combination.granularity)
         assert engine.refuses(config) is None, combination.test_id
 
 
@@ -239,7 +237,7 @@ def test_a_users_awq_preset_is_left_to_stock(tiny):
         experimental=True,
         from_preset=True,
     )
-    config = effective_config(pair, Granularity(name="default"), preset(pair))
+    config = resolve(pair, Granularity(name="default"), load_preset(pair))
     assert "awq_lite" in ReplayEngine(tiny).refuses(config)
 
 

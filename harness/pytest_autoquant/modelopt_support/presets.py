@@ -1,0 +1,68 @@
+"""The configs that the installed ModelOpt ships, as base configs of quant pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pytest_autoquant.errors import UsageError
+from pytest_autoquant.formats.effective_config import resolve
+from pytest_autoquant.formats.granularity import DEFAULT
+from pytest_autoquant.formats.quant_cfg import covers, entry_list
+from pytest_autoquant.formats.quant_pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER, QuantPair
+from pytest_autoquant.formats.quantizer import NumBits, QuantizerAttributes
+
+
+def load_preset(pair: QuantPair) -> Mapping[str, Any]:
+    """Return ``pair.format_name`` from the installed ModelOpt.
+
+    Raises:
+        UsageError: this ModelOpt has no such preset, it quantizes only some of the linears, or its
+            dtypes are not the pair's.
+    """
+    import modelopt
+    import modelopt.torch.quantization as mtq
+
+    preset = getattr(mtq, pair.format_name, None)
+    if not isinstance(preset, Mapping) or "quant_cfg" not in preset:
+        raise UsageError(
+            f"pair {pair.name!r}: nvidia-modelopt {modelopt.__version__} has no preset "
+            f"{pair.format_name!r}; install a version that has it, or leave format_name out to "
+            f"compose {pair.weight} weights with {pair.activation} activations"
+        )
+    _check_covers_every_linear(pair, preset)
+    _check_dtypes(pair, preset)
+    return preset
+
+
+def _check_covers_every_linear(pair: QuantPair, preset: Mapping[str, Any]) -> None:
+    entries = entry_list(preset["quant_cfg"])
+    for pattern in (WEIGHT_QUANTIZER, INPUT_QUANTIZER):
+        kind = pattern.removeprefix("*")
+        for entry in entries:
+            name = entry["quantizer_name"]
+            if entry.get("cfg") and name.endswith(kind) and not covers(name, pattern):
+                raise UsageError(
+                    f"pair {pair.name!r}: preset {pair.format_name} quantizes only what matches "
+                    f"{name!r}; a pair must configure every linear"
+                )
+    if not entries or entries[0].get("enable") is not False or entries[0].get("cfg"):
+        raise UsageError(
+            f"pair {pair.name!r}: preset {pair.format_name} does not start by disabling every "
+            "quantizer, so it leaves ModelOpt's defaults on; it cannot be a pair"
+        )
+
+
+def _check_dtypes(pair: QuantPair, preset: Mapping[str, Any]) -> None:
+    actual, expected = resolve(pair, DEFAULT, preset), resolve(pair, DEFAULT)
+    for (pattern, theirs), (_, ours) in zip(actual.quantizers, expected.quantizers, strict=True):
+        if _num_bits(theirs) != _num_bits(ours):
+            raise UsageError(
+                f"pair {pair.name!r}: preset {pair.format_name} sets {pattern} to "
+                f"{_num_bits(theirs) or 'disabled'}, but the pair has weight {pair.weight} and "
+                f"activation {pair.activation}"
+            )
+
+
+def _num_bits(attributes: QuantizerAttributes | None) -> NumBits | None:
+    return None if attributes is None else attributes.num_bits

@@ -1,0 +1,72 @@
+"""Presets of the installed ModelOpt as base configs of a user's pair."""
+
+import modelopt
+import modelopt.torch.quantization as mtq
+import pytest
+from pytest_autoquant.errors import UsageError
+from pytest_autoquant.formats.effective_config import resolve
+from pytest_autoquant.formats.granularity import DEFAULT
+from pytest_autoquant.formats.quant_pair import QuantPair
+from pytest_autoquant.modelopt_support.presets import load_preset
+
+OFF = {"quantizer_name": "*", "enable": False}
+INT4 = {"num_bits": 4, "block_sizes": {-1: 128, "type": "static"}}
+
+
+def user_pair(format_name, weight="int4", activation="fp16"):
+    return QuantPair(
+        name="mine",
+        weight=weight,
+        activation=activation,
+        format_name=format_name,
+        experimental=True,
+        from_preset=True,
+    )
+
+
+def test_a_preset_keeps_modelopts_attributes_and_algorithm():
+    pair = user_pair("INT4_AWQ_CFG")
+    config = resolve(pair, DEFAULT, load_preset(pair))
+    assert config.algorithm == mtq.INT4_AWQ_CFG["algorithm"]
+    assert config.modelopt()["quant_cfg"] == list(mtq.INT4_AWQ_CFG["quant_cfg"])
+
+
+@pytest.mark.parametrize("name", ["INT3_CFG", "quantize", "__name__"])
+def test_a_preset_that_modelopt_lacks_is_refused_with_the_version(name):
+    with pytest.raises(UsageError, match=f"{modelopt.__version__} has no preset '{name}'"):
+        load_preset(user_pair(name))
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (user_pair("INT8_DEFAULT_CFG"), r"INT8_DEFAULT_CFG sets \*weight_quantizer to 8"),
+        (
+            user_pair("INT8_WEIGHT_ONLY_CFG", weight="int8", activation="int8"),
+            r"sets \*input_quantizer to disabled, .* weight int8 and activation int8",
+        ),
+    ],
+)
+def test_a_preset_of_other_dtypes_than_the_pair_is_refused(pair, message):
+    with pytest.raises(UsageError, match=message):
+        load_preset(pair)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (
+            [OFF, {"quantizer_name": "*mlp*weight_quantizer", "cfg": INT4}],
+            r"quantizes only what matches '\*mlp\*weight_quantizer'",
+        ),
+        (
+            [{"quantizer_name": "*weight_quantizer", "cfg": INT4}],
+            "does not start by disabling every quantizer",
+        ),
+        ([], "does not start by disabling every quantizer"),
+    ],
+)
+def test_a_preset_of_some_layers_or_with_defaults_on_is_refused(monkeypatch, entries, message):
+    monkeypatch.setattr(mtq, "MY_CFG", {"quant_cfg": entries, "algorithm": "max"}, raising=False)
+    with pytest.raises(UsageError, match=message):
+        load_preset(user_pair("MY_CFG"))
