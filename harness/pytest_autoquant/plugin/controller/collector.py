@@ -59,6 +59,9 @@ class TestEnd:
     state: bytes | None = None
 
 
+#: The gate's outcomes, the worst last: it counts where one test measures several cases.
+_SEVERITY = (Outcome.PASSED, Outcome.SKIPPED, Outcome.FAILED)
+
 #: Outcomes that leave no manifest.
 LoggedOutcome = SkippedCase | FailedCase | StructureCheck
 
@@ -165,7 +168,7 @@ class Collector:
             return PASSED
         report = load_report(end.outcomes)
         verdicts = [self._take_one(outcome, report, end) for outcome in report.outcomes]
-        return max(verdicts, key=lambda verdict: verdict.outcome is not Outcome.PASSED)
+        return max(verdicts, key=lambda verdict: _SEVERITY.index(verdict.outcome))
 
     def _take_one(self, outcome: object, report: WorkerReport, end: TestEnd) -> Verdict:
         match outcome:
@@ -202,7 +205,10 @@ class Collector:
         manifest = load_manifest(outcome.manifest, source="a worker's report")
         case_id = manifest.case.case_id
         if case_id not in self.results.written:
+            failed = self.results.errors.get(case_id)
             self.results.add(case_result_of(manifest))
+            if failed is not None:
+                self.results.add(failed)  # another test of the case failed
             write_case(self._root, manifest, end.state)
             self.results.written.add(case_id)
         if outcome.rerun is not None:
