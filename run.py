@@ -1,11 +1,11 @@
 """Set up and run, from a fresh clone with nothing but Python:
 
     python3 run.py sweep    measure the embedded model at every size, write reports/tmp
-    python3 run.py test     lint, type-check and test
+    python3 run.py test     lint, check types and import order, and test
     python3 run.py gate     compare the embedded model with its committed baselines
 
-Creates .venv on first use and again when pyproject.toml or constraints.txt change. Further
-arguments go to pytest: ``python3 run.py sweep -k wint4``.
+Creates .venv on first use, and installs again when pyproject.toml, setup.py or constraints.txt
+change. Further arguments go to pytest: ``python3 run.py sweep -k wint4``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
-BIN = VENV / ("Scripts" if sys.platform == "win32" else "bin")
-INPUTS = ("pyproject.toml", "constraints.txt")
+BIN = VENV / "bin"
+INPUTS = ("pyproject.toml", "setup.py", "constraints.txt")
+OLDEST_PYTHON = (3, 11)
 GATED = ("--aq-device=cpu", "--aq-sizes=small", "--aq-pairs=wfp8_afp8,wint4_aint8,wint8_afp16")
 COMMANDS = {
     "sweep": (("pytest", "cases", "-q"),),
@@ -28,6 +29,7 @@ COMMANDS = {
         ("ruff", "check", "."),
         ("ruff", "format", "--check", "."),
         ("mypy",),
+        ("lint-imports",),
         ("pytest", "-q", "-m", "not slow", "-n", "2", "--dist", "loadfile"),
     ),
 }
@@ -57,6 +59,9 @@ def main(arguments: list[str]) -> None:
     """Run one of the named command lines; extra arguments go to the last one, pytest."""
     if not arguments or arguments[0] not in COMMANDS:
         sys.exit(__doc__)
+    if sys.version_info < OLDEST_PYTHON:
+        needed, here = (".".join(map(str, v)) for v in (OLDEST_PYTHON, sys.version_info[:2]))
+        sys.exit(f"run.py needs Python {needed} or newer, got {here}")
     set_up()
     *checks, last = COMMANDS[arguments[0]]
     for check in checks:

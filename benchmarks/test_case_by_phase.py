@@ -11,7 +11,8 @@ from pytest_autoquant.calibration.batches import calibration_data
 from pytest_autoquant.calibration.captions import load_captions
 from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.grid.vocabulary import load_vocabulary
-from pytest_autoquant.models.loading import load_model, resolve_device, resolve_dtype
+from pytest_autoquant.models.device import resolve_device, resolve_dtype
+from pytest_autoquant.models.loading import load_model
 from pytest_autoquant.models.registry import REGISTRY
 from pytest_autoquant.scoring.stock import StockEngine
 

@@ -16,12 +16,10 @@ from pytest_autoquant.plugin.pytest_config import session_of
 from pytest_autoquant.scoring.engine import Measurement
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
 
+from tests.builders import ignore_progress
+
 REFERENCE = "wint8_aint8-default"
 ROUNDS = 5
-
-
-def ignore_progress(phase, done, total):
-    pass
 
 
 @dataclass

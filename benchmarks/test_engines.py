@@ -17,12 +17,10 @@ from pytest_autoquant.scoring.engine import Measurement
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
 from torch.nn import functional
 
+from tests.builders import ignore_progress
+
 STOCK_CASES = ("wfp8_afp8-default", "wint4_aint8-default", "wint8_aint8-default")
 PADDED_LENGTH, PADDED_BATCH = 512, 8
-
-
-def ignore_progress(phase, done, total):
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +126,7 @@ def padded_batches(bench, size):
 
 def test_stock_with_the_usual_padded_batches(benchmark, bench, configs, size, seconds):
     import modelopt.torch.quantization as mtq
-    from pytest_autoquant.models.loading import preserved
+    from pytest_autoquant.models.restore import preserved
 
     module, batches = bench.model.module, padded_batches(bench, size)
 

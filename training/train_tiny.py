@@ -1,7 +1,7 @@
-"""Train an embedded model: a real Qwen-VL architecture, small enough to ship.
+"""Train an embedded model: a Qwen-VL architecture small enough to ship with the package.
 
-    python -m training.train_tiny tiny-qwen3-vl      # writes harness/data/tiny-qwen3-vl
-    python -m training.train_tiny tiny-qwen2.5-vl    # writes harness/data/tiny-qwen2.5-vl
+    python -m training.train_tiny tiny-qwen3-vl
+    python -m training.train_tiny tiny-qwen2.5-vl
 
 The language model learns training/captions.txt, written for this project. The vision tower keeps
 its seeded initial weights: no pictures are involved, and the harness never measures it. Prints the
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytest_autoquant.models.next_token import next_token_logits, next_token_loss
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch.nn import functional
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -31,7 +31,9 @@ from transformers import (
 )
 
 ROOT = Path(__file__).resolve().parent
-DATA = ROOT.parent / "harness" / "pytest_autoquant" / "data"
+PACKAGE = ROOT.parent / "harness" / "pytest_autoquant"
+MODELS = PACKAGE / "models" / "data"
+CAPTIONS = PACKAGE / "calibration" / "data"
 SPECIAL = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -192,23 +194,19 @@ def by_length(rows: list[list[int]], batch_size: int, generator: torch.Generator
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def next_token_loss(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
-    """Mean next-token cross-entropy in nats over one batch."""
-    logits = model(input_ids=batch, use_cache=False).logits[:, :-1]
-    return functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+def summed_loss(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    """Return the sum of next-token cross-entropy over one batch, in nats."""
+    return next_token_loss(next_token_logits(model, batch), batch)
 
 
 @torch.no_grad()
 def evaluate(model: torch.nn.Module, rows: list[list[int]]) -> float:
     """Next-token cross-entropy in nats per predicted token."""
     model.eval()
-    total = tokens = 0.0
-    for batch in by_length(rows, 64, torch.Generator().manual_seed(0)):
-        count = batch[:, 1:].numel()
-        total += float(next_token_loss(model, batch)) * count
-        tokens += count
+    batches = by_length(rows, 64, torch.Generator().manual_seed(0))
+    total = sum(float(summed_loss(model, batch)) for batch in batches)
     model.train()
-    return total / tokens
+    return total / sum(batch[:, 1:].numel() for batch in batches)
 
 
 def unigram_loss(train: list[list[int]], rows: list[list[int]]) -> float:
@@ -233,7 +231,7 @@ def train(model, captions, eos, heldout, args) -> None:
     for epoch in range(args.epochs):
         started = time.perf_counter()
         for batch in by_length(rows, args.batch, generator):
-            loss = next_token_loss(model, batch)
+            loss = summed_loss(model, batch) / batch[:, 1:].numel()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -252,9 +250,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--out", type=Path, help="instead of the model's folder in harness/data")
+    parser.add_argument("--out", type=Path, help="default: the model's folder in the package")
     args = parser.parse_args()
-    out = args.out or DATA / args.name
+    out = args.out or MODELS / args.name
 
     torch.manual_seed(SEED)
     captions = read_lines(ROOT / "captions.txt")
@@ -264,8 +262,8 @@ def main() -> None:
 
     rows = {
         "training": encode(tokenizer, captions),
-        "heldout": encode(tokenizer, read_lines(DATA / "heldout.txt")),
-        "calibration": encode(tokenizer, read_lines(DATA / "captions.txt")),
+        "heldout": encode(tokenizer, read_lines(CAPTIONS / "heldout.txt")),
+        "calibration": encode(tokenizer, read_lines(CAPTIONS / "captions.txt")),
     }
     unseen = ("heldout", "calibration")
     before = {name: evaluate(model, rows[name]) for name in unseen}

@@ -10,11 +10,11 @@
 #
 # Exits with pytest's status: 0 when nothing drifted, failed or got lost.
 set -euo pipefail
-: "${BASELINE:?say which folder holds the blessed manifests}"
+: "${BASELINE:?must name the folder of blessed manifests}"
 
 python3 -m venv .venv
 . .venv/bin/activate
-pip install --quiet -c constraints.txt -e .
+pip install --quiet -c constraints.txt -e ".[measure]" pytest-benchmark
 aq-harness doctor
 
 bless=()
@@ -23,8 +23,8 @@ bless=()
 # SELECTION is a list of arguments, so it is split on purpose.
 # shellcheck disable=SC2086
 pytest cases -n auto --gpu-only \
-    --aq-model "${MODEL:-tiny-qwen3-vl}" ${SELECTION:-} \
-    --aq-report-dir "${OUT:-out}" --aq-baseline "$BASELINE" "${bless[@]}" \
+    --aq-model="${MODEL:-tiny-qwen3-vl}" ${SELECTION:-} \
+    --aq-report-dir="${OUT:-out}" --aq-baseline="$BASELINE" "${bless[@]}" \
     --junitxml=sensitivity.xml
 
 # Time and memory, as ratios: compared with what the blessing run saved.

@@ -1,4 +1,4 @@
-"""Names that become paths, test ids and table rows."""
+"""Text on one line, names that become paths, and suggestions for unknown names."""
 
 from __future__ import annotations
 
@@ -32,15 +32,20 @@ def slug(text: str) -> str:
     return cleaned[:120] or f"unnamed-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def unknown(kind: str, given: str, known: Iterable[str], hint: str) -> UsageError:
-    """Build the error for a name that is not in the vocabulary."""
+def unknown(kind: str, name: str, known: Iterable[str], hint: str) -> UsageError:
+    """Return the error for an unknown name, with the known ones and the closest of them.
+
+    Args:
+        kind: what the name stands for, e.g. ``overlay``.
+        hint: what the user can do about it.
+    """
     names = list(known)
-    close = get_close_matches(given, names, n=1)
+    close = get_close_matches(name, names, n=1)
     guess = f" (did you mean {close[0]!r}?)" if close else ""
-    return UsageError(f"{kind} {given!r} is unknown{guess}; known: {', '.join(names)}; {hint}")
+    return UsageError(f"{kind} {name!r} is unknown{guess}; known: {', '.join(names)}; {hint}")
 
 
 def in_words(error: BaseException, most: int = 300) -> str:
-    """Return what a library raised on one line: its type, and its message cut to ``most``."""
+    """Return a library's exception on one line: its type, and its message cut to ``most``."""
     message = " ".join(str(error).split()) or "no message"
     return f"{type(error).__name__}: {message[:most]}"

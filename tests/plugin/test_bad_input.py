@@ -11,7 +11,7 @@ import torch
 from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
 from safetensors.torch import load_file, save_file
 
-DATA = Path(pytest_autoquant.__file__).parent / "data"
+DATA = Path(pytest_autoquant.__file__).parent / "models" / "data"
 
 EMBEDDED = DATA / "tiny-qwen3-vl"
 CANARY = "import pathlib; pathlib.Path(__file__).with_name('canary').touch()\ndef test_it(): pass"
@@ -138,7 +138,7 @@ def test_a_bad_ini_value_stops_the_cases_with_its_origin_and_nothing_else(projec
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_cuda_without_a_gpu_is_refused(refused, device):
     message = refused(f"--aq-device={device}")
-    assert message.startswith(f"--aq-device {device}: torch sees 0 CUDA devices; use --aq-device")
+    assert message.startswith(f"device {device!r} is not available: torch sees 0 CUDA devices; use")
 
 
 @pytest.mark.parametrize(

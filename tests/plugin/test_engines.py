@@ -77,5 +77,5 @@ def test_a_refused_tape_fails_its_cases_and_says_what_to_do(spawn):
     broken = spawn(*PLAIN, tapes)
     assert broken.status == 1
     assert f"{tape.name}: is not a tape of this version" in broken.output.replace("\n", "")
-    assert "delete it to capture anew" in broken.output
+    assert "delete it to capture it again" in broken.output
     assert not list(broken.root.rglob("*_quant_manifest.json"))

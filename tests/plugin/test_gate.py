@@ -12,7 +12,7 @@ import pytest_autoquant
 from pytest_autoquant.manifests.layout import MANIFEST_SUFFIX
 from safetensors.torch import load_file, save_file
 
-DATA = Path(pytest_autoquant.__file__).parent / "data"
+DATA = Path(pytest_autoquant.__file__).parent / "models" / "data"
 
 EMBEDDED = DATA / "tiny-qwen3-vl"
 MODEL = "finetune"
@@ -245,7 +245,7 @@ def test_other_weights_and_a_redefined_overlay_are_refused_by_name(refused):
         fields = "model,config" if name.endswith("-mine") else "model"
         (line,) = re.findall(rf"^{case_id(name)}: {what}: (.+)$", text, re.MULTILINE)
         assert [part.split()[0] for part in line.split("; ")] == fields.split(",")
-        assert f"compare all the same with --aq-baseline-allow {fields}\n" in text
+        assert f"to compare nevertheless, pass --aq-baseline-allow {fields}\n" in text
         assert "drifted" not in text
         assert f"baseline: {manifest_file(Path('blessed'), name)}\n" in text
         assert f"measured: {manifest_file(Path('refused'), name)}\n" in text
@@ -343,7 +343,7 @@ def test_another_caption_is_refused(shop, first):
     assert other.outcomes == {"wint8_afp16-default": "failure", "wint8_afp16-mine": "failure"}
     for text in other.texts.values():
         assert "the baseline was measured with other inputs: captions " in text
-        assert "compare all the same with --aq-baseline-allow captions\n" in text
+        assert "to compare nevertheless, pass --aq-baseline-allow captions\n" in text
 
 
 def test_an_accepted_change_passes_next_time_also_with_the_captions_in_another_order(shop, first):

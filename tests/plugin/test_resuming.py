@@ -14,7 +14,7 @@ import pytest_autoquant
 from pytest_autoquant.manifests.layout import find_manifests
 from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
 
-DATA = Path(pytest_autoquant.__file__).parent / "data"
+DATA = Path(pytest_autoquant.__file__).parent / "calibration" / "data"
 
 PAIRS = ("wint8_afp16", "wint4_afp16")
 CASES = [f"{pair}-{granularity}" for pair in PAIRS for granularity in ("default", "w_group64")]

@@ -24,7 +24,7 @@ FILES = {
 }
 
 NOT_EXPORTED = (
-    "ModelOpt exports wint4_aint8 with default as W4A16_AWQ, which a runtime computes with int4 "
+    "ModelOpt exports wint4_aint8 with default as W4A16_AWQ, for which a runtime computes int4 "
     "weights (a scale per block) and fp16 activations (a scale per nothing)"
 )
 
@@ -371,3 +371,36 @@ def test_a_killed_export_leaves_nothing_under_its_name(new_project):
     assert manifests(run.root)[HALF].export.num_quantized == 18
     summary = json.loads((run.root / "summary.json").read_text())
     assert f"tiny-qwen3-vl/schemes/{FULL}/small" in summary["lost"]
+
+
+# Failed
+
+FAILS = """
+import modelopt.torch.export
+
+
+def fails(module, export_dir):
+    raise RuntimeError("no such export")
+
+
+modelopt.torch.export.export_hf_checkpoint = fails
+"""
+
+
+def test_failed_export_keeps_the_measured_scheme_and_can_be_run_again(new_project):
+    project = new_project("unexported")
+    conftest = project.folder / "conftest.py"
+    original = conftest.read_text() if conftest.exists() else ""
+    conftest.write_text(original + FAILS)
+    run = project.run("-n0", *EXPORT, "-k", HALF)
+    assert run.status == pytest.ExitCode.TESTS_FAILED
+    assert "ModelOpt cannot export this scheme: RuntimeError: no such export" in run.output
+    failed = manifests(run.root)[HALF]
+    assert failed.export is None
+    assert [path.name for path in folder_of(run.root, HALF).iterdir()] == ["scheme_manifest.json"]
+    conftest.write_text(original)
+    run = project.run("-n0", *EXPORT, "-k", HALF)
+    assert run.status == 0, run.output
+    exported = manifests(run.root)[HALF]
+    assert exported.measured == failed.measured
+    assert exported.export.num_quantized == 18

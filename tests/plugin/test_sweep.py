@@ -14,7 +14,7 @@ import pytest
 import pytest_autoquant
 from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
 
-DATA = Path(pytest_autoquant.__file__).parent / "data"
+DATA = Path(pytest_autoquant.__file__).parent / "models" / "data"
 
 MODEL = "tiny-qwen3-vl"
 GRID = f"grid-{MODEL}-small.svg"

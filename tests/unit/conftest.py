@@ -20,7 +20,7 @@ from pytest_autoquant.calibration.captions import CaptionSet
 from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.grid.case import Case, Combination
 from pytest_autoquant.grid.vocabulary import load_vocabulary
-from pytest_autoquant.manifests.case_result import CaseResult, Group, SelectionResult
+from pytest_autoquant.manifests.case_result import CaseResult, CaseSource, Group, SelectionResult
 from pytest_autoquant.manifests.fingerprint import Fingerprint
 from pytest_autoquant.manifests.scheme_manifest import (
     AllocationRecord,
@@ -208,10 +208,10 @@ def case_of():
             "module_order": tuple(scores),
             "total_score": sum(finite) if len(finite) == len(scores) else None,
             "selection": SelectionResult(),
-            "manifest": "/".join((*names.values(), "x.json")),
-            "fingerprint": known,
         }
-        return CaseResult(**names, **(values | given))
+        source = {"manifest": "/".join((*names.values(), "x.json")), "fingerprint": known}
+        source |= {name: given.pop(name) for name in CaseSource.__slots__ if name in given}
+        return CaseResult(**names, **(values | given), source=CaseSource(**source))
 
     return build
 

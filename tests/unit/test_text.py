@@ -1,4 +1,4 @@
-"""Names that become paths, test ids and table rows."""
+"""Names, slugs and single lines."""
 
 import re
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pytest_autoquant.errors import UsageError
-from pytest_autoquant.text import slug, unknown
+from pytest_autoquant.text import in_words, one_line, slug, unknown, well_formed
 
 
 @pytest.mark.parametrize(
@@ -24,16 +24,16 @@ from pytest_autoquant.text import slug, unknown
         ("模型", "unnamed-c98e118e"),
     ],
 )
-def test_a_slug_reads_like_its_text(text, expected):
+def test_slug_resembles_its_text(text, expected):
     assert slug(text) == expected
 
 
 @given(text=st.text(max_size=300))
-def test_a_slug_is_always_one_safe_path_component(text):
+def test_slug_is_one_safe_path_component(text):
     assert re.fullmatch(r"[a-z0-9_][a-z0-9._-]{0,119}", slug(text))
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones_a_guess_and_what_to_do():
+def test_unknown_name_error_has_known_names_a_guess_and_a_hint():
     error = unknown("overlay", "w_group6", ("default", "w_group64"), "add it as YAML")
     assert isinstance(error, UsageError)
     assert str(error) == (
@@ -42,5 +42,23 @@ def test_an_unknown_name_is_answered_with_the_known_ones_a_guess_and_what_to_do(
     )
 
 
-def test_nothing_is_guessed_when_nothing_is_close():
+def test_nothing_is_guessed_if_no_known_name_is_close():
     assert "did you mean" not in str(unknown("size", "xyz", ("small", "large"), "give one"))
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "expected"),
+    [("a\r\nb\x1b[2J\u2028c", None, "a b [2J c"), ("abcdef", 4, "abcd..."), ("abcd", 4, "abcd")],
+)
+def test_one_line_has_no_control_characters_and_is_cut(text, most, expected):
+    assert one_line(text, most) == expected
+
+
+def test_half_a_surrogate_pair_becomes_the_replacement_character():
+    assert well_formed("a\udcffb\U0001f600") == "a\ufffdb\U0001f600"
+
+
+def test_exception_is_shown_with_type_and_message_on_one_line():
+    assert in_words(ValueError("a\n  b")) == "ValueError: a b"
+    assert in_words(ValueError("abc"), most=2) == "ValueError: ab"
+    assert in_words(KeyError()) == "KeyError: no message"

@@ -76,7 +76,7 @@ def _read_lines(path: Path | None, builtin: str) -> tuple[str, ...]:
 
 
 def _builtin_text(name: str) -> str:
-    return (files("pytest_autoquant") / "data" / name).read_text(encoding="utf-8")
+    return (files("pytest_autoquant.calibration") / "data" / name).read_text(encoding="utf-8")
 
 
 def _file_text(path: Path) -> str:

@@ -1,19 +1,13 @@
-"""The pair x granularity matrix that ``--aq-list`` prints."""
+"""The text of the pair x granularity matrix that ``aq-harness list`` prints."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tabulate import tabulate
 
-from pytest_autoquant.errors import AutoquantError
-from pytest_autoquant.grid.case import Combination
 from pytest_autoquant.modelopt_support.status import Status
-from pytest_autoquant.modelopt_support.support_matrix import padded_layers, support_matrix
-from pytest_autoquant.models.loading import architecture_linears
-from pytest_autoquant.models.registry import ModelSource
-from pytest_autoquant.plugin.session import AutoquantSession
-from pytest_autoquant.scoring.runner import MeasurementRunner
+from pytest_autoquant.modelopt_support.support_matrix import CombinationSupport, PaddedLayer
 
 _SHORT = {
     Status.SUPPORTED: "ok",
@@ -21,66 +15,59 @@ _SHORT = {
     Status.UNSUPPORTED: "no",
     Status.NO_EFFECT: "-",
 }
+_KEY = "ok: runs   =: alias, measured once   cuda: needs-cuda   no: unsupported   -: no-effect"
+
+#: Combinations that a reason names before "and N more".
+_NAMED = 6
 
 
-def matrix_report(session: AutoquantSession) -> str:
-    """Return the matrix of a session's combinations, and the layers that blocks do not divide."""
-    bench = session.bench(lambda *_: None, print)
-    trust = session.settings.trust_remote_code
-    widths = layer_misfits(bench, session.source, session.combinations, trust=trust)
-    return "\n".join([render_matrix(bench, session.combinations), *widths])
+def render_matrix(device: str, cells: Sequence[CombinationSupport]) -> str:
+    """Return the table, then every reason with its combinations, then the aliases."""
+    return "\n".join(
+        [f"on {device}:", _table(cells), "", _KEY, "", *_reasons(cells), "", *_aliases(cells)]
+    )
 
 
-def render_matrix(bench: MeasurementRunner, combinations: Sequence[Combination]) -> str:
-    """Return the matrix with one status per cell, then every reason with its combinations.
-
-    ``=`` marks an alias: the same effective config as a combination before it.
-    """
-    cells: dict[tuple[str, str], str] = {}
-    reasons: dict[str, list[str]] = {}
-    aliases: dict[str, list[str]] = {}
-    for each in support_matrix(bench, combinations):
-        combination, support = each.combination, each.support
-        cells[combination.pair.name, combination.granularity.name] = (
-            _SHORT[support.status] if each.alias_of is None else "="
-        )
-        if not support.is_supported:
-            reasons.setdefault(support.skip_reason, []).append(combination.test_id)
-        elif each.alias_of is not None:
-            aliases.setdefault(each.alias_of.test_id, []).append(combination.test_id)
-    columns = list(dict.fromkeys(c.granularity.name for c in combinations))
-    pairs = {c.pair.name: c.pair for c in combinations}
-    rows = [
-        [name + (" *" if pair.experimental else ""), *(cells.get((name, g), "") for g in columns)]
-        for name, pair in pairs.items()
-    ]
-    key = "ok: runs   =: alias, measured once   cuda: needs-cuda   no: unsupported   -: no-effect"
-    table = tabulate(rows, headers=["pair (* experimental)", *columns], tablefmt="simple")
-    why = [f"{reason}\n    {_wrapped(ids)}" for reason, ids in reasons.items()]
-    same = [f"{original} = {', '.join(ids)}" for original, ids in aliases.items()]
-    return "\n".join([f"on {bench.device}:", table, "", key, "", *why, "", *same])
-
-
-def layer_misfits(
-    bench: MeasurementRunner,
-    source: ModelSource,
-    combinations: Sequence[Combination],
-    *,
-    trust: bool,
-) -> list[str]:
-    """Say which layers' input widths a block size does not divide, from the config alone."""
-    try:
-        linears = architecture_linears(source, trust_remote_code=trust)
-    except AutoquantError as error:
-        return [f"layer widths unknown: {error}"]
-    configs = map(bench.config, combinations)
+def render_padded(layers: Iterable[PaddedLayer]) -> list[str]:
+    """Return a line per layer whose input width is not a multiple of a block size."""
     return [
         f"{each.granularity} on w{each.weight_dtype}: {each.linear} is {each.in_features} wide, "
         f"padded to {each.padded_to}"
-        for each in padded_layers(configs, linears)
+        for each in layers
     ]
 
 
-def _wrapped(ids: Sequence[str], most: int = 6) -> str:
-    more = f" and {len(ids) - most} more" if len(ids) > most else ""
-    return ", ".join(ids[:most]) + more
+def _table(cells: Sequence[CombinationSupport]) -> str:
+    columns = dict.fromkeys(cell.combination.granularity.name for cell in cells)
+    rows: dict[str, list[str]] = {}
+    for cell in cells:
+        pair = cell.combination.pair
+        name = f"{pair.name} *" if pair.experimental else pair.name
+        rows.setdefault(name, [name]).append(_mark(cell))
+    headers = ["pair (* experimental)", *columns]
+    return tabulate(list(rows.values()), headers=headers, tablefmt="simple")
+
+
+def _mark(cell: CombinationSupport) -> str:
+    return "=" if cell.alias_of is not None else _SHORT[cell.support.status]
+
+
+def _reasons(cells: Sequence[CombinationSupport]) -> list[str]:
+    reasons: dict[str, list[str]] = {}
+    for cell in cells:
+        if not cell.support.is_supported:
+            reasons.setdefault(cell.support.skip_reason, []).append(cell.combination.test_id)
+    return [f"{reason}\n    {_first_few(ids)}" for reason, ids in reasons.items()]
+
+
+def _aliases(cells: Sequence[CombinationSupport]) -> list[str]:
+    aliases: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.alias_of is not None:
+            aliases.setdefault(cell.alias_of.test_id, []).append(cell.combination.test_id)
+    return [f"{original} = {', '.join(ids)}" for original, ids in aliases.items()]
+
+
+def _first_few(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+    return ", ".join(ids[:_NAMED]) + more

@@ -1,55 +1,57 @@
-"""The files of a Hugging Face checkpoint, read without trusting them: JSON and safetensors headers.
+"""Read the files of a Hugging Face checkpoint without trusting them: JSON, safetensors headers.
 
-Neither torch nor safetensors is needed: a header is a length and JSON, and nothing but small scales
-is read beyond it.
+safetensors checks each header (offsets, sizes, dtypes); torch is not needed. Of the tensors
+themselves only FP32 scales are read.
 """
 
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
-from pytest_autoquant.errors import ModelError
+from pytest_autoquant.errors import ExportError
 from pytest_autoquant.files import load_json
 from pytest_autoquant.text import one_line
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 
+#: What a user can do about a damaged checkpoint; the end of most messages.
 EXPORT_AGAIN = "export the model again"
-_MOST_JSON = 100_000_000
-_MOST_DIMENSIONS = 64
-LONGEST = 200
-_BITS = {
-    "F4": 4,
-    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
-    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
-    **dict.fromkeys(("U32", "I32", "F32"), 32),
-    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
-}
-"""Bits per element of every dtype that safetensors has."""
-_JSON_TYPES: Mapping[type, str] = {dict: "an object", list: "a list", str: "text"}
+
+#: Longest part of a file's content that a message quotes, in characters.
+QUOTE_LENGTH = 200
+
+#: Largest JSON file that is read, in bytes. safetensors has the same limit for its headers.
+_MAX_JSON_BYTES = 100_000_000
+
+#: Dtypes of layers that are not quantized.
 PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
-_SCALE = re.compile(r"\w+_scale(_2|_inv)?")
+
+_JSON_TYPES: Mapping[type, str] = {dict: "an object", list: "a list", str: "a string"}
+_SCALE_NAME = re.compile(r"\w+_scale(_2|_inv)?")
+
+FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tensor:
-    """A tensor of a safetensors file, not read yet; its bytes are ``start`` to ``stop``."""
+    """A tensor of a safetensors file.
+
+    Attributes:
+        dtype: safetensors' name, such as ``F8_E4M3``.
+        values: elements of an FP32 scale, flat; None for every other tensor, which is not read.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    path: Path
-    start: int
-    stop: int
+    values: FloatArray | None = field(default=None, compare=False)
 
     @property
     def module(self) -> str:
@@ -63,75 +65,82 @@ class Tensor:
 
     @property
     def is_scale(self) -> bool:
-        """Whether its name is that of a scale."""
-        return _SCALE.fullmatch(self.kind) is not None
+        """Whether the name is that of a quantization scale."""
+        return is_scale_name(self.name)
 
     @property
     def is_quantized_weight(self) -> bool:
         """Whether it is a weight in a dtype that no unquantized layer has."""
         return self.kind == "weight" and self.dtype not in PLAIN_DTYPES
 
-    def floats(self) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Read an F32 tensor, flat.
 
-        Raises:
-            ModelError: the file is no longer what its header said.
-        """
-        try:
-            found = np.fromfile(self.path, "<f4", count=prod(self.shape), offset=self.start)
-        except OSError as error:
-            raise unreadable(self.path, error) from error
-        if found.size != prod(self.shape):
-            raise ModelError(f"{self.path}: changed while it was read; {EXPORT_AGAIN}")
-        return found
+def last_part(name: str) -> str:
+    """Return the part of a dotted name after its last dot."""
+    return name.rpartition(".")[2]
+
+
+def is_scale_name(name: str) -> bool:
+    """Whether a tensor's name ends like a quantization scale, e.g. ``weight_scale_2``."""
+    return _SCALE_NAME.fullmatch(last_part(name)) is not None
 
 
 def read_tensors(folder: Path) -> Mapping[str, Tensor]:
-    """Read the headers of the files that vLLM would load: those of the index, if there is one."""
+    """Read the tensors that vLLM would load: of the index's files, else of the single file.
+
+    Raises:
+        ExportError: a file is missing or damaged, or the index and the files disagree.
+    """
     index = folder / INDEX
-    if not (is_there(index.exists) or index.is_symlink()):
-        return {tensor.name: tensor for tensor in _file_tensors(_only_file(folder))}
-    places = _places(index)
-    found: dict[str, Tensor] = {}
-    for shard in sorted(set(places.values())):
-        for tensor in _file_tensors(folder / shard):
-            if places.get(tensor.name) != shard:
-                raise ModelError(
-                    f"{index}: {one_line(tensor.name, LONGEST)} is in {shard}, and the index says "
-                    f"{one_line(places.get(tensor.name, 'nothing'), LONGEST)}; {EXPORT_AGAIN}"
-                )
-            found[tensor.name] = tensor
-    for name, shard in places.items():
-        if name not in found:
-            raise ModelError(
-                f"{index}: {one_line(name, LONGEST)} is said to be in {shard} and is not; "
-                f"{EXPORT_AGAIN}"
-            )
-    return found
+    if not path_exists(index):
+        return {tensor.name: tensor for tensor in _file_tensors(_single_file(folder))}
+    files = _weight_map(index)
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(set(files.values())):
+        for tensor in _file_tensors(folder / file):
+            _check_place(index, tensor.name, file, files.get(tensor.name))
+            tensors[tensor.name] = tensor
+    missing = next((name for name in files if name not in tensors), None)
+    if missing is not None:
+        raise ExportError(
+            f"{index}: maps {_quote(missing)} to {files[missing]}, which does not hold it; "
+            f"{EXPORT_AGAIN}"
+        )
+    return tensors
 
 
-def _only_file(folder: Path) -> Path:
-    """Return the single weights file; without an index vLLM loads every one there is."""
+def _check_place(index: Path, name: str, file: str, mapped: str | None) -> None:
+    if mapped == file:
+        return
+    where = "no file" if mapped is None else _quote(mapped)
+    raise ExportError(
+        f"{index}: maps {_quote(name)} to {where}, but {file} holds it; {EXPORT_AGAIN}"
+    )
+
+
+def _single_file(folder: Path) -> Path:
+    """Return the only weights file; without an index vLLM loads every ``*.safetensors`` file."""
     others = sorted(path.name for path in folder.glob("*.safetensors") if path.name != WEIGHTS)
     if others:
-        raise ModelError(
-            f"{folder}: holds {one_line(others[0], LONGEST)} and no {INDEX}; {EXPORT_AGAIN} to "
-            "an empty folder"
+        raise ExportError(
+            f"{folder}: holds {_quote(others[0])} but no {INDEX}; {EXPORT_AGAIN} to an empty folder"
         )
     return folder / WEIGHTS
 
 
-def _places(index: Path) -> Mapping[str, str]:
-    """Return in which file of its own folder each tensor is."""
-    places = entry_of(read_object(index), "weight_map", dict, index)
-    if not places:
-        raise malformed(index, "weight_map", "an object that names a file per tensor", places)
-    for name, shard in places.items():
-        if not isinstance(shard, str) or not _is_plain_file_name(shard):
+def _weight_map(index: Path) -> Mapping[str, str]:
+    """Return the file of each tensor, every one a plain file name."""
+    files = entry_of(read_object(index), "weight_map", dict, index)
+    if not files:
+        raise malformed(index, "weight_map", "an object with a file name per tensor", files)
+    for name, file in files.items():
+        if not isinstance(file, str) or not _is_plain_file_name(file):
             raise malformed(
-                index, f"weight_map[{name!r}]", "the name of a .safetensors file beside it", shard
+                index,
+                f"weight_map[{name!r}]",
+                "the name of a .safetensors file in the same folder",
+                file,
             )
-    return {str(name): shard for name, shard in places.items()}
+    return {str(name): file for name, file in files.items()}
 
 
 def _is_plain_file_name(name: str) -> bool:
@@ -140,75 +149,34 @@ def _is_plain_file_name(name: str) -> bool:
 
 
 def _file_tensors(path: Path) -> list[Tensor]:
-    """Read a header: 8 bytes of its length, JSON, then the tensors end to end.
+    """Read a safetensors file's header and its FP32 scales.
 
     Raises:
-        ModelError: lengths or offsets that do not add up to the size of the file.
+        ExportError: the file is missing, cannot be read or is damaged.
     """
-    header, begin, size = _header(path)
-    tensors = [
-        _described(name, entry, path, begin)
-        for name, entry in header.items()
-        if name != "__metadata__"
-    ]
-    end = begin
-    for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.stop)):
-        if tensor.start != end:
-            raise _bad_header(
-                path, f"{tensor.name} begins at byte {tensor.start}, what precedes it ends at {end}"
-            )
-        end = tensor.stop
-    if end != size:
-        raise _bad_header(path, f"its tensors end at byte {end}, the file at {size}")
-    return tensors
+    from safetensors import SafetensorError, safe_open
 
-
-def _header(path: Path) -> tuple[Mapping[str, Any], int, int]:
-    """Return a file's header, where its tensors begin, and its size in bytes."""
-    _check_file(path)
+    _check_is_file(path)
     try:
-        with path.open("rb") as stream:
-            size = path.stat().st_size
-            if size < 8:
-                raise _bad_header(path, f"it is {size} bytes long")
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > min(size - 8, _MOST_JSON):
-                raise _bad_header(path, f"its header is {length} bytes long, the file {size}")
-            content = stream.read(length)
+        with safe_open(path, framework="np") as file:
+            return [_tensor(file, name) for name in file.keys()]  # noqa: SIM118
     except OSError as error:
         raise unreadable(path, error) from error
-    return _parsed(content, path), 8 + length, size
+    except (SafetensorError, ValueError) as error:
+        raise ExportError(
+            f"{path}: not a valid safetensors file: {_quote(error)}; {EXPORT_AGAIN}"
+        ) from error
 
 
-def _described(name: str, entry: object, path: Path, begin: int) -> Tensor:
-    """Return a tensor whose size its dtype, its shape and its offsets agree about."""
-    given = entry if isinstance(entry, dict) else {}
-    bits = _BITS.get(str(given.get("dtype")))
-    shape, span = _counts(given.get("shape")), _counts(given.get("data_offsets"))
-    if bits is None or shape is None or span is None or len(span) != 2:
-        raise _bad_header(path, f"{name} is {entry!r}")
-    if 8 * (span[1] - span[0]) != prod(shape) * bits:
-        raise _bad_header(path, f"{name} is {entry!r}, whose size is another")
+def _tensor(file: Any, name: str) -> Tensor:
+    view = file.get_slice(name)
+    dtype = view.get_dtype()
+    is_read = dtype == "F32" and is_scale_name(name)
     return Tensor(
         name=name,
-        dtype=given["dtype"],
-        shape=shape,
-        path=path,
-        start=begin + span[0],
-        stop=begin + span[1],
-    )
-
-
-def _counts(given: object) -> tuple[int, ...] | None:
-    """Return a list of a few whole numbers as a tuple, None if it is anything else."""
-    if not isinstance(given, list) or len(given) > _MOST_DIMENSIONS:
-        return None
-    return tuple(given) if all(type(n) is int and 0 <= n < 2**63 for n in given) else None
-
-
-def _bad_header(path: Path, problem: str) -> ModelError:
-    return ModelError(
-        f"{path}: is no whole safetensors file: {one_line(problem, LONGEST)}; {EXPORT_AGAIN}"
+        dtype=dtype,
+        shape=tuple(view.get_shape()),
+        values=file.get_tensor(name).reshape(-1) if is_read else None,
     )
 
 
@@ -216,65 +184,65 @@ def read_object(path: Path) -> Mapping[str, Any]:
     """Read a JSON file that holds an object.
 
     Raises:
-        ModelError: it is missing, unreadable, too large or none.
+        ExportError: the file is missing, unreadable, too large or holds anything else.
     """
-    _check_file(path)
+    _check_is_file(path)
     try:
-        if path.stat().st_size > _MOST_JSON:
-            raise ModelError(f"{path}: is larger than {_MOST_JSON} bytes; {EXPORT_AGAIN}")
-        content = path.read_bytes()
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ExportError(f"{path}: larger than {_MAX_JSON_BYTES} bytes; {EXPORT_AGAIN}")
+        document = load_json(path.read_bytes())
     except OSError as error:
         raise unreadable(path, error) from error
-    return _parsed(content, path)
-
-
-def _parsed(content: bytes, path: Path) -> Mapping[str, Any]:
-    try:
-        document = load_json(content)
     except ValueError as error:
-        problem = one_line(error, LONGEST)
-        raise ModelError(f"{path}: is not JSON: {problem}; {EXPORT_AGAIN}") from error
+        raise ExportError(f"{path}: not valid JSON: {_quote(error)}; {EXPORT_AGAIN}") from error
     if not isinstance(document, dict):
-        raise ModelError(f"{path}: holds no JSON object; {EXPORT_AGAIN}")
+        raise ExportError(f"{path}: must hold a JSON object; {EXPORT_AGAIN}")
     return document
 
 
-def _check_file(path: Path) -> None:
-    if not is_there(path.is_file):
-        raise ModelError(
-            f"{path}: no such file; give a folder that export_hf_checkpoint has written whole"
+def _check_is_file(path: Path) -> None:
+    if not succeeds(path.is_file):
+        raise ExportError(
+            f"{path}: no such file; give a complete folder written by export_hf_checkpoint"
         )
 
 
-def is_there(look: Callable[[], bool]) -> bool:
-    """Look at a path that may be too long, or below a folder that may not be searched."""
+def path_exists(path: Path) -> bool:
+    """Whether there is an entry of this name, a broken link included."""
+    return succeeds(path.exists) or succeeds(path.is_symlink)
+
+
+def succeeds(query: Callable[[], bool]) -> bool:
+    """Ask about a path; a path that is too long or may not be searched counts as absent."""
     try:
-        return look()
+        return query()
     except OSError:
         return False
 
 
-def unreadable(path: Path, error: OSError) -> ModelError:
-    """Return the error for a file that cannot be read."""
-    return ModelError(f"{path}: cannot be read: {error.strerror or error}; make it readable")
+def unreadable(path: Path, error: OSError) -> ExportError:
+    """Return the error for a file that the operating system refuses to read."""
+    return ExportError(f"{path}: cannot be read: {error.strerror or error}; make the file readable")
 
 
 def entry_of(raw: Mapping[str, Any], key: str, wanted: type, path: Path) -> Any:
-    """Return ``raw[key]``, None where there is none."""
+    """Return ``raw[key]``, None where the key is absent or null.
+
+    Raises:
+        ExportError: the value has another type than ``wanted``.
+    """
     value = raw.get(key)
     if value is not None and not isinstance(value, wanted):
         raise malformed(path, key, _JSON_TYPES[wanted], value)
     return value
 
 
-def malformed(path: Path, key: str, wanted: str, given: object) -> ModelError:
-    """Return the error for an entry that is not what it must be."""
-    return ModelError(
-        f"{path}: {one_line(key, LONGEST)} is {one_line(repr(given), LONGEST)}; it must be "
-        f"{wanted}; {EXPORT_AGAIN}"
+def malformed(path: Path, key: str, wanted: str, value: object) -> ExportError:
+    """Return the error for an entry of the wrong type."""
+    return ExportError(
+        f"{path}: {_quote(key)} must be {wanted}, got {_quote(repr(value))}; {EXPORT_AGAIN}"
     )
 
 
-def last_part(name: str) -> str:
-    """Return a dotted name's last part."""
-    return name.rpartition(".")[2]
+def _quote(value: object) -> str:
+    return one_line(value, QUOTE_LENGTH)

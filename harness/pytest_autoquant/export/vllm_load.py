@@ -1,4 +1,4 @@
-"""Loading a checkpoint in vLLM, where it is installed: its own process, with a time limit."""
+"""Load a checkpoint in vLLM, in a process of its own with a time limit."""
 
 from __future__ import annotations
 
@@ -14,34 +14,59 @@ from typing import Literal
 
 from pytest_autoquant.text import one_line
 
-SECONDS = 600
-_MOST_WORDS = 500
+#: Time limit of a load, in seconds.
+TIME_LIMIT = 600.0
+
+#: Longest text of vLLM's that is kept, in characters.
+_TEXT_LENGTH = 500
+
 _PROMPT = "A photo of"
 
-_LOAD = """
+_ANSWER = "GENERATED "
+
+_SCRIPT = f"""
 import sys
 from vllm import LLM, SamplingParams
 model = LLM(model=sys.argv[1], max_model_len=64, enforce_eager=True, gpu_memory_utilization=0.5)
-found = model.generate([sys.argv[2]], SamplingParams(max_tokens=8, temperature=0.0))
-print("GENERATED", repr(found[0].outputs[0].text))
+answers = model.generate([sys.argv[2]], SamplingParams(max_tokens=8, temperature=0.0))
+print("{_ANSWER}" + repr(answers[0].outputs[0].text))
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """What became of it; ``text`` is the version and what was generated, or why not."""
+class LoadResult:
+    """The outcome of loading a checkpoint.
+
+    Attributes:
+        text: vLLM's version and what it generated, or why it did not.
+    """
 
     outcome: Literal["loaded", "failed", "not tried"]
     text: str
 
 
-def load_in_vllm(folder: Path, seconds: float = SECONDS) -> Load:
-    """Load a checkpoint and generate a few tokens; nothing is claimed where vLLM is not there."""
+#: The result where nobody asked for a load.
+NOT_ASKED = LoadResult(outcome="not tried", text="loading in vLLM was not asked for")
+
+
+def load_in_vllm(folder: Path, *, time_limit: float = TIME_LIMIT) -> LoadResult:
+    """Load a checkpoint and generate a few tokens.
+
+    Args:
+        time_limit: seconds after which the process and everything that it started are killed.
+    """
     try:
         release = version("vllm")
     except PackageNotFoundError:
-        return Load(outcome="not tried", text="vLLM is not installed here")
-    command = [sys.executable, "-c", _LOAD, str(folder), _PROMPT]
+        return LoadResult(outcome="not tried", text="vLLM is not installed")
+    # -P keeps modules in the working directory from being imported in place of vLLM's.
+    command = [sys.executable, "-P", "-c", _SCRIPT, str(folder), _PROMPT]
+    result = _run(command, time_limit)
+    return LoadResult(outcome=result.outcome, text=f"vLLM {release} {result.text}")
+
+
+def _run(command: list[str], time_limit: float) -> LoadResult:
+    """Run a command in a process group of its own and kill the group at the end."""
     process = subprocess.Popen(  # noqa: S603 - our own script
         command,
         stdout=subprocess.PIPE,
@@ -51,16 +76,20 @@ def load_in_vllm(folder: Path, seconds: float = SECONDS) -> Load:
         start_new_session=True,
     )
     try:
-        output, complaints = process.communicate(timeout=seconds)
+        output, errors = process.communicate(timeout=time_limit)
     except subprocess.TimeoutExpired:
-        return Load(outcome="failed", text=f"vLLM {release}: nothing after {seconds:g} s")
+        return LoadResult(outcome="failed", text=f"did not finish within {time_limit:g} s")
     finally:
-        with suppress(ProcessLookupError):  # its engine is a process of its own
+        with suppress(ProcessLookupError):  # vLLM's engine is another process of the group
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-    generated = [line for line in output.splitlines() if line.startswith("GENERATED ")]
-    if process.returncode == 0 and generated:
-        said = one_line(generated[-1].removeprefix("GENERATED "), _MOST_WORDS)
-        return Load(outcome="loaded", text=f"vLLM {release} generated {said}")
-    last = (complaints.strip().splitlines() or [f"exit status {process.returncode}"])[-1]
-    return Load(outcome="failed", text=f"vLLM {release}: {one_line(last, _MOST_WORDS)}")
+    return _result(process.returncode, output, errors)
+
+
+def _result(status: int, output: str, errors: str) -> LoadResult:
+    answers = [line for line in output.splitlines() if line.startswith(_ANSWER)]
+    if status == 0 and answers:
+        answer = one_line(answers[-1].removeprefix(_ANSWER), _TEXT_LENGTH)
+        return LoadResult(outcome="loaded", text=f"generated {answer}")
+    last = (errors.strip().splitlines() or [f"exit status {status}"])[-1]
+    return LoadResult(outcome="failed", text=f"failed: {one_line(last, _TEXT_LENGTH)}")

@@ -1,7 +1,7 @@
-"""One case's sensitivities as reports and comparisons see them.
+"""A case's result as reports and comparisons use it.
 
-A manifest of this harness and one from before it both come to this; None stands where an old one
-does not say.
+Manifests of this harness and those from before it are both converted to it; None stands for what
+an old manifest does not record.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from pathlib import Path
 from pytest_autoquant.manifests.fingerprint import Fingerprint, fingerprint_of
 from pytest_autoquant.manifests.sensitivity_manifest import (
     GROUP_SUFFIX,
+    AutoquantState,
     CaseStatus,
-    LayerRecord,
     Manifest,
+    RankedGroup,
 )
 
 UNKNOWN = "unknown"
@@ -31,11 +32,11 @@ class Group:
     """One layer group.
 
     Attributes:
-        name: its first linear; the group stands for all of ``modules``, which is empty where an old
-            manifest does not say.
-        score: per scored token; None where it is not finite.
+        name: the group's first linear.
+        score: per scored token; None if it is not finite.
         rank: 1 is the most sensitive.
-        weights: stored weights, counted.
+        modules: the group's linears; empty if an old manifest does not record them.
+        weights: number of weights in the group.
         selected: whether the bit budget keeps the group quantized.
     """
 
@@ -53,13 +54,13 @@ class Group:
 
     @property
     def projection(self) -> str:
-        """What the group is within its layer, e.g. ``self_attn.{q,k,v}_proj``."""
+        """The group's linears within the layer, e.g. ``self_attn.{q,k,v}_proj``."""
         return _place(self.name, self.modules)[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionResult:
-    """What the bit budget chose: bits per weight and scores as in the manifest."""
+    """The selection under the bit budget: bits per weight, and its predicted score."""
 
     budget: float | None = None
     bits: float | None = None
@@ -69,17 +70,30 @@ class SelectionResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CaseResult:
-    """One case.
+class CaseSource:
+    """Where a case's numbers come from.
 
     Attributes:
-        model: names folders and cases.
-        manifest: its file below the report root, with ``/``.
-        effective_bits: stored per weight under the case's format, block scales included.
-        groups: most sensitive first; ``module_order`` names them as they follow in the model.
-        total_score: of quantizing every group, per scored token; None if it is not finite.
-        origin: where the numbers come from, label by label.
-        fingerprint: None of an old manifest, which lacks the digests.
+        manifest: path of the manifest below the report root, with ``/``.
+        origin: model, data, versions and device, by label.
+        fingerprint: None for a manifest from before the harness, which lacks the digests.
+    """
+
+    manifest: str
+    origin: Mapping[str, str] = field(default_factory=dict)
+    fingerprint: Fingerprint | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseResult:
+    """One case; the defaults stand for what a manifest from before the harness does not have.
+
+    Attributes:
+        model: the model's name in folders and case ids.
+        effective_bits: bits stored per weight under the case's format, block scales included.
+        groups: most sensitive first; ``module_order`` has their names in model order.
+        total_score: score of quantizing every group, per scored token; None if it is not finite.
+        quantizers: ModelOpt's description of each active quantizer.
     """
 
     case_id: str
@@ -88,10 +102,10 @@ class CaseResult:
     granularity: str
     size: str
     method: str
-    status: CaseStatus
-    alias_of: str | None
-    experimental: bool
-    problems: tuple[str, ...]
+    status: CaseStatus = "measured"
+    alias_of: str | None = None
+    experimental: bool = False
+    problems: tuple[str, ...] = ()
     notes: tuple[str, ...]
     format_name: str
     effective_bits: float | None
@@ -99,10 +113,23 @@ class CaseResult:
     module_order: tuple[str, ...]
     total_score: float | None
     selection: SelectionResult
-    manifest: str
     quantizers: Mapping[str, str] = field(default_factory=dict)
-    origin: Mapping[str, str] = field(default_factory=dict)
-    fingerprint: Fingerprint | None = None
+    source: CaseSource
+
+    @property
+    def manifest(self) -> str:
+        """Path of the manifest below the report root, with ``/``."""
+        return self.source.manifest
+
+    @property
+    def origin(self) -> Mapping[str, str]:
+        """Model, data, versions and device, by label."""
+        return self.source.origin
+
+    @property
+    def fingerprint(self) -> Fingerprint | None:
+        """The inputs of the measurement; None for a manifest from before the harness."""
+        return self.source.fingerprint
 
     @property
     def is_old(self) -> bool:
@@ -111,7 +138,7 @@ class CaseResult:
 
     @property
     def unit(self) -> str:
-        """What the scores are counted per."""
+        """The unit of the scores."""
         return "in an unknown unit" if self.is_old else "per token"
 
     @property
@@ -121,38 +148,30 @@ class CaseResult:
 
     @property
     def in_module_order(self) -> tuple[Group, ...]:
-        """The groups as they follow in the model."""
+        """The groups in model order."""
         by_name = {group.name: group for group in self.groups}
         return tuple(by_name[name] for name in self.module_order)
 
     @property
     def selected_groups(self) -> int:
-        """How many groups the bit budget keeps quantized."""
+        """Number of groups that the bit budget keeps quantized."""
         return sum(group.selected is True for group in self.groups)
 
     @property
     def shares(self) -> dict[str, float]:
-        """Each group's part of the total score; none where there is no total."""
+        """Each group's part of the total score; empty if there is no total."""
         if not self.total_score:
             return {}
         return {group.name: (group.score or 0.0) / self.total_score for group in self.groups}
 
 
 def case_result_of(manifest: Manifest, path: Path | None = None) -> CaseResult:
-    """Return what reports show of a manifest; ``path`` is its file below the report root."""
-    case, state = manifest.case, manifest.autoquant_state
-    groups = tuple(
-        Group(
-            name=ranked.name.removesuffix(GROUP_SUFFIX),
-            score=ranked.importance,
-            rank=manifest.layer_sensitivity[ranked.name].rank,
-            modules=manifest.layer_sensitivity[ranked.name].module_names,
-            weights=sum(layer.out_features * layer.in_features for layer in members),
-            selected=all(layer.selected for layer in members),
-        )
-        for ranked in manifest.sensitivity_ranking
-        for members in [_members(manifest, ranked.name)]
-    )
+    """Return what reports show of a manifest.
+
+    Args:
+        path: the manifest's file below the report root, by default where it belongs.
+    """
+    case = manifest.case
     return CaseResult(
         case_id=case.case_id,
         model=manifest.model.name,
@@ -167,20 +186,16 @@ def case_result_of(manifest: Manifest, path: Path | None = None) -> CaseResult:
         notes=case.notes,
         format_name=manifest.quantization.base_format_name,
         effective_bits=manifest.quantization.effective_bits,
-        groups=groups,
+        groups=tuple(_group(manifest, ranked) for ranked in manifest.sensitivity_ranking),
         module_order=tuple(name.removesuffix(GROUP_SUFFIX) for name in manifest.layer_sensitivity),
-        total_score=state.total_score,
-        selection=SelectionResult(
-            budget=state.constraints.effective_bits,
-            bits=state.effective_bits,
-            minimum_bits=state.minimum_effective_bits,
-            score=state.score,
-            is_satisfied=state.is_satisfied,
-        ),
-        manifest=(path or manifest.path).as_posix(),
+        total_score=manifest.autoquant_state.total_score,
+        selection=_selection(manifest.autoquant_state),
         quantizers=manifest.quantization.effective_quantizer_summary,
-        origin=_origin(manifest),
-        fingerprint=fingerprint_of(manifest),
+        source=CaseSource(
+            manifest=(path or manifest.path).as_posix(),
+            origin=_origin(manifest),
+            fingerprint=fingerprint_of(manifest),
+        ),
     )
 
 
@@ -189,8 +204,27 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _members(manifest: Manifest, group: str) -> list[LayerRecord]:
-    return [manifest.layers[name] for name in manifest.layer_sensitivity[group].module_names]
+def _group(manifest: Manifest, ranked: RankedGroup) -> Group:
+    recorded = manifest.layer_sensitivity[ranked.name]
+    members = [manifest.layers[name] for name in recorded.module_names]
+    return Group(
+        name=ranked.name.removesuffix(GROUP_SUFFIX),
+        score=ranked.importance,
+        rank=recorded.rank,
+        modules=recorded.module_names,
+        weights=sum(layer.out_features * layer.in_features for layer in members),
+        selected=all(layer.selected for layer in members),
+    )
+
+
+def _selection(state: AutoquantState) -> SelectionResult:
+    return SelectionResult(
+        budget=state.constraints.effective_bits,
+        bits=state.effective_bits,
+        minimum_bits=state.minimum_effective_bits,
+        score=state.score,
+        is_satisfied=state.is_satisfied,
+    )
 
 
 def _origin(manifest: Manifest) -> dict[str, str]:
@@ -232,7 +266,7 @@ def _place(name: str, modules: tuple[str, ...]) -> tuple[int | None, str]:
 
 
 def _joined(members: list[str]) -> str:
-    """Join siblings: ``a.q_proj`` and ``a.k_proj`` are ``a.{q,k}_proj``; else the first stands."""
+    """Join siblings, ``a.q_proj`` and ``a.k_proj`` to ``a.{q,k}_proj``; else return the first."""
     parents = {member.rpartition(".")[0] for member in members}
     if len(members) == 1 or len(parents) > 1:
         return members[0]
@@ -249,7 +283,7 @@ def _joined(members: list[str]) -> str:
 def _within_layer(name: str) -> str:
     """Cut off everything up to the first index: ``model.layers.3.mlp.up_proj`` -> ``mlp.up_proj``.
 
-    The whole name where there is none.
+    A name without an index is returned whole.
     """
     found = _LAYER_INDEX.search(name)
     return name if found is None else name[found.end() :]

@@ -1,21 +1,22 @@
 """Manifests from before the harness: no schema version, no digests, most of the origin missing.
 
-What they lack stays unknown. Their ranking compares with ours; their scores do not: they hang on
-batch size, padding and the mean loss of their time.
+What they do not record stays unknown. Their rankings are comparable with ours, their scores are
+not: those depend on batch size, padding and a mean loss.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from pytest_autoquant.files import load_json, read_bytes
 from pytest_autoquant.manifests.case_result import (
     UNKNOWN,
     CaseResult,
+    CaseSource,
     Group,
     SelectionResult,
     case_result_of,
@@ -90,12 +91,12 @@ class _Group:
 
     @property
     def quantized_format(self) -> str | None:
-        """The candidate that quantizes; None of a group that was not searched."""
+        """The candidate that quantizes; None if the group was not searched."""
         return next((name for name in self.formats if not name.startswith(_UNQUANTIZED)), None)
 
     @property
     def weights(self) -> int | None:
-        """What the unquantized candidate costs: a weight of 16 bits is one."""
+        """The cost of the unquantized candidate, which is 1 per weight; None if not recorded."""
         for name, cost in zip(self.formats, self.costs, strict=False):
             if name.startswith(_UNQUANTIZED) and cost is not None:
                 return round(cost)
@@ -118,7 +119,7 @@ class _State:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _OldManifest:
-    """The fields that old manifests have and reports show; all may be missing but the groups."""
+    """The fields that old manifests have and reports show; only the groups are required."""
 
     __pydantic_config__ = _LENIENT
     layer_sensitivity: dict[str, _Group]
@@ -130,7 +131,7 @@ class _OldManifest:
 
 
 def read_sensitivity(path: Path, root: Path) -> CaseResult:
-    """Read a manifest of any age as reports see it; see ``read_any``."""
+    """Read a manifest of any age as a case result; see ``read_any``."""
     found = read_any(path, root)
     if isinstance(found, CaseResult):
         return found
@@ -138,13 +139,13 @@ def read_sensitivity(path: Path, root: Path) -> CaseResult:
 
 
 def read_any(path: Path, root: Path) -> Manifest | CaseResult:
-    """Read a manifest of this harness as it is, and one from before it as far as it goes.
+    """Read a manifest of this harness as a manifest, and one from before it as a case result.
 
     Args:
-        root: what ``CaseResult.manifest`` and the errors name the file below.
+        root: the report root; the file's path below it is in the result and in errors.
 
     Raises:
-        RecordError: it cannot be read, is no manifest, or a newer version wrote it.
+        RecordError: the file cannot be read, is not a manifest, or a newer version wrote it.
     """
     name = path.relative_to(root).as_posix()
     content = read_bytes(path, name)
@@ -152,7 +153,7 @@ def read_any(path: Path, root: Path) -> Manifest | CaseResult:
     if raw is None or "layer_sensitivity" not in raw:
         return load_manifest(content, source=name)
     old = validate_record(_OldManifest, raw, source=name, name=_PRE_HARNESS)
-    found = _sensitivity(old, PurePosixPath(name), path.parts)
+    found = _case_result(old, PurePosixPath(name), path.parts)
     if not found.groups:
         raise invalid_record("no layer group was quantized", source=name, name=_PRE_HARNESS)
     return found
@@ -166,28 +167,17 @@ def _mapping(content: bytes) -> Mapping[str, Any] | None:
     return raw if isinstance(raw, Mapping) else None
 
 
-def _sensitivity(old: _OldManifest, relative: PurePosixPath, parts: tuple[str, ...]) -> CaseResult:
+def _case_result(old: _OldManifest, relative: PurePosixPath, parts: tuple[str, ...]) -> CaseResult:
     groups = tuple(_ranked(old.layer_sensitivity))
-    scores = [group.score for group in groups if group.score is not None]
-    model = slug(_last_part(old.model.id))
-    named = _last_part(old.scheme.name or relative.name.removesuffix(MANIFEST_SUFFIX))
-    pair = named.removesuffix(_SCHEME_SUFFIX)
-    size, method = map(_last_part, (old.dataset.size, old.scheme.auto_quantize_method))
-    granularity = _last_part(
-        old.quantization.quant_granularity.name or _granularity_folder(parts, size)
-    )
     formats = old.scheme.quant_formats
+    name = _case_name(old, relative, parts)
     return CaseResult(
-        case_id="/".join((model, pair, granularity, size, method)),
-        model=model,
-        pair=pair,
-        granularity=granularity,
-        size=size,
-        method=method,
-        status="measured",
-        alias_of=None,
-        experimental=False,
-        problems=(),
+        case_id="/".join(name),
+        model=name.model,
+        pair=name.pair,
+        granularity=name.granularity,
+        size=name.size,
+        method=name.method,
         notes=(NOTE,),
         format_name=old.quantization.base_format_name or (formats[0] if formats else UNKNOWN),
         effective_bits=_effective_bits(old.layer_sensitivity),
@@ -197,21 +187,50 @@ def _sensitivity(old: _OldManifest, relative: PurePosixPath, parts: tuple[str, .
             for name, group in old.layer_sensitivity.items()
             if group.quantized_format is not None
         ),
-        total_score=sum(scores) if len(scores) == len(groups) else None,
+        total_score=_total(groups),
         selection=SelectionResult(
             budget=old.autoquant_state.constraints.effective_bits or old.scheme.auto_quantize_bits,
             score=old.autoquant_state.score,
             is_satisfied=old.autoquant_state.is_satisfied,
         ),
-        manifest=str(relative),
-        origin=_origin(old),
+        source=CaseSource(manifest=str(relative), origin=_origin(old)),
     )
 
 
-def _ranked(found: Mapping[str, _Group]) -> Iterator[Group]:
-    """Yield the searched groups, most sensitive first; a score that is missing leads, as ours do.
+class _Name(NamedTuple):
+    """The parts of a case id, in its order."""
 
-    Old files count ranks from the mildest group, and over groups that no format quantizes.
+    model: str
+    pair: str
+    granularity: str
+    size: str
+    method: str
+
+
+def _case_name(old: _OldManifest, relative: PurePosixPath, parts: tuple[str, ...]) -> _Name:
+    """Return the case's name; the file's name and folder stand in for what is not recorded."""
+    pair = _last_part(old.scheme.name or relative.name.removesuffix(MANIFEST_SUFFIX))
+    size = _last_part(old.dataset.size)
+    granularity = old.quantization.quant_granularity.name or _granularity_folder(parts, size)
+    return _Name(
+        model=slug(_last_part(old.model.id)),
+        pair=pair.removesuffix(_SCHEME_SUFFIX),
+        granularity=_last_part(granularity),
+        size=size,
+        method=_last_part(old.scheme.auto_quantize_method),
+    )
+
+
+def _total(groups: Sequence[Group]) -> float | None:
+    scores = [group.score for group in groups if group.score is not None]
+    return sum(scores) if len(scores) == len(groups) else None
+
+
+def _ranked(found: Mapping[str, _Group]) -> Iterator[Group]:
+    """Yield the searched groups, most sensitive first, and before them those without a score.
+
+    The recorded ranks are not used: they start at the least sensitive group and include groups
+    that no format quantizes.
     """
     searched = {name: group for name, group in found.items() if group.quantized_format is not None}
     scores = {name: _score(group) for name, group in searched.items()}
@@ -237,17 +256,17 @@ def _score(group: _Group) -> float | None:
 
 
 def _effective_bits(groups: Mapping[str, _Group]) -> float | None:
-    """Return the bits that the formats' names tell, if they agree."""
+    """Return the bits in the formats' names, if all names agree."""
     names = {group.quantized_format for group in groups.values() if group.quantized_format}
-    told = {found[1] for name in names if (found := _BITS.search(name))}
+    bits = {found[1] for name in names if (found := _BITS.search(name))}
     try:
-        return float(told.pop()) if len(told) == 1 else None
+        return float(bits.pop()) if len(bits) == 1 else None
     except ValueError:
         return None
 
 
 def _granularity_folder(parts: tuple[str, ...], size: str) -> str:
-    """Read ``<granularity>/<size>/file``, the layout that is as old as these manifests."""
+    """Return the granularity in ``<granularity>/<size>/file``, the folders of old manifests."""
     return parts[-3] if len(parts) > 3 and parts[-2] == size else UNKNOWN
 
 
@@ -267,5 +286,5 @@ def _origin(old: _OldManifest) -> dict[str, str]:
 
 
 def _last_part(name: str) -> str:
-    """Return the last part of what may be a path on its author's machine, of either kind."""
+    """Return the last part of a name that may be a POSIX or Windows path."""
     return PureWindowsPath(name).name or UNKNOWN

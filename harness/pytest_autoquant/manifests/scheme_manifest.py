@@ -26,7 +26,13 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemeRecord:
-    """The rule; ``target`` is the runtime whose limits left candidates out, if any."""
+    """The scheme's rule.
+
+    Attributes:
+        left_out: by candidate, why the target runtime cannot load it.
+        amount: in the unit of ``measure``.
+        target: the runtime whose limits apply; None if there is none.
+    """
 
     __pydantic_config__ = STRICT
     name: str
@@ -39,7 +45,13 @@ class SchemeRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupDecision:
-    """One layer group: what it becomes (None: left alone), and each candidate's score per token."""
+    """One layer group.
+
+    Attributes:
+        weights: number of weights in the group.
+        format: the candidate that was chosen; None if the group stays unquantized.
+        scores: score per scored token by candidate.
+    """
 
     __pydantic_config__ = STRICT
     name: str
@@ -51,7 +63,14 @@ class GroupDecision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllocationRecord:
-    """The decisions in sum: predicted score per scored token, bits per weight, fractions of one."""
+    """All decisions together.
+
+    Attributes:
+        score: predicted score per scored token.
+        effective_bits: bits stored per weight.
+        fraction_of_groups: share of groups that are quantized, from 0 to 1.
+        fraction_of_weights: share of weights that are quantized, from 0 to 1.
+    """
 
     __pydantic_config__ = STRICT
     score: float
@@ -62,7 +81,7 @@ class AllocationRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontierPoint:
-    """The best prediction within a budget of bits per weight, and the bits that it takes."""
+    """The lowest predicted score within a budget of bits per weight, and the bits it stores."""
 
     __pydantic_config__ = STRICT
     budget: float
@@ -72,11 +91,12 @@ class FrontierPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredDamage:
-    """The quantized model against the unquantized one on captions that calibrated nothing.
+    """The quantized model compared with the unquantized one on held-out captions.
 
     Attributes:
         kl: nats per predicted token.
-        loss: cross-entropy in nats per predicted token; ``loss_before`` unquantized.
+        loss: cross-entropy of the quantized model, in nats per predicted token.
+        loss_before: cross-entropy of the unquantized model.
         agreement: share of predicted tokens with the same most likely token.
         captions: name of the held-out set; ``sha256`` over its lines.
     """
@@ -92,18 +112,18 @@ class MeasuredDamage:
 
     @property
     def perplexity(self) -> float:
-        """Of the quantized model; infinite where no float holds it."""
+        """Perplexity of the quantized model; infinite if it is too large for a float."""
         return _exponential(self.loss)
 
     @property
     def perplexity_before(self) -> float:
-        """Of the unquantized model."""
+        """Perplexity of the unquantized model."""
         return _exponential(self.loss_before)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViolationRecord:
-    """A static rule that the checkpoint breaks."""
+    """A rule of the target runtime that the checkpoint violates."""
 
     __pydantic_config__ = STRICT
     rule: str
@@ -116,13 +136,15 @@ class ExportRecord:
     """The checkpoint.
 
     Attributes:
-        bytes_before: of the unquantized weights; ``bytes_after`` of the safetensors files.
+        bytes_before: size of the unquantized weights.
+        bytes_after: size of the safetensors files.
         num_quantized: linears read back and compared with ModelOpt's fake-quantized weights.
-        largest_error: largest deviation found there, relative to the linear's largest weight.
-        num_identical: other tensors, vision tower included, found equal bit for bit.
-        violations: of the static rules of vLLM's loader.
-        load: what became of loading it in vLLM.
-        load_text: the version that loaded it, or why not.
+        largest_error: largest deviation in that comparison, relative to the linear's largest
+            weight.
+        num_identical: other tensors, vision tower included, that are equal bit for bit.
+        violations: violated rules of vLLM's loader.
+        load: whether vLLM loaded the checkpoint.
+        load_text: the version that loaded it, or why it was not loaded.
     """
 
     __pydantic_config__ = STRICT
@@ -140,7 +162,7 @@ class ExportRecord:
 class SchemeManifest:
     """One scheme applied to one model.
 
-    ``export`` is None where none was asked for; ``timing`` is in seconds by phase.
+    ``export`` is None if no export was requested; ``timing`` has seconds by phase.
     """
 
     __pydantic_config__ = STRICT

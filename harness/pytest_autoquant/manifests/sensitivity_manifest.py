@@ -37,10 +37,12 @@ Method = Literal["gradient", "kl_div"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseRecord:
-    """Which case this is and how it ended.
+    """The case and how it ended.
 
-    ``alias_of`` names the case that measured the same effective config; ``problems`` says why a
-    ``failed`` case failed.
+    Attributes:
+        alias_of: the case that measured the same effective config, for an alias.
+        problems: why a failed case failed.
+        notes: what a reader of the scores should know, e.g. that captions were missing.
     """
 
     __pydantic_config__ = STRICT
@@ -60,7 +62,7 @@ class CaseRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoquantRun:
-    """The AutoQuant run in the terms older manifests use."""
+    """The AutoQuant run, with the keys of manifests from before the harness."""
 
     __pydantic_config__ = STRICT
     name: str
@@ -74,7 +76,7 @@ class AutoquantRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRecord:
-    """The measured model; ``digest`` is sha256 over its config and weights."""
+    """The measured model; ``digest`` is the sha256 of its config and weights."""
 
     __pydantic_config__ = STRICT
     id: str
@@ -89,10 +91,13 @@ class ModelRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetRecord:
-    """The captions actually used.
+    """The captions that were used.
 
-    ``sha256`` is over the scored ones and then the others, one per line, each part sorted: the
-    order of captions changes no score.
+    Attributes:
+        sha256: of the scored captions and then the others, one per line, each part sorted: the
+            order of captions changes no score.
+        token_lengths: number of captions by length in tokens.
+        num_dropped: captions too short to predict a token.
     """
 
     __pydantic_config__ = STRICT
@@ -113,7 +118,7 @@ class DatasetRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GranularityRecord:
-    """The overlay."""
+    """The granularity, an overlay over the pair's config."""
 
     __pydantic_config__ = STRICT
     name: str
@@ -122,7 +127,12 @@ class GranularityRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizationRecord:
-    """What ModelOpt was asked to do; ``digest`` identifies equal quantized bits."""
+    """The quantization config given to ModelOpt.
+
+    Attributes:
+        effective_bits: bits stored per weight, block scales included.
+        digest: equal for configs that give equal quantized bits.
+    """
 
     __pydantic_config__ = STRICT
     base_format_name: str
@@ -137,11 +147,13 @@ class QuantizationRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRecord:
-    """One language-model linear.
+    """One linear of the language model.
 
-    ``quantized``: its quantizers were active while it was scored. ``selected``: the bit budget
-    keeps it quantized. ``padded_to``: its input width rounded up to whole blocks, where the block
-    size does not divide it.
+    Attributes:
+        group: name of the layer's group.
+        quantized: whether the quantizers were active while the layer was scored.
+        selected: whether the bit budget keeps the layer quantized.
+        padded_to: input width rounded up to whole blocks; None if the block size divides it.
     """
 
     __pydantic_config__ = STRICT
@@ -156,11 +168,14 @@ class LayerRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupSensitivity:
-    """One layer group: formats are the case's and unquantized, in the order of the lists.
+    """One layer group. Scores are None if they are not finite.
 
-    ``scores`` and ``importance`` (the case format's score) are per scored token; ``costs`` are in
-    ModelOpt's unit, weights x bits / 16. ``rank`` 1 is the most sensitive. None where a score is
-    not finite.
+    Attributes:
+        formats: the case's format, then the unquantized one; ``scores`` and ``costs`` follow it.
+        scores: per scored token.
+        costs: weights x bits / 16, ModelOpt's unit.
+        importance: score of the case's format.
+        rank: 1 is the most sensitive.
     """
 
     __pydantic_config__ = STRICT
@@ -174,7 +189,7 @@ class GroupSensitivity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankedGroup:
-    """A line of the ranking, most sensitive first."""
+    """A layer group's place in the ranking, which starts with the most sensitive."""
 
     __pydantic_config__ = STRICT
     name: str
@@ -183,7 +198,7 @@ class RankedGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constraints:
-    """The bit budget: bits stored per weight over the searched layers, scales included."""
+    """The bit budget: bits stored per weight of the searched layers, scales included."""
 
     __pydantic_config__ = STRICT
     effective_bits: float
@@ -191,11 +206,12 @@ class Constraints:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoquantState:
-    """The selection under the bit budget, over the searched layers.
+    """The selection of searched layers under the bit budget.
 
-    ``score`` is the selection's predicted score, ``total_score`` that of quantizing every group,
-    both per scored token. When the budget cannot be met, ``is_satisfied`` is false and the
-    smallest choice is recorded.
+    Attributes:
+        score: predicted score of the selection, per scored token.
+        total_score: score of quantizing every group, per scored token.
+        is_satisfied: false if no selection meets the budget; the smallest one is recorded then.
     """
 
     __pydantic_config__ = STRICT
@@ -209,7 +225,7 @@ class AutoquantState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvironmentRecord:
-    """Where it ran; ``host`` and ``user`` only with ``--aq-record-host``."""
+    """Versions and device; ``host`` and ``user`` are recorded only with ``--aq-record-host``."""
 
     __pydantic_config__ = STRICT
     harness: str
@@ -227,7 +243,7 @@ class EnvironmentRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryRecord:
-    """Peak memory in bytes: of the process so far, and of the GPU during the case."""
+    """Peak memory in bytes: of the process since its start, and of the GPU during the case."""
 
     __pydantic_config__ = STRICT
     peak_rss_bytes: int
@@ -236,7 +252,7 @@ class MemoryRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """The options that shaped the result."""
+    """The options that influence the result."""
 
     __pydantic_config__ = STRICT
     engine: str
@@ -252,7 +268,7 @@ class RunConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """One case's record. ``timing`` is in seconds by phase."""
+    """One case's record; ``timing`` has seconds by phase."""
 
     __pydantic_config__ = STRICT
     schema_version: int = SCHEMA_VERSION

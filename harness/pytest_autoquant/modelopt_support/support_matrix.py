@@ -9,7 +9,7 @@ from typing import Protocol
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.grid.case import Combination
 from pytest_autoquant.modelopt_support.status import Support
-from pytest_autoquant.models.loading import Linear
+from pytest_autoquant.models.layers import Linear
 
 
 class Configs(Protocol):

@@ -1,4 +1,4 @@
-"""Which model a name stands for; nothing is loaded here."""
+"""Model names: registry entries, local folders and hub ids. Nothing is loaded here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import MappingProxyType
 from pytest_autoquant.errors import ModelError
 from pytest_autoquant.text import slug, unknown
 
-_DATA = Path(str(files("pytest_autoquant") / "data"))
+_DATA = Path(str(files("pytest_autoquant.models") / "data"))
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _WEIGHT_FILES = "*.safetensors"
 
@@ -22,10 +22,10 @@ class ModelSource:
     """Where a model comes from.
 
     Attributes:
-        name: names folders and cases.
+        name: used in folder names and case ids.
         location: a folder, or a hub id.
-        architecture: a config file for random weights of the full architecture when the location
-            cannot be reached; None to read it from the location.
+        architecture: config file for random weights of the full architecture, so that the hub is
+            not needed; None to read the config from the location.
     """
 
     name: str
@@ -34,14 +34,14 @@ class ModelSource:
 
     @property
     def public_id(self) -> str:
-        """The hub id or folder name, without the path that led to it."""
+        """The hub id or the folder's name, without the folder's path."""
         return Path(self.location).name if Path(self.location).is_dir() else self.location
 
 
-EMBEDDED_TOKENIZER = _DATA / "tiny-qwen3-vl"
-"""Stands in for the tokenizer of a model whose weights are random and whose files are away."""
-
 DEFAULT_MODEL = "tiny-qwen3-vl"
+
+#: Folder of the tokenizer that is used with random weights of a model that is not a local folder.
+EMBEDDED_TOKENIZER = _DATA / DEFAULT_MODEL
 
 _SOURCES = (
     ModelSource(name=DEFAULT_MODEL, location=str(_DATA / DEFAULT_MODEL)),
@@ -62,13 +62,13 @@ REGISTRY: Mapping[str, ModelSource] = MappingProxyType({s.name: s for s in _SOUR
 
 
 def find_model(name: str, *, random_weights: bool) -> ModelSource:
-    """Return the source that ``name`` stands for: a registry entry, a folder or a hub id.
+    """Return the source for a registry name, a folder or a hub id; a folder wins over a hub id.
 
-    With ``random_weights`` the source's name ends in ``-random``, so that a rehearsal is never
-    taken for a measurement of the checkpoint.
+    With ``random_weights`` the name of the source ends in ``-random``, so that its results cannot
+    be mistaken for the checkpoint's.
 
     Raises:
-        ModelError: a folder without a config or without safetensors weights.
+        ModelError: the folder does not exist, or has no config or no safetensors weights.
         UsageError: neither a registry name, nor a folder, nor an ``org/name`` hub id.
     """
     source = _find(name, random_weights=random_weights)
@@ -80,24 +80,27 @@ def _find(name: str, *, random_weights: bool) -> ModelSource:
         return REGISTRY[name]
     folder = Path(name).expanduser()
     if folder.is_dir():
-        _check_folder(folder, random_weights=random_weights)
-        name = slug(folder.resolve().name)
-        name = f"{name}-local" if name in REGISTRY else name
-        return ModelSource(name=name, location=str(folder.resolve()))
+        return _local(folder, random_weights=random_weights)
     if folder.is_absolute() or name.startswith((".", "~")):
         raise ModelError(f"model folder {name}: does not exist")
-    if _HUB_ID.fullmatch(name) and not folder.is_absolute():
+    if _HUB_ID.fullmatch(name):
         return ModelSource(name=slug(name), location=name)
-    raise unknown("model", name, REGISTRY, "or give a checkpoint folder or an org/name hub id")
+    raise unknown("model", name, REGISTRY, "or use a checkpoint folder or an org/name hub id")
 
 
-def _check_folder(folder: Path, *, random_weights: bool) -> None:
+def _local(folder: Path, *, random_weights: bool) -> ModelSource:
     if not (folder / "config.json").is_file():
         raise ModelError(
-            f"model folder {folder}: has no config.json; give a transformers checkpoint"
+            f"model folder {folder}: has no config.json; use a folder saved by transformers"
         )
     if not random_weights and not any(folder.glob(_WEIGHT_FILES)):
         raise ModelError(
-            f"model folder {folder}: has no {_WEIGHT_FILES} weights; add them, or rehearse with "
+            f"model folder {folder}: has no {_WEIGHT_FILES} weights; add them, or use "
             "--aq-weights random"
         )
+    resolved = folder.resolve()
+    name = slug(resolved.name)
+    return ModelSource(
+        name=f"{name}-local" if name in REGISTRY else name,
+        location=str(resolved),
+    )

@@ -8,6 +8,7 @@ them. Workers measure, the controller writes; without xdist one process is both.
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,6 +29,7 @@ MARKERS = (
 _FIXTURES = frozenset(
     ("aq_case", "aq_combination", "aq_scheme", "aq_measure", "aq_check", "aq_derive")
 )
+_CASES = "pytest_autoquant.cases"
 _WORKER, _CONTROLLER = "autoquant-worker", "autoquant-controller"
 
 
@@ -37,6 +39,21 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         from pytest_autoquant.plugin.pytest_config import add_options
 
         add_options(parser, config)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Load the conftest of the installed cases before the command line is parsed.
+
+    It declares ``--gpu-only`` and ``--structure-only``. pytest itself loads a conftest that early
+    for paths, not for the package names of ``--pyargs``.
+    """
+    known = early_config.known_args_namespace
+    names_cases = any(argument.startswith(_CASES) for argument in known.file_or_dir)
+    if known.pyargs and names_cases and not known.noconftest:
+        conftest = import_module(f"{_CASES}.conftest")
+        # Under its path, pytest's own name for it: collection then finds it loaded.
+        early_config.pluginmanager.register(conftest, conftest.__file__)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -27,7 +27,7 @@ _SHOWN_GROUPS = 5
 _ALWAYS_ALLOWED = ("harness",)
 
 
-class Outcome(str, Enum):
+class Outcome(Enum):
     """What the gate decides for a case."""
 
     PASSED = "passed"

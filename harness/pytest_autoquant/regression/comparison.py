@@ -1,4 +1,4 @@
-"""Two measurements of one case side by side: ranks, drifts, selections."""
+"""Comparison of two results: scores, ranks and selections of the groups they share."""
 
 from __future__ import annotations
 
@@ -7,25 +7,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_autoquant.manifests.case_result import CaseResult
+from pytest_autoquant.manifests.case_result import CaseResult, Group
 from pytest_autoquant.manifests.fingerprint import Difference, differences
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+#: Groups whose order matters most: the top of the ranking.
 TOP = 10
+
+#: Smallest base of a relative drift, as a fraction of the mean score: groups below it contribute
+#: so little that their relative drift says nothing.
 _FLOOR = 0.01
-"""Of the mean score: groups below it drift by any factor without meaning anything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupDrift:
-    """One group in both measurements.
+    """One group in both results.
 
     Attributes:
-        before: score per scored token, None where it is not finite; ``after`` likewise.
-        drift: ``(after - before) / max(before, 1% of the mean score before)``; infinite where
+        before: score per scored token, None if it is not finite; ``after`` likewise.
+        drift: ``(after - before) / max(before, 1% of the mean score before)``; infinite if
             either score is not finite.
     """
 
@@ -39,18 +42,21 @@ class GroupDrift:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What changed from one manifest to another.
+    """The changes from one result to another.
 
     Attributes:
         cases: the two case ids.
-        groups: in both, most sensitive after first; ``new`` and ``vanished`` are in one only.
+        groups: groups in both results, by rank in the second.
+        new: groups in the second result only.
+        vanished: groups in the first result only.
         spearman: rank correlation of the scores of ``groups``; 1 for the same order.
-        top_ten: share of the ten most sensitive groups before that still are among the ten.
-        total_drift: of the total score, relative.
-        selection_changes: groups that the bit budget treats otherwise.
-        differing: fields of the fingerprint.
-        is_comparable: false where a manifest from before the harness takes part: whether both were
-            measured on the same thing is then unknown.
+        top_ten: share of the first result's ten most sensitive groups that are among the
+            second's ten.
+        total_drift: relative drift of the total score.
+        selection_changes: groups whose selection under the bit budget changed.
+        differing: fingerprint fields that differ.
+        is_comparable: false if a manifest from before the harness is compared: it is then
+            unknown whether both were measured with the same inputs.
     """
 
     cases: tuple[str, str]
@@ -66,31 +72,21 @@ class Comparison:
 
     @property
     def largest_drift(self) -> float:
-        """The drift of the group that drifted most, either way."""
+        """The largest drift of a group, in either direction."""
         return max((abs(group.drift) for group in self.groups), default=0.0)
 
     def worst(self, count: int) -> tuple[GroupDrift, ...]:
-        """Return the groups that drifted most, most first."""
+        """Return the groups with the largest drifts, largest first."""
         return tuple(sorted(self.groups, key=lambda group: -abs(group.drift))[:count])
 
 
 def compare(before: CaseResult, after: CaseResult) -> Comparison:
-    """Compare two measurements of the same case, or of two cases with groups in common."""
+    """Compare two results of one case, or of two cases with groups in common."""
     first = {group.name: group for group in before.groups}
     second = {group.name: group for group in after.groups}
-    common = [name for name in second if name in first]
-    floor = _FLOOR * _mean([group.score for group in first.values()])
-    groups = tuple(
-        GroupDrift(
-            name=name,
-            before=first[name].score,
-            after=second[name].score,
-            rank_before=first[name].rank,
-            rank_after=second[name].rank,
-            drift=_drift(first[name].score, second[name].score, floor),
-        )
-        for name in common
-    )
+    floor = _FLOOR * _mean([group.score for group in before.groups])
+    common = [(first[name], second[name]) for name in second if name in first]
+    groups = tuple(_group_drift(*pair, floor) for pair in common)
     return Comparison(
         cases=(before.case_id, after.case_id),
         groups=groups,
@@ -100,19 +96,29 @@ def compare(before: CaseResult, after: CaseResult) -> Comparison:
         top_ten=_top_ten(before, after),
         total_drift=_drift(before.total_score, after.total_score, 0.0),
         selection_changes=tuple(
-            name
-            for name in common
-            if {first[name].selected, second[name].selected} == {True, False}
+            new.name for old, new in common if {old.selected, new.selected} == {True, False}
         ),
         differing=_differing(before, after),
         is_comparable=not (before.is_old or after.is_old),
     )
 
 
-def spearman(scores: Sequence[tuple[float | None, float | None]]) -> float:
-    """Correlate pairs of scores by rank, a score that is not finite above all others.
+def _group_drift(before: Group, after: Group, floor: float) -> GroupDrift:
+    return GroupDrift(
+        name=after.name,
+        before=before.score,
+        after=after.score,
+        rank_before=before.rank,
+        rank_after=after.rank,
+        drift=_drift(before.score, after.score, floor),
+    )
 
-    Orders that cannot be correlated count as equal only if they are.
+
+def spearman(scores: Sequence[tuple[float | None, float | None]]) -> float:
+    """Return Spearman's rank correlation of pairs of scores; ties share their mean rank.
+
+    Scores that are not finite rank above all others. Equal orders give exactly 1. If all scores
+    on one side are tied, so that the correlation is undefined, different orders give 0.
     """
     import numpy as np
 
@@ -129,7 +135,7 @@ def spearman(scores: Sequence[tuple[float | None, float | None]]) -> float:
 
 
 def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
-    """Rank from the lowest, ties sharing their mean; scipy.stats takes a second to import."""
+    """Return ranks from the lowest, ties with their mean; importing scipy.stats takes a second."""
     import numpy as np
 
     _, place, count = np.unique(values, return_inverse=True, return_counts=True)

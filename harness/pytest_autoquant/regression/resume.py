@@ -1,4 +1,4 @@
-"""What an earlier run measured: the fingerprints of the manifests that it left."""
+"""Cases that an earlier run measured, for ``--aq-resume``: the fingerprints of its manifests."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Earlier = Mapping[str, Fingerprint]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EarlierRun:
-    """What a resumed run finds in its report folder.
+    """The cases that an earlier run left in the report folder.
 
     Attributes:
-        fingerprints: of every case that may be kept, by ``case_id``.
+        fingerprints: fingerprint of every case that may be kept, by ``case_id``.
         unreadable: one sentence per manifest that cannot be read; its case is measured again.
     """
 
@@ -32,9 +32,9 @@ class EarlierRun:
 
 
 def read_earlier(root: Path, cases: Iterable[Case]) -> EarlierRun:
-    """Read what an earlier run left of these cases.
+    """Read the manifests that an earlier run left of these cases.
 
-    A case that failed, by itself or by an assertion after it was measured, is not kept.
+    A failed case is not kept, whether its measurement failed or an assertion after it.
 
     Raises:
         RecordError: the outcome log cannot be read.
@@ -54,7 +54,7 @@ def read_earlier(root: Path, cases: Iterable[Case]) -> EarlierRun:
 
 
 def earlier_manifest(root: Path, case: Case) -> Manifest | None:
-    """Return a case's manifest under ``root``, None if there is none or it failed.
+    """Return a case's manifest under ``root``; None if it is missing or the case failed.
 
     Raises:
         RecordError: the manifest cannot be read.
@@ -63,5 +63,5 @@ def earlier_manifest(root: Path, case: Case) -> Manifest | None:
     if not path.is_file():
         return None
     manifest = read_manifest(path)
-    is_whole = manifest.case.case_id == case.case_id and manifest.case.status != "failed"
-    return manifest if is_whole else None
+    is_complete = manifest.case.case_id == case.case_id and manifest.case.status != "failed"
+    return manifest if is_complete else None

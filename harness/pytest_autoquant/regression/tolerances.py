@@ -71,9 +71,9 @@ def _names() -> tuple[str, ...]:
 def _allows(name: str, value: object) -> bool:
     if name not in _names() or isinstance(value, bool):
         return False
-    if name == "selected":
-        return isinstance(value, int) and value >= 0
-    return isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
+    if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        return False
+    return name != "selected" or value == int(value)  # a number that went through JSON is a float
 
 
 def _group_changes(comparison: Comparison) -> Iterator[str]:

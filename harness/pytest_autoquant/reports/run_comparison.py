@@ -78,8 +78,11 @@ def two_runs(comparison: RunComparison, folder: Path) -> SessionResults:
                 case_id=f"{run}: {case.case_id}",
                 model=f"{run}: {case.model}",
                 alias_of=None if case.alias_of is None else f"{run}: {case.alias_of}",
-                manifest=Path(path).as_posix(),
-                origin={f"{run}, {label}": value for label, value in case.origin.items()},
+                source=replace(
+                    case.source,
+                    manifest=Path(path).as_posix(),
+                    origin={f"{run}, {label}": value for label, value in case.origin.items()},
+                ),
             )
             results.cases[labelled.case_id] = labelled
     return results

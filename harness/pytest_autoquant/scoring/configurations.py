@@ -13,7 +13,7 @@ from pytest_autoquant.modelopt_support.cuda_extensions import ANNOUNCEMENT, buil
 from pytest_autoquant.modelopt_support.probe import Prober
 from pytest_autoquant.modelopt_support.quiet import quiet
 from pytest_autoquant.modelopt_support.status import Support
-from pytest_autoquant.models.loading import resolve_device, resolve_dtype
+from pytest_autoquant.models.device import resolve_device, resolve_dtype
 from pytest_autoquant.scoring.progress import Progress
 
 

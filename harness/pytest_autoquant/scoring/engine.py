@@ -1,4 +1,4 @@
-"""What an engine takes and gives; no torch here."""
+"""What every engine takes and returns; without torch."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from typing import Protocol
 from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.errors import AutoquantError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
+from pytest_autoquant.manifests.sensitivity_manifest import GROUP_SUFFIX
 from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.text import in_words, one_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupScore:
-    """One layer group as scored.
+    """One layer group as an engine scored it.
 
     Attributes:
         modules: members, in module order; ModelOpt names the group after the first.
-        score: sum over members and scored tokens, before division by the token count: of
-            (output gradient x output change)^2 for ``gradient``, of the KL divergence in nats for
-            ``kl_div``.
+        score: sum over members and scored tokens, not yet divided by the number of tokens. For
+            ``gradient`` of (output gradient x output change)^2, for ``kl_div`` of the KL
+            divergence in nats.
         quantized: whether every quantizer that the config enables was active in every member.
     """
 
@@ -33,7 +34,7 @@ class GroupScore:
     @property
     def name(self) -> str:
         """ModelOpt's key for the group."""
-        return f"{self.modules[0]}.quant_recipe"
+        return f"{self.modules[0]}{GROUP_SUFFIX}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +42,12 @@ class Measurement:
     """What an engine measured for one effective config.
 
     Attributes:
-        engine: which engine ran.
+        engine: name of the engine.
         groups: every searched layer group, in module order.
-        quantizers: ModelOpt's description of the quantizers of the first linear.
-        timing: seconds by phase; of the whole sweep where an engine scores many configs at once.
-        notes: what a reader of the result has to know.
-        state: ModelOpt's search state in its safe serialization, when it was asked for.
+        quantizers: ModelOpt's description of the first linear's quantizers, by quantizer name.
+        timing: seconds by phase; those of the whole sweep if configs were scored together.
+        notes: sentences for the reader of the result.
+        state: ModelOpt's search state in its safe serialization, if requested.
     """
 
     engine: str
@@ -62,7 +63,7 @@ class Measurement:
 class Failure:
     """Why a config could not be measured.
 
-    Text only: a kept exception would keep its frames alive, and with them a whole tape.
+    Text only: an exception object would keep its frames alive, and with them the tape.
     """
 
     reason: str
@@ -70,7 +71,7 @@ class Failure:
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
-        """Describe a caught exception; a library's own is named with its type."""
+        """Describe an exception, one that a library raised with its type."""
         is_ours = isinstance(error, AutoquantError)
         return cls(
             reason=one_line(error, 300) if is_ours else in_words(error),
@@ -78,25 +79,28 @@ class Failure:
         )
 
 
+#: The outcome of each config, by the config's digest.
 Outcomes = Mapping[str, Measurement | Failure]
-"""By config digest: what was measured, or why that config could not be."""
 
 
 class Engine(Protocol):
-    """Scores every layer group of one loaded model."""
+    """Scores every layer group of one loaded model.
+
+    Attributes:
+        sweeps: whether scoring many configs together costs little more than scoring one.
+    """
 
     name: str
     sweeps: bool
-    """Whether scoring many configs together costs little more than one."""
 
     def refuses(self, config: EffectiveConfig) -> str | None:
-        """Say why this engine cannot score a config, None if it can."""
+        """Return why this engine cannot score a config, None if it can."""
 
     def score(
         self, configs: Sequence[EffectiveConfig], data: CalibrationData, progress: Progress
     ) -> Outcomes:
-        """Quantize each group with each config and score the damage on ``data``.
+        """Score each layer group under each config on the scored captions of ``data``.
 
-        The model is afterwards bit for bit what it was. What ModelOpt raises for one config is that
-        config's outcome.
+        The model is bit for bit the same afterwards. An error that ModelOpt raises for one config
+        becomes that config's ``Failure``.
         """

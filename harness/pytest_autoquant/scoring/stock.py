@@ -1,4 +1,4 @@
-"""The reference engine: stock ``mtq.auto_quantize``, one format at a time."""
+"""The reference engine: ModelOpt's own ``mtq.auto_quantize``, one config at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.errors import MeasurementError
-from pytest_autoquant.formats.effective_config import EffectiveConfig
+from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS, EffectiveConfig
 from pytest_autoquant.modelopt_support.private_api import (
     Quantizer,
     named_quantizers,
@@ -19,20 +19,19 @@ from pytest_autoquant.modelopt_support.private_api import (
     serialized,
 )
 from pytest_autoquant.modelopt_support.quiet import quiet
-from pytest_autoquant.models.loading import LoadedModel, peak_cuda_bytes, preserved
+from pytest_autoquant.models.device import peak_cuda_bytes, reset_peak_cuda_bytes, synchronize
+from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.next_token import next_token_logits, next_token_loss
+from pytest_autoquant.models.restore import preserved
 from pytest_autoquant.scoring.engine import Failure, GroupScore, Measurement, Outcomes
 from pytest_autoquant.scoring.progress import Progress
 
+#: Calibration algorithms that do not change weights.
 _KEEPS_WEIGHTS = (None, "max", "mse", "local_hessian")
-"""Calibration algorithms that leave the weights alone."""
-
-_NO_BUDGET = {"effective_bits": 16.0}
-"""Scores do not depend on the budget; the harness selects layers itself."""
 
 
 class StockEngine:
-    """Runs AutoQuant as its documentation says, with summed loss and batches without padding."""
+    """Runs AutoQuant as documented, with a summed loss and batches without padding."""
 
     name = "modelopt"
     sweeps = False
@@ -43,13 +42,13 @@ class StockEngine:
         self._save_state = save_state
 
     def refuses(self, config: EffectiveConfig) -> str | None:
-        """Nothing: whatever ModelOpt supports, this runs."""
+        """Return None: this engine runs whatever ModelOpt supports."""
         return None
 
     def score(
         self, configs: Sequence[EffectiveConfig], data: CalibrationData, progress: Progress
     ) -> Outcomes:
-        """See ``Engine.score``."""
+        """Score configs one after the other; see ``Engine.score``."""
         return {config.digest: self._outcome(config, data, progress) for config in configs}
 
     def _outcome(
@@ -65,8 +64,7 @@ class StockEngine:
     ) -> Measurement:
         clock = _Clock(self._model.device, progress, data)
         module = self._model.module
-        if self._model.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._model.device)
+        reset_peak_cuda_bytes(self._model.device)
         with preserved(module, weights=_algorithm(config) not in _KEEPS_WEIGHTS), quiet():
             state = self._auto_quantize(config, data, clock)
             groups, quantizers = self._read_groups(config)
@@ -93,7 +91,8 @@ class StockEngine:
         try:
             _, state = mtq.auto_quantize(
                 self._model.module,
-                constraints=dict(_NO_BUDGET),
+                # Scores do not depend on the budget, and this package selects layers itself.
+                constraints={"effective_bits": UNQUANTIZED_BITS},
                 quantization_formats=[config.modelopt()],
                 data_loader=[self._model.tensor(batch) for batch in data.batches],
                 forward_step=forward_step,
@@ -105,7 +104,7 @@ class StockEngine:
                 verbose=False,
             )
         except Exception:
-            # ModelOpt's solver refuses scores that are not finite; they are there to be read.
+            # ModelOpt's solver raises on scores that are not finite, but has computed them.
             if all(math.isfinite(group.score) for group in searched_groups(self._model.module)):
                 raise
             return None
@@ -114,7 +113,11 @@ class StockEngine:
     def _read_groups(
         self, config: EffectiveConfig
     ) -> tuple[tuple[GroupScore, ...], dict[str, str]]:
-        """Read raw scores: ``candidate_stats`` would clamp them to the next cheaper format's."""
+        """Return the searched groups and the description of the first one's quantizers.
+
+        Scores are read from the search's hparams: the search state's ``candidate_stats`` clamps
+        each score to that of the next cheaper format.
+        """
         module, known = self._model.module, {linear.name for linear in self._model.linears}
         groups: list[GroupScore] = []
         quantizers: dict[str, str] = {}
@@ -122,8 +125,8 @@ class StockEngine:
             names = group.modules
             if not known.issuperset(names):
                 raise MeasurementError(
-                    f"ModelOpt puts modules of its own in the place of {names[0]}; a model whose "
-                    "modules it replaces cannot be measured: give a dense one"
+                    f"ModelOpt replaces {names[0]} by modules of its own, which cannot be "
+                    "measured; use a model without a mixture of experts"
                 )
             group.activate()
             members = [module.get_submodule(name) for name in names]
@@ -139,7 +142,7 @@ class StockEngine:
 
 
 class _Clock:
-    """Times phases and reports batches, from inside ModelOpt's callbacks."""
+    """Times phases and reports progress from ModelOpt's callbacks."""
 
     def __init__(self, device: torch.device, progress: Progress, data: CalibrationData) -> None:
         self._device = device
@@ -149,7 +152,7 @@ class _Clock:
         self._done = 0
 
     def forward(self) -> None:
-        """A batch is about to go forward: for scoring if autograd or inference mode is on."""
+        """Note that a forward pass begins: a scoring one if autograd or inference mode is on."""
         scoring = torch.is_grad_enabled() or torch.is_inference_mode_enabled()
         phase = "score" if scoring else "calibrate"
         if self._marks[-1][0] != phase:
@@ -159,7 +162,7 @@ class _Clock:
         self._done += 1
 
     def finish(self) -> dict[str, float]:
-        """Return seconds by phase; ``score`` ends when ModelOpt has also solved."""
+        """Return seconds by phase; ``score`` includes ModelOpt's solver."""
         self._mark("end")
         timing: dict[str, float] = {}
         for (phase, start), (_, stop) in zip(self._marks, self._marks[1:], strict=False):
@@ -167,8 +170,7 @@ class _Clock:
         return timing
 
     def _mark(self, phase: str) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        synchronize(self._device)
         self._marks.append((phase, time.perf_counter()))
 
 
@@ -190,7 +192,7 @@ def _describe(member: Any) -> dict[str, str]:
 
 
 def _quantizers(member: Any, kind: str) -> list[Quantizer]:
-    """Return a module's quantizers of one kind: fused experts have one per matrix and expert."""
+    """Return a module's quantizers of one kind: one, or one per matrix and expert if fused."""
     return [quantizer for name, quantizer in named_quantizers(member) if kind in name]
 
 

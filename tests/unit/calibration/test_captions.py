@@ -7,7 +7,7 @@ import pytest_autoquant
 from pytest_autoquant.calibration.captions import CaptionSet, load_captions, load_held_out
 from pytest_autoquant.errors import CaptionError
 
-DATA = Path(pytest_autoquant.__file__).parent / "data"
+DATA = Path(pytest_autoquant.__file__).parent / "calibration" / "data"
 TRAINING = Path(__file__).parents[3] / "training" / "captions.txt"
 
 

@@ -1,10 +1,11 @@
-"""One case as reports see it: what its manifest says, and where its groups sit in the model."""
+"""Case results: the fields taken from a manifest, and the place of groups in the model."""
 
 import math
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from builders import changed
 from hypothesis import given
 from hypothesis import strategies as st
 from pytest_autoquant.manifests.case_result import Group, case_result_of, finite
@@ -28,7 +29,7 @@ def group(*modules, name=None):
 
 
 def with_total(manifest, total):
-    return replace(manifest, autoquant_state=replace(manifest.autoquant_state, total_score=total))
+    return changed(manifest, "autoquant_state", total_score=total)
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def case(manifest):
     return case_result_of(manifest)
 
 
-def test_a_case_says_what_its_manifest_says(case, manifest):
+def test_fields_are_those_of_the_manifest(case, manifest):
     assert case.case_id == "toy/wint4_aint8/a_per_token_dynamic/small/gradient"
     assert (case.model, case.pair, case.granularity) == (
         "toy",
@@ -57,7 +58,7 @@ def test_a_case_says_what_its_manifest_says(case, manifest):
     assert not case.is_old
 
 
-def test_groups_come_most_sensitive_first_without_the_suffix_of_manifests(case):
+def test_groups_are_sorted_by_sensitivity_without_the_suffix_of_manifests(case):
     assert [(g.name, g.score, g.rank, g.weights, g.selected) for g in case.groups] == [
         (MLP, 6.0, 1, 262_144, True),
         (ATTENTION, 3.0, 2, 131_072, False),
@@ -67,13 +68,13 @@ def test_groups_come_most_sensitive_first_without_the_suffix_of_manifests(case):
     assert case.top_group == MLP
 
 
-def test_groups_in_module_order_are_the_same_groups_as_they_follow_in_the_model(case):
+def test_groups_are_available_in_model_order(case):
     assert case.module_order == (ATTENTION, OUTPUT, MLP)
     assert [g.name for g in case.in_module_order] == [ATTENTION, OUTPUT, MLP]
     assert set(case.in_module_order) == set(case.groups)
 
 
-def test_the_selection_is_what_the_bit_budget_chose(case):
+def test_selection_is_that_of_the_bit_budget(case):
     chosen = case.selection
     assert (chosen.budget, chosen.minimum_bits, chosen.is_satisfied) == (8.0, 4.125, True)
     assert chosen.bits == pytest.approx(7.517857142857143)
@@ -81,7 +82,7 @@ def test_the_selection_is_what_the_bit_budget_chose(case):
     assert case.selected_groups == 2
 
 
-def test_a_group_is_selected_only_if_all_its_linears_are(manifest):
+def test_group_is_selected_only_if_all_its_linears_are(manifest):
     layers = manifest.layers | {
         f"{LAYER}.mlp.up_proj": replace(manifest.layers[f"{LAYER}.mlp.up_proj"], selected=False)
     }
@@ -95,11 +96,11 @@ def test_shares_are_parts_of_the_total_score(case):
 
 
 @pytest.mark.parametrize("total", [None, 0.0])
-def test_there_are_no_shares_without_a_total(manifest, total):
+def test_shares_are_empty_without_a_total(manifest, total):
     assert case_result_of(with_total(manifest, total)).shares == {}
 
 
-def test_a_group_whose_score_is_not_finite_has_no_share(case):
+def test_group_without_a_finite_score_has_share_zero(case):
     broken = replace(case.groups[0], score=None)
     assert replace(case, groups=(broken, *case.groups[1:])).shares == {
         MLP: 0.0,
@@ -108,14 +109,14 @@ def test_a_group_whose_score_is_not_finite_has_no_share(case):
     }
 
 
-def test_a_case_without_groups_has_no_top_group(manifest):
+def test_case_without_groups_has_no_top_group(manifest):
     empty = replace(manifest, sensitivity_ranking=(), layer_sensitivity={}, layers={})
     found = case_result_of(with_total(empty, 0.0))
     assert (found.top_group, found.selected_groups, found.groups) == ("", 0, ())
     assert (found.in_module_order, found.shares) == ((), {})
 
 
-def test_the_file_is_named_below_the_root_with_slashes(manifest):
+def test_manifest_path_has_slashes(manifest):
     assert case_result_of(manifest).manifest == (
         "toy/weight-int4-act-int8/a_per_token_dynamic/small/"
         "wint4_aint8_autoquant_lm_quant_manifest.json"
@@ -123,7 +124,7 @@ def test_the_file_is_named_below_the_root_with_slashes(manifest):
     assert case_result_of(manifest, Path("moved") / "x.json").manifest == "moved/x.json"
 
 
-def test_the_origin_names_what_the_numbers_hang_on(case):
+def test_origin_has_model_data_versions_and_device(case):
     assert case.origin == {
         "model": "toy-org/toy (checkpoint weights)",
         "model digest": "d" * 64,
@@ -167,26 +168,26 @@ def test_the_origin_names_what_the_numbers_hang_on(case):
         (["a.proj", "a._proj"], None, "a.{proj,_proj}"),
     ],
 )
-def test_a_group_knows_its_decoder_layer_and_what_it_is_there(modules, layer, projection):
+def test_group_has_its_decoder_layer_and_projection(modules, layer, projection):
     found = group(*modules)
     assert (found.layer, found.projection) == (layer, projection)
 
 
-def test_a_group_whose_linears_are_unknown_is_placed_by_its_name():
+def test_group_with_unknown_linears_is_placed_by_its_name():
     found = group(name="m.layers.4.self_attn.q_proj")
     assert (found.layer, found.projection) == (4, "self_attn.q_proj")
 
 
 @given(name=st.text(max_size=20), index=st.integers(0, 999))
-def test_any_name_has_a_place(name, index):
+def test_any_name_after_an_index_is_the_projection(name, index):
     found = group(f"layers.{index}.{name}")
     assert (found.layer, found.projection) == (index, name)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
-def test_a_number_that_is_not_finite_is_none(value):
+def test_number_that_is_not_finite_becomes_none(value):
     assert finite(value) is None
 
 
-def test_a_finite_number_is_itself():
+def test_finite_number_is_unchanged():
     assert [finite(value) for value in (0.0, -1.5, 1e308)] == [0.0, -1.5, 1e308]

@@ -1,16 +1,15 @@
-"""Manifests from before the harness: what is read from them, and what is refused."""
+"""Manifests from before the harness: which fields are read, and which files are refused."""
 
-import copy
 import json
 from pathlib import PurePosixPath
 
 import pytest
-from hypothesis import given, settings
+from fuzz import at, fuzz, json_values, places, put
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.manifests.case_result import CaseResult, case_result_of
 from pytest_autoquant.manifests.pre_harness import NOTE, read_any, read_sensitivity
-from pytest_autoquant.manifests.sensitivity_manifest import Manifest, dump_manifest
 from pytest_autoquant.regression.comparison import compare
 from pytest_autoquant.reports.write import rebuild, write_case
 
@@ -40,12 +39,12 @@ def searched(name, rank):
 
 
 def old_manifest():
-    """A small manifest of the old shape: ranks count from the mildest, vision groups included."""
+    """A small old manifest: rank 1 is the least sensitive, and vision groups have ranks too."""
     vision = {"formats": [NONE], "scores": [0.0], "costs": [768.0], "importance": 0.0, "rank": 1}
     groups = {f"{VISION}{SUFFIX}": vision}
-    mildest_first = sorted(SCORES, key=SCORES.get)
+    least_sensitive_first = sorted(SCORES, key=SCORES.get)
     for name in SCORES:
-        groups[f"{name}{SUFFIX}"] = searched(name, 2 + mildest_first.index(name))
+        groups[f"{name}{SUFFIX}"] = searched(name, 2 + least_sensitive_first.index(name))
     ranking = sorted(groups.items(), key=lambda item: item[1]["importance"])
     return {
         "scheme": {
@@ -90,20 +89,12 @@ def old_manifest():
 
 def without(*path):
     document = old_manifest()
-    holder = document
-    for key in path[:-1]:
-        holder = holder[key]
-    del holder[path[-1]]
+    del at(document, path[:-1])[path[-1]]
     return document
 
 
 def changed(value, *path):
-    document = old_manifest()
-    holder = document
-    for key in path[:-1]:
-        holder = holder[key]
-    holder[path[-1]] = value
-    return document
+    return put(old_manifest(), path, value)
 
 
 @pytest.fixture
@@ -126,7 +117,7 @@ def refusal(read, document):
     return str(caught.value)
 
 
-def test_an_old_manifest_is_read_as_far_as_it_goes(read):
+def test_recorded_fields_are_read(read):
     case = read(old_manifest())
     assert isinstance(case, CaseResult)
     assert case.case_id == "toy-vl-1b/wint4_aint8/w_group64/medium/gradient"
@@ -141,7 +132,7 @@ def test_an_old_manifest_is_read_as_far_as_it_goes(read):
     assert case.fingerprint is None
 
 
-def test_ranks_are_flipped_so_that_one_is_the_most_sensitive(read):
+def test_rank_one_is_the_most_sensitive(read):
     assert [(g.rank, g.name, g.score) for g in read(old_manifest()).groups] == [
         (1, GATE, 4.0),
         (2, OUT, 0.5),
@@ -150,7 +141,7 @@ def test_ranks_are_flipped_so_that_one_is_the_most_sensitive(read):
     ]
 
 
-def test_the_recorded_ranks_are_not_trusted(read):
+def test_recorded_ranks_are_not_used(read):
     document = old_manifest()
     for group in document["layer_sensitivity"].values():
         group["rank"] = 1
@@ -164,7 +155,7 @@ def test_groups_that_no_format_quantizes_are_left_out(read):
     assert case.module_order == (QKV, OUT, GATE, NEXT)
 
 
-def test_groups_are_placed_in_their_decoder_layers(read):
+def test_groups_have_their_decoder_layer(read):
     found = {g.name: (g.layer, g.projection) for g in read(old_manifest()).groups}
     assert found == {
         QKV: (0, "self_attn.q_proj"),
@@ -174,7 +165,7 @@ def test_groups_are_placed_in_their_decoder_layers(read):
     }
 
 
-def test_weights_are_what_the_unquantized_format_costs_and_selections_are_unknown(read):
+def test_weights_are_the_cost_of_the_unquantized_format_and_selections_are_unknown(read):
     case = read(old_manifest())
     assert {g.name: g.weights for g in case.groups} == WEIGHTS
     assert {g.selected for g in case.groups} == {None}
@@ -182,13 +173,13 @@ def test_weights_are_what_the_unquantized_format_costs_and_selections_are_unknow
     assert case.groups[0].modules == ()
 
 
-def test_the_selection_is_what_is_told(read):
+def test_selection_has_the_recorded_fields(read):
     chosen = read(old_manifest()).selection
     assert (chosen.budget, chosen.score, chosen.is_satisfied) == (8.5, 0.375, True)
     assert (chosen.bits, chosen.minimum_bits) == (None, None)
 
 
-def test_the_origin_says_what_is_unknown(read):
+def test_origin_shows_unknown_fields(read):
     assert read(old_manifest()).origin == {
         "model": "Toy-VL-1B",
         "captions": "old_captions, medium: 120 calibrated",
@@ -201,7 +192,7 @@ def test_the_origin_says_what_is_unknown(read):
     }
 
 
-def test_no_path_of_the_author_is_repeated(read):
+def test_paths_of_the_author_are_not_repeated(read):
     case = read(old_manifest())
     shown = json.dumps([case.case_id, dict(case.origin), case.notes, case.manifest, case.model])
     assert "jane" not in shown
@@ -218,36 +209,29 @@ def test_no_path_of_the_author_is_repeated(read):
         "Toy-VL-1B",
     ],
 )
-def test_a_model_is_named_by_the_last_part_of_its_path(read, model_id):
+def test_model_is_named_by_the_last_part_of_its_path(read, model_id):
     case = read(changed(model_id, "model", "id"))
     assert (case.model, case.origin["model"]) == ("toy-vl-1b", "Toy-VL-1B")
 
 
-PARTS = ("scheme", "model", "dataset", "quantization", "autoquant_state", "sensitivity_ranking")
-FIELDS = (
-    *((part,) for part in (*PARTS, "layers", "num_quantized_layers")),
-    *(("scheme", key) for key in old_manifest()["scheme"]),
-    ("model", "id"),
-    *(("dataset", key) for key in old_manifest()["dataset"]),
-    *(("quantization", key) for key in old_manifest()["quantization"]),
-    ("quantization", "quant_granularity", "name"),
-    *(("autoquant_state", key) for key in old_manifest()["autoquant_state"]),
-    ("autoquant_state", "constraints", "effective_bits"),
-    *(
-        ("layer_sensitivity", f"{GATE}{SUFFIX}", key)
-        for key in ("scores", "costs", "importance", "rank")
-    ),
-)
+#: Optional fields of a group.
+GROUP_FIELDS = ("scores", "costs", "importance", "rank")
 
 
-@pytest.mark.parametrize("path", FIELDS, ids=lambda path: ".".join(path[-2:]))
-def test_every_field_but_the_groups_and_their_formats_may_be_missing(read, path):
+def optional_fields():
+    """Every field of an old manifest but the groups and their formats."""
+    named = [path for path in places(old_manifest()) if all(isinstance(key, str) for key in path)]
+    return [p for p in named if p[0] != "layer_sensitivity" or p[-1] in GROUP_FIELDS]
+
+
+@pytest.mark.parametrize("path", optional_fields(), ids=lambda path: ".".join(path[-2:]))
+def test_every_field_but_the_groups_and_their_formats_is_optional(read, path):
     case = read(without(*path))
     assert [group.name for group in case.groups] == [GATE, OUT, QKV, NEXT]
     assert case.total_score == 4.875
 
 
-def test_a_manifest_of_nothing_but_groups_says_that_the_rest_is_unknown(read):
+def test_manifest_with_groups_only_has_unknown_fields(read):
     groups = {
         name: {"formats": [INT4, NONE], "importance": score} for name, score in SCORES.items()
     }
@@ -259,7 +243,7 @@ def test_a_manifest_of_nothing_but_groups_says_that_the_rest_is_unknown(read):
     assert case.origin["captions"] == "unknown, unknown: unknown"
 
 
-def test_what_is_missing_is_taken_from_where_else_it_is_told(read):
+def test_missing_fields_are_taken_from_other_fields_and_folders(read):
     assert read(without("autoquant_state")).selection.budget == 8.75
     no_format = without("quantization", "base_format_name")
     assert read(no_format).format_name == "INT4_WEIGHT_INT8_ACT_CFG"
@@ -271,7 +255,7 @@ def test_what_is_missing_is_taken_from_where_else_it_is_told(read):
     assert read(no_importance).groups[0].score == 4.0
 
 
-def test_a_score_that_is_missing_leads_and_there_is_no_total(read):
+def test_group_without_a_score_is_first_and_there_is_no_total(read):
     document = old_manifest()
     for key in ("importance", "scores"):
         del document["layer_sensitivity"][f"{NEXT}{SUFFIX}"][key]
@@ -289,12 +273,12 @@ def test_a_score_that_is_missing_leads_and_there_is_no_total(read):
         ([NONE, INT4], 4.0),
     ],
 )
-def test_the_bits_are_those_that_the_formats_name(read, formats, bits):
+def test_effective_bits_are_those_in_the_formats_names(read, formats, bits):
     groups = {name: {"formats": formats, "importance": 1.0} for name in SCORES}
     assert read(old_manifest() | {"layer_sensitivity": groups}).effective_bits == bits
 
 
-def test_formats_that_disagree_tell_no_bits(read):
+def test_effective_bits_are_unknown_if_formats_differ(read):
     document = old_manifest()
     document["layer_sensitivity"][f"{GATE}{SUFFIX}"]["formats"][0] = "B(effective-bits: 8.0)"
     assert read(document).effective_bits is None
@@ -327,33 +311,33 @@ def test_formats_that_disagree_tell_no_bits(read):
     ],
     ids=lambda value: value[-1] if isinstance(value, tuple) else None,
 )
-def test_a_field_of_another_type_is_refused_by_its_name(read, path, value):
+def test_field_of_another_type_is_named(read, path, value):
     said = refusal(read, changed(value, *path))
     start = f"old/{NAME}: is not a valid manifest from before the harness: {'.'.join(path)}"
     assert said.startswith(start)
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999", "-1e999"])
-def test_a_number_that_is_not_finite_is_refused(read, number):
+def test_number_that_is_not_finite_is_refused(read, number):
     text = json.dumps(changed(123.456, "layer_sensitivity", f"{GATE}{SUFFIX}", "importance"))
     said = refusal(read, text.replace("123.456", number).encode())
     assert said.startswith(f"old/{NAME}: ")
 
 
-def test_a_manifest_in_which_nothing_was_quantized_is_refused(read):
+def test_manifest_without_a_quantized_group_is_refused(read):
     groups = {f"{VISION}{SUFFIX}": old_manifest()["layer_sensitivity"][f"{VISION}{SUFFIX}"]}
     assert refusal(read, old_manifest() | {"layer_sensitivity": groups}) == (
-        f"old/{NAME}: is not a valid manifest: no layer group was quantized"
+        f"old/{NAME}: is not a valid manifest from before the harness: no layer group was quantized"
     )
 
 
-def test_a_newer_schema_is_refused(read):
+def test_newer_schema_is_refused(read):
     said = refusal(read, old_manifest() | {"schema_version": 99})
-    assert said.startswith(f"old/{NAME}: written by a newer version: schema 99")
+    assert said.startswith(f"old/{NAME}: was written by a newer version: schema 99")
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
-def test_a_half_written_file_is_refused(read, kept):
+def test_incomplete_file_is_refused(read, kept):
     content = json.dumps(old_manifest()).encode()
     assert refusal(read, content[: int(len(content) * kept)]).startswith(
         f"old/{NAME}: is not JSON: "
@@ -361,28 +345,28 @@ def test_a_half_written_file_is_refused(read, kept):
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"null", b"\xff", b'{"layers": {}}'])
-def test_a_file_that_is_no_manifest_is_refused(read, content):
+def test_file_that_is_not_a_manifest_is_refused(read, content):
     assert refusal(read, content).startswith(f"old/{NAME}: is not ")
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path):
+def test_missing_file_is_refused(tmp_path):
     with pytest.raises(RecordError) as caught:
         read_any(tmp_path / "a" / NAME, tmp_path)
     assert str(caught.value) == f"a/{NAME}: cannot be read: No such file or directory"
 
 
-def test_a_manifest_of_this_harness_is_read_as_it_is(tmp_path, manifest):
+def test_manifest_of_this_harness_is_read_as_a_manifest(tmp_path, manifest):
     path = write_case(tmp_path, manifest)
     assert read_any(path, tmp_path) == manifest
     assert read_sensitivity(path, tmp_path) == case_result_of(manifest)
 
 
-def test_a_word_in_a_note_does_not_make_an_old_manifest_a_new_one(read):
+def test_old_manifest_with_schema_version_in_a_text_is_still_old(read):
     document = old_manifest() | {"remark": 'no "schema_version" here'}
     assert isinstance(read(document), CaseResult)
 
 
-def test_an_old_measurement_compares_by_rank_with_one_of_the_harness(read, scored):
+def test_old_result_compares_by_rank_with_a_result_of_this_harness(read, scored):
     ours = case_result_of(scored({name: 2 * score for name, score in SCORES.items()}))
     found = compare(read(old_manifest()), ours)
     assert found.spearman == 1.0
@@ -392,9 +376,7 @@ def test_an_old_measurement_compares_by_rank_with_one_of_the_harness(read, score
     assert (found.is_comparable, found.differing, found.selection_changes) == (False, (), ())
 
 
-def test_old_manifests_are_shown_beside_ours_and_nothing_of_theirs_is_overwritten(
-    tmp_path, read, manifest
-):
+def test_rebuild_shows_old_manifests_and_overwrites_nothing_beside_them(tmp_path, read, manifest):
     write_case(tmp_path, manifest)
     read(old_manifest())
     report = tmp_path / "old" / "layer-sensitivity-report.md"
@@ -409,7 +391,7 @@ def test_old_manifests_are_shown_beside_ours_and_nothing_of_theirs_is_overwritte
     assert {path.name for path in (tmp_path / "old").iterdir()} == {NAME, report.name}
 
 
-def test_old_manifests_of_one_case_are_told_apart_by_their_folders(tmp_path, read):
+def test_old_manifests_of_one_case_get_their_folder_in_the_name(tmp_path, read):
     for folder in ("a", "b", "c"):
         read(old_manifest(), below=folder)
     results = rebuild(tmp_path)
@@ -423,7 +405,7 @@ def test_old_manifests_of_one_case_are_told_apart_by_their_folders(tmp_path, rea
     assert results.left_out == []
 
 
-def test_of_old_manifests_of_one_case_in_one_folder_none_is_lost_silently(tmp_path, read):
+def test_old_manifests_of_one_case_are_all_shown_or_left_out(tmp_path, read):
     for folder, name in (("a", NAME), ("b", NAME), ("b", f"copy_{NAME}")):
         read(old_manifest(), below=folder, name=name)
     results = rebuild(tmp_path)
@@ -432,7 +414,7 @@ def test_of_old_manifests_of_one_case_in_one_folder_none_is_lost_silently(tmp_pa
 
 
 @pytest.mark.parametrize("folder", ["a-before-ours", "z-after-ours"])
-def test_an_old_manifest_of_a_case_of_ours_displaces_it_nowhere(tmp_path, read, manifest, folder):
+def test_old_manifest_of_a_current_case_is_shown_beside_it(tmp_path, read, manifest, folder):
     write_case(tmp_path, manifest)
     document = changed("toy", "model", "id")
     document["quantization"]["quant_granularity"]["name"] = manifest.case.granularity
@@ -443,44 +425,38 @@ def test_an_old_manifest_of_a_case_of_ours_displaces_it_nowhere(tmp_path, read, 
     assert sorted(case.is_old for case in results.cases.values()) == [False, True]
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-    ),
-    max_leaves=5,
-)
-
-
-def places(tree, path=()):
-    for key, value in tree.items():
-        yield (*path, key)
-        if isinstance(value, dict):
-            yield from places(value, (*path, key))
-
-
-def read_or_refuse(folder):
-    """What is said of the manifest in a folder, or the manifest."""
-    try:
-        return "", read_any(folder / NAME, folder)
-    except RecordError as error:
-        return str(error), None
-
-
-@settings(deadline=None, max_examples=200)
+@settings(fuzz, max_examples=200)
 @given(path=st.sampled_from(list(places(old_manifest()))), value=json_values)
-def test_a_damaged_old_manifest_is_read_or_refused_in_our_words(tmp_path_factory, path, value):
+def test_damaged_old_manifest_is_read_or_refused(tmp_path_factory, path, value):
     folder = tmp_path_factory.getbasetemp()
-    (folder / NAME).write_text(json.dumps(changed(copy.deepcopy(value), *path)))
-    said, found = read_or_refuse(folder)
-    if found is None:
-        assert said.startswith(f"{NAME}: ")
+    (folder / NAME).write_text(json.dumps(put(old_manifest(), path, value)))
+    try:
+        case = read_any(folder / NAME, folder)
+    except RecordError as error:
+        message = str(error)
+        case = None
+    event("refused" if case is None else "read")
+    if case is None:
+        assert message.startswith(f"{NAME}: is not ")
     else:
-        assert [group.rank for group in found.groups] == list(range(1, len(found.groups) + 1))
-        assert sorted(found.module_order) == sorted(group.name for group in found.groups)
+        assert [group.rank for group in case.groups] == list(range(1, len(case.groups) + 1))
+        assert sorted(case.module_order) == sorted(group.name for group in case.groups)
 
 
-def test_a_manifest_of_ours_is_no_old_one(tmp_path, manifest):
-    path = tmp_path / NAME
-    path.write_text(dump_manifest(manifest))
-    assert isinstance(read_any(path, tmp_path), Manifest)
+@pytest.mark.parametrize(
+    ("path", "value", "is_read"),
+    [
+        (("layers",), None, True),
+        (("dataset", "batch_size"), "many", True),
+        (("sensitivity_ranking",), 3, True),
+        (("layer_sensitivity", f"{GATE}{SUFFIX}", "rank"), "first", True),
+        (("dataset", "num_calib_samples"), "many", False),
+        (("layer_sensitivity", f"{GATE}{SUFFIX}", "scores", 0), "high", False),
+    ],
+)
+def test_only_fields_that_are_read_must_be_valid(read, path, value, is_read):
+    document = put(old_manifest(), path, value)
+    if is_read:
+        assert read(document).total_score == 4.875
+    else:
+        assert ".".join(map(str, path)) in refusal(read, document)

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from pytest_autoquant.modelopt_support.layer_groups import layer_groups, scored_elsewhere
-from pytest_autoquant.models.loading import Linear, load_model
+from pytest_autoquant.models.layers import Linear
+from pytest_autoquant.models.loading import load_model
 from pytest_autoquant.models.registry import REGISTRY
 
 

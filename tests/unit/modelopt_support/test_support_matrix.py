@@ -10,7 +10,7 @@ from pytest_autoquant.modelopt_support.support_matrix import (
     padded_layers,
     support_matrix,
 )
-from pytest_autoquant.models.loading import Linear
+from pytest_autoquant.models.layers import Linear
 from pytest_autoquant.scoring.configurations import Configurations
 
 VOCABULARY = load_vocabulary()

@@ -1,14 +1,12 @@
-"""The embedded models model captions, and scores on them behave as they should."""
+"""The embedded models: their files, their loss on unseen captions, and scores on them."""
 
 import json
 
 import pytest
 import torch
-from pytest_autoquant.calibration.batches import calibration_data
-from pytest_autoquant.calibration.captions import load_captions
+from builders import calibration_of, ignore_progress, load_tiny
 from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.grid.vocabulary import load_vocabulary
-from pytest_autoquant.models.loading import load_model
 from pytest_autoquant.models.registry import REGISTRY
 from pytest_autoquant.scoring.stock import StockEngine
 from scipy.stats import spearmanr
@@ -16,7 +14,8 @@ from transformers import AutoProcessor, AutoTokenizer
 
 from training.train_tiny import (
     ARCHITECTURES,
-    DATA,
+    CAPTIONS,
+    MODELS,
     ROOT,
     SEED,
     SPECIAL,
@@ -39,46 +38,43 @@ CLASSES = {
 
 @pytest.fixture(scope="module", params=CLASSES)
 def tiny(request):
-    return load_model(REGISTRY[request.param], device=torch.device("cpu"), dtype=torch.float32)
+    return load_tiny(request.param)
 
 
 @pytest.fixture(scope="module")
 def folder(tiny):
-    return DATA / tiny.record.name
+    return MODELS / tiny.record.name
 
 
 @pytest.fixture(scope="module")
 def group_scores(tiny):
     def measure(pair, granularity, size="small"):
-        captions = load_captions(None, size)
-        data = calibration_data(
-            captions, tiny.tokenize(captions.lines), batch_size=32, score_size=128
-        )
+        data = calibration_of(tiny, size)
         effective = resolve(VOCABULARY.pairs[pair], VOCABULARY.granularities[granularity])
         engine = StockEngine(tiny, method="gradient")
-        (measured,) = engine.score([effective], data, lambda *_: None).values()
+        (measured,) = engine.score([effective], data, ignore_progress).values()
         return [group.score / data.scored_tokens for group in measured.groups]
 
     return measure
 
 
-def test_the_script_trains_every_embedded_model():
-    embedded = [name for name, source in REGISTRY.items() if source.location == str(DATA / name)]
+def test_script_trains_every_embedded_model():
+    embedded = [name for name, source in REGISTRY.items() if source.location == str(MODELS / name)]
     assert embedded == list(ARCHITECTURES) == list(CLASSES)
 
 
-def test_it_fits_in_4_megabytes(folder):
+def test_folder_is_smaller_than_4_mebibytes(folder):
     assert sum(path.stat().st_size for path in folder.iterdir()) < 4 * 2**20
 
 
-def test_it_is_the_real_architecture_with_a_vision_tower(tiny):
+def test_architecture_has_a_vision_tower(tiny):
     assert tiny.record.architecture == CLASSES[tiny.record.name]
     assert len(tiny.module.model.visual.blocks) == 2
     assert not any("visual" in linear.name for linear in tiny.linears)
     assert sum("visual" in name for name in tiny.others) >= 2 * 4
 
 
-def test_every_linear_is_a_multiple_of_128_wide(tiny):
+def test_input_widths_are_multiples_of_128(tiny):
     assert len(tiny.linears) == 6 * 7
     shapes = {
         linear.name.rpartition(".")[2]: (linear.out_features, linear.in_features)
@@ -96,7 +92,7 @@ def test_every_linear_is_a_multiple_of_128_wide(tiny):
     assert {linear.in_features % 128 for linear in tiny.linears} == {0}
 
 
-def test_qwen25_has_trained_biases_where_qwen3_has_none(tiny):
+def test_only_qwen25_has_biases(tiny):
     attention = tiny.module.get_decoder().layers[0].self_attn
     biases = [getattr(attention, f"{x}_proj").bias for x in "qkvo"]
     if tiny.record.name == "tiny-qwen3-vl":
@@ -106,7 +102,7 @@ def test_qwen25_has_trained_biases_where_qwen3_has_none(tiny):
         assert biases[3] is None
 
 
-def test_the_script_builds_the_stored_config_and_tokenizer(folder, tmp_path):
+def test_script_builds_the_stored_config_and_tokenizer(folder, tmp_path):
     torch.manual_seed(SEED)
     tokenizer = train_tokenizer(read_lines(ROOT / "captions.txt"))
     model = build_model(ARCHITECTURES[folder.name], tokenizer).to(torch.bfloat16)
@@ -120,15 +116,15 @@ def test_the_script_builds_the_stored_config_and_tokenizer(folder, tmp_path):
     assert vocabularies[0]["model"]["vocab"] == vocabularies[1]["model"]["vocab"]
 
 
-def test_captions_survive_the_tokenizer(folder):
+def test_tokenizer_decodes_what_it_encodes(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert len(tokenizer) == VOCAB_SIZE
     assert tokenizer.convert_tokens_to_ids(list(SPECIAL)) == list(range(len(SPECIAL)))
-    lines = [*read_lines(DATA / "heldout.txt"), "Ein Käfer über dem 🌊."]
+    lines = [*read_lines(CAPTIONS / "heldout.txt"), "Ein Käfer über dem 🌊."]
     assert tokenizer.batch_decode(encode(tokenizer, lines)) == lines
 
 
-def test_a_picture_becomes_tokens_as_wide_as_the_decoder(tiny):
+def test_image_features_are_as_wide_as_the_decoder(tiny):
     vision = tiny.module.config.vision_config
     grid = torch.tensor([[1, 12, 20]])
     pixels = torch.randn(12 * 20, 3 * vision.temporal_patch_size * vision.patch_size**2)
@@ -146,14 +142,12 @@ def described(tiny, folder, tmp_path):
     return tmp_path
 
 
-def test_the_processor_is_stored_as_the_script_describes_it(folder, described):
+def test_stored_processor_is_what_the_script_writes(folder, described):
     stored = folder / "preprocessor_config.json"
-    if not stored.exists():
-        pytest.skip(f"{folder.name} was trained before the script described processors")
     assert stored.read_text() == (described / stored.name).read_text()
 
 
-def test_the_processor_loads_offline_takes_a_picture_and_is_saved(tiny, described, tmp_path):
+def test_processor_loads_offline_and_takes_an_image(tiny, described, tmp_path):
     pytest.importorskip("torchvision", reason="transformers' processors need torchvision here")
     from PIL import Image
 
@@ -170,8 +164,8 @@ def test_the_processor_loads_offline_takes_a_picture_and_is_saved(tiny, describe
             assert tiny.module(**inputs).logits.isfinite().all()
 
 
-def test_it_models_unseen_captions_far_better_than_word_frequencies_do(tiny, folder):
-    unseen = encode(tiny.tokenizer, read_lines(DATA / "heldout.txt"))
+def test_loss_on_unseen_captions_is_far_below_the_unigram_loss(tiny, folder):
+    unseen = encode(tiny.tokenizer, read_lines(CAPTIONS / "heldout.txt"))
     seen = encode(tiny.tokenizer, read_lines(ROOT / "captions.txt"))
     loss, unigram = evaluate(tiny.module, unseen), unigram_loss(seen, unseen)
     tiny.module.eval()
@@ -189,7 +183,7 @@ def test_int4_weights_score_above_int8_in_every_group(group_scores, activation):
     assert all(a > b for a, b in zip(int4, int8, strict=True))
 
 
-def test_one_scale_per_tensor_scores_above_groups_of_64_for_int4(group_scores):
+def test_int4_per_tensor_scores_above_groups_of_64(group_scores):
     per_tensor = group_scores("wint4_afp16", "w_per_tensor")
     groups = group_scores("wint4_afp16", "w_group64")
     assert sum(per_tensor) > 2 * sum(groups)
@@ -204,7 +198,7 @@ def test_one_scale_per_tensor_scores_above_groups_of_64_for_int4(group_scores):
         ("wfp8_afp8", "default"),
     ],
 )
-def test_the_ranking_at_small_agrees_with_large(group_scores, record_property, pair, granularity):
+def test_ranking_at_small_agrees_with_large(group_scores, record_property, pair, granularity):
     small = group_scores(pair, granularity, "small")
     large = group_scores(pair, granularity, "large")
     correlation = spearmanr(small, large).statistic

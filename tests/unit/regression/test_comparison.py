@@ -1,4 +1,4 @@
-"""Two measurements side by side, each measure by an example worked out by hand."""
+"""Comparison of two results, each measure by an example computed by hand."""
 
 import math
 from dataclasses import replace
@@ -38,14 +38,14 @@ def with_selection(manifest, **selected):
     return replace(manifest, layers=layers)
 
 
-def test_a_measurement_does_not_differ_from_itself(manifest):
+def test_result_equals_itself(manifest):
     found = compare(manifest, manifest)
     assert [(group.rank_before, group.drift) for group in found.groups] == [(1, 0), (2, 0), (3, 0)]
     assert (found.spearman, found.top_ten, found.total_drift) == (1.0, 1.0, 0.0)
     assert found.new == found.vanished == found.selection_changes == found.differing == ()
 
 
-def test_a_group_is_shown_with_its_scores_ranks_and_relative_drift(scored):
+def test_group_has_scores_ranks_and_relative_drift(scored):
     found = compare(scored({"a": 4.0, "b": 2.0}), scored({"a": 5.0, "b": 8.0}))
     assert found.groups == (
         GroupDrift(name="b", before=2, after=8, rank_before=2, rank_after=1, drift=3.0),
@@ -53,12 +53,12 @@ def test_a_group_is_shown_with_its_scores_ranks_and_relative_drift(scored):
     )
 
 
-def test_a_drift_down_is_negative(scored):
+def test_lower_score_is_a_negative_drift(scored):
     found = compare(scored({"a": 4.0, "b": 2.0}), scored({"a": 1.0, "b": 2.0}))
     assert drifts(found) == {"a": -0.75, "b": 0.0}
 
 
-def test_groups_below_a_hundredth_of_the_mean_drift_relative_to_that(scored):
+def test_group_below_one_percent_of_the_mean_drifts_relative_to_that(scored):
     # The mean is 100, so the floor is 1.
     before = scored({"large": 199.5, "small": 0.5})
     assert drifts(compare(before, scored({"large": 199.5, "small": 0.8})))["small"] == (
@@ -66,17 +66,17 @@ def test_groups_below_a_hundredth_of_the_mean_drift_relative_to_that(scored):
     )
 
 
-def test_a_group_just_above_the_floor_drifts_relative_to_its_own_score(scored):
+def test_group_above_the_floor_drifts_relative_to_its_own_score(scored):
     before = scored({"large": 198.0, "small": 2.0})
     assert drifts(compare(before, scored({"large": 198.0, "small": 1.0})))["small"] == -0.5
 
 
-def test_a_score_of_zero_drifts_relative_to_the_floor(scored):
+def test_score_of_zero_drifts_relative_to_the_floor(scored):
     before = scored({"large": 200.0, "none": 0.0})
     assert drifts(compare(before, scored({"large": 200.0, "none": 0.5})))["none"] == 0.5
 
 
-def test_where_every_score_was_zero_any_other_score_is_an_infinite_drift(scored):
+def test_any_score_after_zeros_only_is_an_infinite_drift(scored):
     found = compare(scored({"a": 0.0, "b": 0.0}), scored({"a": 0.0, "b": 1e-9}))
     assert drifts(found) == {"a": 0.0, "b": math.inf}
     assert found.total_drift == math.inf
@@ -84,7 +84,7 @@ def test_where_every_score_was_zero_any_other_score_is_an_infinite_drift(scored)
 
 @pytest.mark.parametrize("broken", [math.inf, math.nan])
 @pytest.mark.parametrize(("before", "after"), [("broken", 1.0), (1.0, "broken"), ("broken",) * 2])
-def test_a_score_that_is_not_finite_is_an_infinite_drift(scored, broken, before, after):
+def test_score_that_is_not_finite_is_an_infinite_drift(scored, broken, before, after):
     first, second = (broken if score == "broken" else score for score in (before, after))
     found = compare(scored({"a": first, "b": 2.0}), scored({"a": second, "b": 2.0}))
     assert drifts(found) == {"a": math.inf, "b": 0.0}
@@ -93,38 +93,38 @@ def test_a_score_that_is_not_finite_is_an_infinite_drift(scored, broken, before,
     assert shown == tuple(None if score == "broken" else score for score in (before, after))
 
 
-def test_scores_that_are_not_finite_are_no_part_of_the_mean_that_gives_the_floor(scored):
+def test_scores_that_are_not_finite_are_left_out_of_the_mean(scored):
     # The mean of the finite scores is 50, so the floor is 0.5.
     before = scored({"broken": BROKEN, "large": 100.0, "none": 0.0})
     after = scored({"broken": BROKEN, "large": 100.0, "none": 0.25})
     assert drifts(compare(before, after))["none"] == 0.5
 
 
-def test_the_total_drift_is_that_of_the_sum(scored):
+def test_total_drift_is_the_drift_of_the_sum(scored):
     assert compare(scored({"a": 4.0, "b": 4.0}), scored({"a": 4.0, "b": 5.0})).total_drift == 0.125
     assert compare(scored({"a": 4.0, "b": 4.0}), scored({"a": 5.0, "b": 3.0})).total_drift == 0
 
 
-def test_the_rank_correlation_of_a_swap_of_neighbours_is_known(scored):
+def test_rank_correlation_of_swapped_neighbours(scored):
     # 1 - 6 * sum(d^2) / (n * (n^2 - 1)), with d = 1, -1, 0, 0.
     before = scored({"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0})
     after = scored({"a": 3.0, "b": 40.0, "c": 2.0, "d": 1.0})
     assert compare(before, after).spearman == pytest.approx(1 - 6 * 2 / (4 * 15))
 
 
-def test_the_rank_correlation_of_the_reverse_order_is_minus_one(scored):
+def test_rank_correlation_of_the_reverse_order_is_minus_one(scored):
     before, after = scored({"a": 3.0, "b": 2.0, "c": 1.0}), scored({"a": 1.0, "b": 5.0, "c": 9.0})
     assert compare(before, after).spearman == pytest.approx(-1)
 
 
-def test_a_score_that_is_not_finite_ranks_above_all_others(scored):
+def test_score_that_is_not_finite_ranks_above_all_others(scored):
     # Ranks 1, 2, 3 become 3, 1, 2: d = 2, -1, -1.
     before = scored({"a": BROKEN, "b": 2.0, "c": 1.0})
     after = scored({"a": 0.5, "b": 2.0, "c": 1.0})
     assert compare(before, after).spearman == pytest.approx(1 - 6 * 6 / (3 * 8))
 
 
-def test_the_rank_correlation_of_the_same_order_is_exactly_one(scored):
+def test_rank_correlation_of_the_same_order_is_exactly_one(scored):
     """Else no case could meet ``--aq-tol-spearman 1``."""
     found = {}
     for count in range(2, 40):
@@ -135,74 +135,74 @@ def test_the_rank_correlation_of_the_same_order_is_exactly_one(scored):
 
 
 @pytest.mark.filterwarnings("error")
-def test_an_order_cannot_be_correlated_with_none_and_nothing_warns_of_it(scored):
+def test_rank_correlation_with_ties_only_is_zero_without_a_warning(scored):
     assert compare(scored({"a": 1.0, "b": 1.0}), scored({"a": 1.0, "b": 2.0})).spearman == 0
 
 
-def test_equal_scores_throughout_are_the_same_order(scored):
+def test_ties_only_on_both_sides_are_the_same_order(scored):
     same = scored({"a": 1.0, "b": 1.0, "c": 1.0})
     assert compare(same, same).spearman == 1
 
 
 @pytest.mark.parametrize("after", [0.0, 5.0, BROKEN])
-def test_a_single_group_keeps_its_order(scored, after):
+def test_single_group_keeps_its_order(scored, after):
     assert compare(scored({"a": 1.0}), scored({"a": after})).spearman == 1
 
 
-def test_measurements_without_groups_do_not_differ(scored):
+def test_results_without_groups_are_equal(scored):
     found = compare(scored({}), scored({}))
     assert (found.groups, found.spearman, found.top_ten, found.total_drift) == ((), 1.0, 1.0, 0.0)
 
 
-def test_of_the_ten_most_sensitive_groups_the_share_that_stays_is_counted(scored):
+def test_top_ten_is_the_share_that_stays(scored):
     before = {letter: 100.0 - i for i, letter in enumerate(ascii_lowercase[:12])}
     # The tenth and the eleventh change places, and so do the first two.
     swapped = before | {"j": before["k"], "k": before["j"], "a": before["b"], "b": before["a"]}
     assert compare(scored(before), scored(swapped)).top_ten == 0.9
 
 
-def test_with_fewer_than_ten_groups_the_share_is_of_those_there_were(scored):
+def test_top_ten_of_fewer_groups_is_the_share_of_those(scored):
     before = scored({"a": 3.0, "b": 2.0, "c": 1.0, "d": 0.5})
     assert compare(before, scored({"a": 1.0, "b": 2.0, "e": 3.0, "f": 4.0})).top_ten == 0.5
 
 
-def test_groups_in_one_measurement_only_are_new_or_vanished_and_not_compared(scored):
+def test_groups_in_one_result_only_are_new_or_vanished(scored):
     found = compare(scored({"a": 1.0, "b": 2.0}), scored({"b": 2.0, "c": 3.0, "d": 4.0}))
     assert [group.name for group in found.groups] == ["b"]
     assert (found.new, found.vanished) == (("d", "c"), ("a",))
 
 
-def test_two_measurements_with_no_group_in_common_can_be_compared(scored):
+def test_results_without_common_groups_can_be_compared(scored):
     found = compare(scored({"a": 1.0}), scored({"b": 1.0}))
     assert (found.groups, found.top_ten) == ((), 0.0)
     assert (found.new, found.vanished) == (("b",), ("a",))
 
 
-def test_a_group_that_the_budget_treats_otherwise_is_a_selection_change(manifest):
+def test_changed_selection_of_a_group_is_listed(manifest):
     # Attention is kept at 16 bits; output and mlp are quantized.
     after = with_selection(manifest, o_proj=False, q_proj=True, k_proj=True, v_proj=True)
     found = compare(manifest, after).selection_changes
     assert sorted(found) == sorted((QKV, MLP.replace("mlp.gate", "self_attn.o")))
 
 
-def test_a_group_is_selected_only_if_all_its_linears_are(manifest):
+def test_partly_selected_group_counts_as_not_selected(manifest):
     assert compare(manifest, with_selection(manifest, q_proj=True)).selection_changes == ()
     changed = compare(manifest, with_selection(manifest, up_proj=False)).selection_changes
     assert changed == (MLP,)
 
 
-def test_new_groups_are_no_selection_changes(scored):
+def test_new_groups_are_not_selection_changes(scored):
     assert compare(scored({"a": 1.0}), scored({"a": 1.0, "b": 2.0})).selection_changes == ()
 
 
-def test_what_they_were_measured_with_is_compared(manifest):
+def test_fingerprints_are_compared(manifest):
     after = replace(manifest, environment=replace(manifest.environment, torch="2.12.0"))
     assert compare(manifest, after).differing == (
         Difference(field="torch", before="2.11.0", after="2.12.0"),
     )
 
 
-def test_the_worst_groups_are_those_that_drifted_most_either_way(scored):
+def test_worst_groups_have_the_largest_drifts_in_either_direction(scored):
     before = scored(dict.fromkeys("abcd", 1.0))
     found = compare(before, scored({"a": 1.5, "b": 0.1, "c": BROKEN, "d": 1.1}))
     assert [group.name for group in found.worst(3)] == ["c", "b", "a"]
@@ -214,7 +214,7 @@ def test_the_worst_groups_are_those_that_drifted_most_either_way(scored):
 )
 @given(pairs=st.lists(st.tuples(scores, scores), min_size=2, max_size=15))
 @pytest.mark.filterwarnings("ignore:An input array is constant")
-def test_shares_and_correlations_stay_in_their_ranges(scored, pairs):
+def test_shares_and_correlations_stay_in_range(scored, pairs):
     before, after = ({f"g{i}": pair[side] for i, pair in enumerate(pairs)} for side in (0, 1))
     found = compare(scored(before), scored(after))
     assert -1 - 1e-9 <= found.spearman <= 1 + 1e-9
@@ -223,14 +223,14 @@ def test_shares_and_correlations_stay_in_their_ranges(scored, pairs):
     assert all((group.drift == 0) == (group.before == group.after) for group in found.groups)
 
 
-def test_the_largest_drift_is_that_of_the_worst_group_either_way(scored):
+def test_largest_drift_is_that_of_the_worst_group(scored):
     before = scored(dict.fromkeys("abc", 1.0))
     assert compare(before, scored({"a": 1.5, "b": 0.25, "c": 1.0})).largest_drift == 0.75
     assert compare(before, scored({"a": 1.5, "b": BROKEN, "c": 1.0})).largest_drift == math.inf
     assert compare(scored({}), scored({})).largest_drift == 0.0
 
 
-def test_two_measurements_of_the_harness_are_comparable(manifest):
+def test_results_of_this_harness_are_comparable(manifest):
     assert compare(manifest, manifest).is_comparable
 
 
@@ -242,7 +242,7 @@ def test_two_measurements_of_the_harness_are_comparable(manifest):
         max_size=15,
     )
 )
-def test_the_rank_correlation_is_that_of_scipy(pairs):
+def test_rank_correlation_equals_scipy(pairs):
     before, after = (
         [math.inf if pair[side] is None else pair[side] for pair in pairs] for side in (0, 1)
     )

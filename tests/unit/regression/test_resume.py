@@ -1,6 +1,5 @@
 """What an earlier run measured: found by case, and only where it is complete."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -13,8 +12,6 @@ from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
 from pytest_autoquant.regression.resume import EarlierRun, earlier_manifest, read_earlier
 from pytest_autoquant.reports.write import write_case
-
-CORRUPT = (b"", b"{", b"\xff", b'{"schema_version": 1}', b"[]")
 
 
 @pytest.fixture
@@ -39,24 +36,29 @@ def test_failed_case_and_manifest_of_another_case_are_not_taken(tmp_path, case, 
     assert read_earlier(tmp_path, [case]) == EarlierRun()
 
 
-@pytest.mark.parametrize("content", CORRUPT)
-def test_corrupt_manifest_is_named_and_its_case_measured_again(tmp_path, case, manifest, content):
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "is not JSON: "),
+        (b"{", "is not JSON: "),
+        (b"\xff", "is not JSON: "),
+        (b"[]", "is not a manifest: it has no schema_version"),
+        (b'{"schema_version": 1}', "is not a valid manifest: "),
+        (b'{"schema_version": 99}', "was written by a newer version: schema 99"),
+    ],
+)
+def test_unreadable_manifest_is_named_and_its_case_measured_again(
+    tmp_path, case, manifest, content, problem
+):
     path = write_case(tmp_path, manifest)
     path.write_bytes(content)
-    with pytest.raises(RecordError, match=path.name):
+    with pytest.raises(RecordError):
         earlier_manifest(tmp_path, case)
     earlier = read_earlier(tmp_path, [replace(case, size="large"), case])
-    (sentence,) = earlier.unreadable
     assert earlier.fingerprints == {}
-    assert str(path) in sentence
+    (sentence,) = earlier.unreadable
+    assert sentence.startswith(f"{path}: {problem}")
     assert sentence.endswith("; its case is measured again")
-
-
-def test_manifest_of_a_newer_version_is_named(tmp_path, case, manifest):
-    path = write_case(tmp_path, manifest)
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
-    (sentence,) = read_earlier(tmp_path, [case]).unreadable
-    assert "99" in sentence
 
 
 def test_folder_in_place_of_a_manifest_is_ignored(tmp_path, case):

@@ -25,7 +25,9 @@ def test_marker_replaces_the_tolerances_it_names():
     assert STRICT.with_marker({}) == STRICT
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"group": 0}, {"total": 0.5, "selected": 0, "top_ten": 1}])
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"group": 0}, {"total": 0.5, "selected": 0, "top_ten": 1}, {"selected": 3.0}]
+)
 def test_marker_with_known_names_and_finite_numbers_is_accepted(kwargs):
     check_marker((), kwargs)
 

@@ -250,6 +250,18 @@ def test_cases_measured_on_different_things_are_refused_with_a_file_of_each(
     )
 
 
+def test_shards_of_two_package_versions_with_one_measurement_version_are_merged(
+    tmp_path, ran, measured
+):
+    cases = [
+        changed(measured[name], "environment", harness=version)
+        for name, version in (("default", "0.1.0+m1"), ("w_group64", "0.2.0+m1"))
+    ]
+    folders = [ran(name, [case]) for name, case in zip("ab", cases, strict=True)]
+    results = merge(folders, tmp_path / "merged")
+    assert set(results.cases) == {case.case.case_id for case in cases}
+
+
 def test_each_field_that_differs_is_told_once(tmp_path, ran, measured):
     others = [
         changed(measured[name], "environment", torch=version, device="cuda")

@@ -144,7 +144,9 @@ def test_parts_with_nothing_in_them_are_left_out(render, line):
 
 def test_hostile_text_breaks_neither_tables_nor_the_page(render, line):
     names = dict.fromkeys(("model", "pair", "granularity", "size", "case_id"), HOSTILE)
-    bad = replace(scored(line, 1.0, HOSTILE), **names, origin={HOSTILE: HOSTILE})
+    bad = replace(
+        scored(line, 1.0, HOSTILE), **names, source=replace(line.source, origin={HOSTILE: HOSTILE})
+    )
     results = SessionResults(
         cases={
             "measured": bad,

@@ -124,8 +124,16 @@ def test_sorting_orders_every_part_by_id_and_loses_nothing(line):
 
 def test_where_numbers_come_from_is_told_once_per_value_in_the_order_of_the_cases(line):
     cases = [
-        replace(line, case_id="a", origin={"torch": "2.11", "device": "CPU"}),
-        replace(line, case_id="b", origin={"torch": "2.12", "device": "CPU", "CUDA": "13"}),
+        replace(
+            line,
+            case_id="a",
+            source=replace(line.source, origin={"torch": "2.11", "device": "CPU"}),
+        ),
+        replace(
+            line,
+            case_id="b",
+            source=replace(line.source, origin={"torch": "2.12", "device": "CPU", "CUDA": "13"}),
+        ),
     ]
     assert origin(SessionResults(cases={case.case_id: case for case in cases})) == [
         ("torch", ("2.11", "2.12")),

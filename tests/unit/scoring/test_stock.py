@@ -1,40 +1,22 @@
 """The reference engine on the embedded model."""
 
+import io
 import math
 
 import pytest
-import torch
-from pytest_autoquant.calibration.batches import calibration_data
-from pytest_autoquant.calibration.captions import load_captions
+from builders import calibration_of, ignore_progress, model_state
 from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.formats.granularity import Granularity
 from pytest_autoquant.formats.quant_pair import QuantPair
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.modelopt_support.presets import load_preset
-from pytest_autoquant.models.loading import load_model, preserved
 from pytest_autoquant.models.next_token import next_token_logits, next_token_loss
-from pytest_autoquant.models.registry import REGISTRY
+from pytest_autoquant.models.restore import preserved
 from pytest_autoquant.scoring.engine import Failure
 from pytest_autoquant.scoring.stock import StockEngine
 
 VOCABULARY = load_vocabulary()
 LAYER = "model.language_model.layers.2"
-
-
-def ignore_progress(phase, done, total):
-    pass
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return load_model(REGISTRY["tiny-qwen3-vl"], device=torch.device("cpu"), dtype=torch.float32)
-
-
-def batches(tiny, batch_size=32, score_size=128, size="small"):
-    captions = load_captions(None, size)
-    return calibration_data(
-        captions, tiny.tokenize(captions.lines), batch_size=batch_size, score_size=score_size
-    )
 
 
 def config(pair, granularity="default"):
@@ -48,14 +30,33 @@ def measure(engine, effective, data, progress=ignore_progress):
     return outcome
 
 
-def scores(tiny, effective, data, method="gradient"):
-    measurement = measure(StockEngine(tiny, method=method), effective, data)
+def per_token(measurement, data):
     return {group.name: group.score / data.scored_tokens for group in measurement.groups}
 
 
-def test_groups_are_modelopts_decision_units_and_cover_every_linear(tiny):
-    engine = StockEngine(tiny, method="gradient")
-    measured = measure(engine, config("wint8_aint8"), batches(tiny))
+def scores(tiny, effective, data, method="gradient"):
+    return per_token(measure(StockEngine(tiny, method=method), effective, data), data)
+
+
+@pytest.fixture(scope="module")
+def data(tiny):
+    return calibration_of(tiny)
+
+
+@pytest.fixture(scope="module")
+def steps():
+    """What ``measured`` reported as progress."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def measured(tiny, data, steps):
+    """INT8 weights and activations, with ModelOpt's search state."""
+    engine = StockEngine(tiny, method="gradient", save_state=True)
+    return measure(engine, config("wint8_aint8"), data, lambda *step: steps.append(step))
+
+
+def test_groups_are_modelopts_and_cover_every_linear(tiny, measured):
     by_name = {group.name: group for group in measured.groups}
     assert by_name[f"{LAYER}.self_attn.q_proj.quant_recipe"].modules == (
         f"{LAYER}.self_attn.q_proj",
@@ -69,13 +70,29 @@ def test_groups_are_modelopts_decision_units_and_cover_every_linear(tiny):
     assert set(measured.timing) == {"prepare", "calibrate", "score"}
 
 
-def test_the_score_is_the_squared_gradient_weighted_output_change_by_hand(tiny):
-    """int8 weights per output channel, written out: scale amax / 127, round.
+def test_progress_counts_batches_by_phase(measured, data, steps):
+    calibrated, scored = len(data.batches), len(data.scored)
+    assert steps == [
+        *(("calibrate", done, calibrated) for done in range(calibrated)),
+        *(("score", done, scored) for done in range(scored)),
+    ]
 
-    bf16 weights fall on many near-ties of the rounding, which ModelOpt's own order of operations
-    breaks either way: hence the tolerance.
+
+def test_search_state_is_saved_on_request(measured):
+    from modelopt.torch.utils.serialization import safe_load
+
+    state = safe_load(io.BytesIO(measured.state))
+    assert state["method"] == "gradient"
+    assert f"{LAYER}.mlp.down_proj.quant_recipe" in state["candidate_stats"]
+
+
+def test_score_is_the_squared_gradient_weighted_output_change(tiny, data):
+    """INT8 weights per output channel, written out: scale amax / 127, round.
+
+    bf16 weights often lie halfway between two codes; ModelOpt's order of operations then rounds
+    either way, hence the tolerance.
     """
-    data, name = batches(tiny), f"{LAYER}.mlp.down_proj"
+    name = f"{LAYER}.mlp.down_proj"
     linear = tiny.module.get_submodule(name)
     weight = linear.weight.detach()
     scale = weight.abs().amax(dim=1, keepdim=True) / 127
@@ -105,63 +122,27 @@ def test_the_score_is_the_squared_gradient_weighted_output_change_by_hand(tiny):
         ("wint4_afp16", "w_group64", "kl_div"),
     ],
 )
-def test_the_score_does_not_move_between_batch_sizes(tiny, pair, granularity, method):
-    found = [
-        scores(tiny, config(pair, granularity), batches(tiny, batch_size), method)
-        for batch_size in (1, 4, 32)
-    ]
-    assert len(batches(tiny, 1).scored) > len(batches(tiny, 32).scored)
-    for other in found[1:]:
-        assert other == pytest.approx(found[0], rel=1e-4)
+def test_score_does_not_depend_on_the_batch_size(tiny, pair, granularity, method):
+    small, large = (calibration_of(tiny, batch_size=size, score_size=8) for size in (1, 32))
+    assert len(small.scored) == 8 > len(large.scored)
+    assert scores(tiny, config(pair, granularity), small, method) == pytest.approx(
+        scores(tiny, config(pair, granularity), large, method), rel=1e-4
+    )
 
 
-def test_only_the_score_size_is_scored_but_every_caption_calibrates(tiny):
-    few, all_of_them = batches(tiny, score_size=4), batches(tiny)
+def test_score_size_captions_are_scored_and_all_calibrate(tiny, measured, data):
+    few = calibration_of(tiny, score_size=4)
     assert sum(len(batch.rows) for batch in few.scored) == 4
     assert sum(len(batch.rows) for batch in few.batches) == 16
-    per_token = scores(tiny, config("wint8_aint8"), few)
-    assert per_token.keys() == scores(tiny, config("wint8_aint8"), all_of_them).keys()
-    assert per_token != scores(tiny, config("wint8_aint8"), all_of_them)
+    few_scores, all_scores = scores(tiny, config("wint8_aint8"), few), per_token(measured, data)
+    assert few_scores.keys() == all_scores.keys()
+    assert all(few_scores[name] != score for name, score in all_scores.items())
 
 
-def test_activation_only_scores_are_not_clamped_to_the_unquantized_score(tiny):
+def test_activation_only_scores_are_not_clamped(tiny, data):
     """Both formats store 16 bits, so ModelOpt's ``min(score, previous)`` would give 0."""
-    found = scores(tiny, config("wfp16_aint8"), batches(tiny))
+    found = scores(tiny, config("wfp16_aint8"), data)
     assert min(found.values()) > 0
-
-
-def everything(module):
-    ids = torch.arange(10, 30)[None]
-    return {
-        "outputs": module(input_ids=ids, use_cache=False).logits.detach().clone(),
-        "parameters": [p.detach().clone() for p in module.parameters()],
-        "identity": [id(p) for p in module.parameters()],
-        "buffers": {name: b.clone() for name, b in module.named_buffers()},
-        "classes": [type(child) for child in module.modules()],
-        "attributes": [
-            {k: v for k, v in child.__dict__.items() if isinstance(v, (bool, int, float, str))}
-            for child in module.modules()
-        ],
-        "names": [list(child.__dict__) for child in module.modules()],
-        "hooks": [
-            (len(child._forward_hooks), len(child._forward_pre_hooks), len(child._backward_hooks))
-            for child in module.modules()
-        ],
-        "grads": [(p.requires_grad, p.grad) for p in module.parameters()],
-        "config": module.config.to_json_string(),
-        "tied": module.lm_head.weight is module.get_input_embeddings().weight,
-    }
-
-
-def assert_same(before, after):
-    assert torch.equal(before.pop("outputs"), after.pop("outputs"))
-    for name in ("parameters", "buffers"):
-        first, second = before.pop(name), after.pop(name)
-        if isinstance(first, dict):
-            assert first.keys() == second.keys()
-            first, second = first.values(), second.values()
-        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert before == after
 
 
 AWQ = QuantPair(
@@ -176,17 +157,17 @@ AWQ = QuantPair(
 
 @pytest.mark.parametrize("method", ["gradient", "kl_div"])
 @pytest.mark.parametrize("pair", [VOCABULARY.pairs["wint4_aint8"], AWQ], ids=lambda p: p.name)
-def test_the_model_is_restored_bit_for_bit(tiny, pair, method):
+def test_model_is_restored_bit_for_bit(tiny, pair, method):
     plain = Granularity(name="default")
     effective = resolve(pair, plain, load_preset(pair) if pair.from_preset else None)
-    before = everything(tiny.module)
-    found = scores(tiny, effective, batches(tiny, score_size=4), method)
+    before = model_state(tiny.module)
+    found = scores(tiny, effective, calibration_of(tiny, score_size=4), method)
     assert min(found.values()) > 0
-    assert_same(before, everything(tiny.module))
+    assert model_state(tiny.module) == before
 
 
-def test_a_failing_measurement_leaves_the_model_as_it_was(tiny):
-    before = everything(tiny.module)
+def test_interrupted_measurement_restores_the_model(tiny, data):
+    before = model_state(tiny.module)
 
     def interrupt(phase, done, total):
         if phase == "score":
@@ -194,48 +175,24 @@ def test_a_failing_measurement_leaves_the_model_as_it_was(tiny):
 
     engine = StockEngine(tiny, method="gradient")
     with pytest.raises(KeyboardInterrupt):
-        measure(engine, config("wint8_aint8"), batches(tiny), interrupt)
-    assert_same(before, everything(tiny.module))
+        measure(engine, config("wint8_aint8"), data, interrupt)
+    assert model_state(tiny.module) == before
 
 
-def test_a_config_that_modelopt_cannot_run_is_its_own_outcome(tiny):
-    engine, data = StockEngine(tiny, method="gradient"), batches(tiny, score_size=4)
+def test_config_that_raises_fails_alone(tiny):
+    engine, data = StockEngine(tiny, method="gradient"), calibration_of(tiny, score_size=4)
     broken, fine = config("wfp8_afp16"), config("wint8_afp16")
     broken.entries[1]["cfg"]["num_bits"] = -1
-    before = everything(tiny.module)
+    before = model_state(tiny.module)
     outcomes = engine.score([broken, fine], data, ignore_progress)
     assert outcomes[broken.digest].reason.startswith("ValidationError: ")
     assert len(outcomes[fine.digest].groups) == 24
-    assert_same(before, everything(tiny.module))
+    assert model_state(tiny.module) == before
 
 
-def test_progress_names_phases_and_batches(tiny):
-    seen = []
-    data = batches(tiny)
-    engine = StockEngine(tiny, method="gradient")
-    measure(engine, config("wint8_aint8"), data, lambda *step: seen.append(step))
-    assert [step[0] for step in seen] == ["calibrate"] * len(data.batches) + ["score"] * len(
-        data.scored
-    )
-    assert seen[0] == ("calibrate", 0, len(data.batches))
-    assert seen[-1] == ("score", len(data.scored) - 1, len(data.scored))
-
-
-def test_a_broken_model_gives_scores_that_are_not_finite(tiny):
+def test_scores_of_a_model_with_nan_are_nan(tiny):
     norm = tiny.module.get_submodule(f"{LAYER}.input_layernorm")
     with preserved(norm, weights=True):
         norm.weight.data[0] = math.nan
-        found = scores(tiny, config("wint8_afp16"), batches(tiny, score_size=4))
+        found = scores(tiny, config("wint8_afp16"), calibration_of(tiny, score_size=4))
     assert all(math.isnan(score) for score in found.values())
-
-
-def test_the_search_state_is_saved_on_request(tiny):
-    import io
-
-    from modelopt.torch.utils.serialization import safe_load
-
-    engine = StockEngine(tiny, method="gradient", save_state=True)
-    saved = measure(engine, config("wint8_aint8"), batches(tiny)).state
-    state = safe_load(io.BytesIO(saved))
-    assert state["method"] == "gradient"
-    assert f"{LAYER}.mlp.down_proj.quant_recipe" in state["candidate_stats"]

@@ -85,6 +85,9 @@ class Collector:
         if self.gate is not None:
             self.gate.check_folder()
         check_writable(self._root)
+        tapes = self._plan.settings.tape_dir
+        if tapes is not None:
+            check_writable(tapes, name="tape folder", option="--aq-tape-dir")
 
     def expect(self, collected: CollectedCases) -> None:
         """Take in which tests must report; those that do not are lost when the run ends.

@@ -69,7 +69,7 @@ class Controller:
         settings = plan_of(config).settings
         if not settings.gpu_only and settings.device in ("auto", "cpu"):
             return
-        from pytest_autoquant.models.loading import resolve_device
+        from pytest_autoquant.models.device import resolve_device
 
         with as_usage_error():
             device = resolve_device(settings.device)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_autoquant.errors import AutoquantError, MeasurementError, UsageError
+from pytest_autoquant.extras import require_measure
 from pytest_autoquant.grid.case import Case, CaseParameter, Combination, SchemeCase
 from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase, StructureCheck
 from pytest_autoquant.plugin.gpus import pin
@@ -109,7 +110,12 @@ class Worker:
 
     @cached_property
     def runner(self) -> MeasurementRunner:
-        """The measuring side, built on first use: here torch is imported."""
+        """The measuring side, built on first use: here torch is imported.
+
+        Raises:
+            UsageError: the extra ``[measure]`` is not installed.
+        """
+        require_measure("measuring")
         given, settings = worker_input_of(self._config), self.plan.settings
         if given.gpu is not None and settings.device in ("auto", "cuda"):
             pin(given.gpu)  # before torch looks at the GPUs
@@ -143,6 +149,7 @@ class Worker:
             target=None if plan.settings.target == "none" else plan.settings.target,
             root=plan.root if plan.settings.export else None,
             may_replace=plan.settings.replace_export,
+            load_in_vllm=plan.settings.load_vllm,
         )
 
     def _earlier_here(self) -> Mapping[str, Any]:
@@ -289,14 +296,19 @@ class Worker:
         return case
 
     def derive(self, item: pytest.Item, case: SchemeCase) -> SchemeManifest:
-        """Derive a scheme and attach its manifest to the test."""
+        """Derive a scheme and attach its manifest to the test, also if only its export failed."""
+        from pytest_autoquant.export.pipeline import UnexportedSchemeError
         from pytest_autoquant.manifests.scheme_manifest import dump_scheme
 
         self.progress.start(case.test_id)
         with _attached(item, case):
             if _REFUSED in item.stash:
                 raise UsageError(item.stash[_REFUSED])
-            manifest = self.scheme_runner.derive(case)
+            try:
+                manifest = self.scheme_runner.derive(case)
+            except UnexportedSchemeError as error:
+                _add(item, DerivedScheme(manifest=dump_scheme(error.measured)))
+                raise
         _add(item, DerivedScheme(manifest=dump_scheme(manifest)))
         return manifest
 
@@ -312,11 +324,12 @@ class Worker:
         """Attach the outcomes as a JSON string: it survives the way to an xdist controller."""
         report = yield
         is_end = report.when == "call" or not report.passed
-        if is_end and _OUTCOMES in item.stash:
+        outcomes = item.stash.get(_OUTCOMES, None)
+        if is_end and outcomes:
             marker = item.get_closest_marker("aq_tolerance")
             report.autoquant = dump_report(
                 WorkerReport(
-                    outcomes=tuple(item.stash[_OUTCOMES]),
+                    outcomes=tuple(outcomes),
                     tolerances=None if marker is None else dict(marker.kwargs),
                 )
             )

@@ -1,33 +1,34 @@
-"""The replay engine: capture once, score every config by replaying each linear alone.
+"""The replay engine: capture a tape once, then score every config in one sweep over it.
 
-A group's gradient score only needs each member's input, output gradient and weight, so the model
-runs once per size. The sweep goes linear by linear: each distinct weight quantizer runs once on the
-weight, each distinct input quantizer once on the input, and every wanted pair is multiplied. The
-quantizers are ModelOpt's own and never touch the model.
+A group's gradient score needs only the input, the output gradient and the weight of each member, so
+the model runs once per calibration size. The quantizers are ModelOpt's own and act on copies: the
+model is never converted.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.nn import functional
 
 from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.errors import MeasurementError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
-from pytest_autoquant.formats.quantizer import QuantizerAttributes
 from pytest_autoquant.modelopt_support.layer_groups import layer_groups, scored_elsewhere
-from pytest_autoquant.models.loading import LoadedModel, peak_cuda_bytes, release_cuda_memory
+from pytest_autoquant.models.device import (
+    peak_cuda_bytes,
+    release_cuda_memory,
+    reset_peak_cuda_bytes,
+)
+from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.engine import Failure, GroupScore, Measurement, Outcomes
 from pytest_autoquant.scoring.progress import Progress
-from pytest_autoquant.scoring.replay.quantizers import ShapedQuantizers, replay_refusal
+from pytest_autoquant.scoring.replay.quantizers import replay_refusal
 from pytest_autoquant.scoring.replay.recorder import capture
-from pytest_autoquant.scoring.replay.score_kernel import LinearScorer
+from pytest_autoquant.scoring.replay.sweep import SweepPlan, SweepResult, plan_sweep, sweep_slice
 from pytest_autoquant.scoring.replay.tape import (
     Tape,
     choose_device,
@@ -36,47 +37,21 @@ from pytest_autoquant.scoring.replay.tape import (
     save_tape,
     tape_fingerprint,
 )
-from pytest_autoquant.scoring.replay.token_slices import Strip, count_strips, strips
+from pytest_autoquant.scoring.replay.token_slices import count_token_slices, token_slices
 
+#: Most tokens that run through the model, and are replayed, at a time once the GPU has run out of
+#: memory.
 FEWER_TOKENS = 256
-"""How many go through the model, and are replayed, at a time after running out of GPU memory."""
 
 _REPLAYABLE_ALGORITHMS = (None, "max")
 
-Quantizers = Mapping[QuantizerAttributes | None, ShapedQuantizers | None]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sweep:
-    """The configs of a sweep and their distinct quantizers; the key None leaves values unquantized.
+class _Attempt:
+    """Where the tape lives, and the most tokens at a time (None for no limit)."""
 
-    ``pairs`` is by weight attributes: the (index of the config, input attributes) to multiply by.
-    """
-
-    configs: Sequence[EffectiveConfig]
-    weights: Quantizers
-    inputs: Quantizers
-    pairs: Mapping[QuantizerAttributes | None, Sequence[tuple[int, QuantizerAttributes | None]]]
-
-
-@dataclass(slots=True)
-class Ledger:
-    """Scores by linear, ``(configs,)`` each, and by config index what fell out."""
-
-    scores: dict[str, torch.Tensor] = field(default_factory=dict)
-    errors: dict[int, Failure] = field(default_factory=dict)
-
-    def add(self, name: str, totals: torch.Tensor) -> None:
-        """Take in a linear's scores over some of its tokens."""
-        known = self.scores.get(name)
-        self.scores[name] = totals if known is None else known + totals
-
-    def by_config(self, count: int) -> list[dict[str, float]]:
-        """Fetch every score from the device in one go, by config index and linear."""
-        if not self.scores:
-            return [{} for _ in range(count)]
-        table = torch.stack(list(self.scores.values()), dim=1).tolist()
-        return [dict(zip(self.scores, row, strict=True)) for row in table]
+    tape_device: torch.device
+    max_tokens: int | None
 
 
 class ReplayEngine:
@@ -88,6 +63,12 @@ class ReplayEngine:
     def __init__(
         self, model: LoadedModel, *, tape_device: str = "auto", tape_folder: Path | None = None
     ) -> None:
+        """Read the layer groups of a model.
+
+        Args:
+            tape_device: see ``tape.choose_device``.
+            tape_folder: where tapes are kept for later runs; None to keep none.
+        """
         self._model = model
         self._tape_device = tape_device
         self._tape_folder = tape_folder
@@ -95,7 +76,7 @@ class ReplayEngine:
         self._elsewhere = scored_elsewhere(model)
 
     def refuses(self, config: EffectiveConfig) -> str | None:
-        """Say why a config cannot be replayed, None if it can."""
+        """Return why a config cannot be replayed, None if it can."""
         if config.algorithm not in _REPLAYABLE_ALGORITHMS:
             return f"calibration algorithm {config.algorithm} needs more than recorded ranges"
         if self._elsewhere is not None:
@@ -105,53 +86,64 @@ class ReplayEngine:
     def score(
         self, configs: Sequence[EffectiveConfig], data: CalibrationData, progress: Progress
     ) -> Outcomes:
-        """See ``Engine.score``. A config that raises loses only itself.
+        """Score configs; see ``Engine.score``.
 
-        Out of GPU memory, it tries again with fewer tokens at a time, then with the tape in host
-        memory.
+        When the GPU runs out of memory, tries again with fewer tokens at a time, then with the
+        tape in host memory.
+
+        Raises:
+            NotReplayableError: see ``recorder.capture``.
+            MeasurementError: the stored tape cannot be used; see ``tape.load_tape``.
+            WriteError: the tape cannot be stored.
         """
         device = choose_device(self._tape_device, self._model, data)
-        attempts = ((device, None), (device, FEWER_TOKENS), (torch.device("cpu"), FEWER_TOKENS))
-        for tape_device, tokens in attempts:
+        for attempt in (
+            _Attempt(tape_device=device, max_tokens=None),
+            _Attempt(tape_device=device, max_tokens=FEWER_TOKENS),
+            _Attempt(tape_device=torch.device("cpu"), max_tokens=FEWER_TOKENS),
+        ):
             try:
-                return self._score(configs, data, tape_device, tokens, progress)
+                return self._score(configs, data, attempt, progress)
             except torch.OutOfMemoryError as error:
-                words = str(error).splitlines()[0]
+                reason = str(error).splitlines()[0]
+            # After the except clause: the exception keeps the frames, and so the tape, alive.
             release_cuda_memory()
-        gigabytes = estimate_bytes(self._model, data) / 2**30
-        refusal = MeasurementError(
-            f"out of memory with the tape (up to {gigabytes:.1f} GiB) in host memory and "
-            f"{FEWER_TOKENS} tokens at a time: {words}; use fewer captions (--aq-score-size) or a "
-            "larger device"
+        failure = Failure.of(self._out_of_memory(data, reason))
+        return {config.digest: failure for config in configs}
+
+    def _out_of_memory(self, data: CalibrationData, reason: str) -> MeasurementError:
+        gibibytes = estimate_bytes(self._model, data) / 2**30
+        return MeasurementError(
+            f"out of memory with the tape (up to {gibibytes:.1f} GiB) in host memory and "
+            f"{FEWER_TOKENS} tokens at a time: {reason}; use fewer captions (--aq-score-size) or "
+            "a GPU with more memory"
         )
-        return {config.digest: Failure.of(refusal) for config in configs}
 
     def _score(
         self,
         configs: Sequence[EffectiveConfig],
         data: CalibrationData,
-        device: torch.device,
-        tokens: int | None,
+        attempt: _Attempt,
         progress: Progress,
     ) -> Outcomes:
         started = time.perf_counter()
-        if self._model.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._model.device)
-        tape = self._tape(data.split(tokens) if tokens else data, device, progress)
+        reset_peak_cuda_bytes(self._model.device)
+        if attempt.max_tokens is not None:
+            data = data.split(attempt.max_tokens)
+        tape = self._tape(data, attempt.tape_device, progress)
         captured = time.perf_counter()
-        sweep = plan(configs)
-        ledger = self._run(sweep, tape, tokens, progress)
-        values = ledger.by_config(len(configs))
-        finished = time.perf_counter()
-        timing = {"capture": captured - started, "sweep": finished - captured}
+        plan = plan_sweep(configs)
+        result = self._sweep(plan, tape, attempt.max_tokens, progress)
+        scores = result.by_config(len(configs))
+        timing = {"capture": captured - started, "sweep": time.perf_counter() - captured}
         return {
-            config.digest: ledger.errors.get(index)
-            or self._measurement(config, sweep, values[index], timing, tape)
+            config.digest: result.failures.get(index)
+            or self._measurement(config, plan, scores[index], timing, tape)
             for index, config in enumerate(configs)
         }
 
     def _tape(self, data: CalibrationData, device: torch.device, progress: Progress) -> Tape:
-        """Return the tape of a size: from the tape folder if it is there, else captured."""
+        """Return the tape of a size, from the tape folder if it holds it, else captured."""
         if self._tape_folder is None:
             return capture(self._model, data, device, progress)
         fingerprint = tape_fingerprint(self._model, data)
@@ -164,115 +156,51 @@ class ReplayEngine:
         save_tape(tape, path)
         return tape
 
-    def _run(self, sweep: Sweep, tape: Tape, tokens: int | None, progress: Progress) -> Ledger:
-        ledger, total = Ledger(), count_strips(tape, tokens)
+    def _sweep(
+        self, plan: SweepPlan, tape: Tape, max_tokens: int | None, progress: Progress
+    ) -> SweepResult:
+        result, total = SweepResult(), count_token_slices(tape, max_tokens)
         linears = [linear.name for linear in self._model.linears]
+        slices = token_slices(tape, linears, self._model.device, max_tokens)
         with torch.no_grad():
-            for done, strip in enumerate(strips(tape, linears, self._model.device, tokens)):
+            for done, token_slice in enumerate(slices):
                 progress("sweep", done, total)
-                self._replay(strip, sweep, ledger)
-        return ledger
-
-    def _replay(self, strip: Strip, sweep: Sweep, ledger: Ledger) -> None:
-        """Score every config on the linears that read one input."""
-        inputs = _Lazy(partial(_input_of, sweep.inputs, strip))
-        for name, gradient in strip.gradients.items():
-            linear = self._model.module.get_submodule(name)
-            plain = functional.linear(strip.x, linear.weight, linear.bias)
-            weights = _Lazy(partial(_weight_of, sweep.weights, linear.weight))
-            scorer = LinearScorer(plain, gradient, linear.bias, versions=len(sweep.configs))
-            for weight_key, wanted in sweep.pairs.items():
-                for index, input_key in wanted:
-                    if index in ledger.errors:
-                        continue
-                    try:
-                        scorer.add(index, inputs[input_key], weights[weight_key])
-                    except torch.OutOfMemoryError:
-                        raise
-                    except Exception as error:
-                        ledger.errors[index] = Failure.of(error)
-                weights.pop(weight_key, None)
-            ledger.add(name, scorer.totals())
+                sweep_slice(plan, token_slice, self._model.module, result)
+        return result
 
     def _measurement(
         self,
         config: EffectiveConfig,
-        sweep: Sweep,
-        values: Mapping[str, float],
+        plan: SweepPlan,
+        scores: Mapping[str, float],
         timing: Mapping[str, float],
         tape: Tape,
     ) -> Measurement:
-        quantizers = {
-            "weight_quantizer": sweep.weights[config.weight],
-            "input_quantizer": sweep.inputs[config.input],
-        }
+        quantizers = plan.quantizers_of(config)
+        is_quantized = all(q is None or q.is_enabled for q in quantizers.values())
         return Measurement(
             engine=self.name,
             groups=tuple(
                 GroupScore(
                     modules=members,
-                    score=sum(values[name] for name in members),
-                    quantized=all(each is None or each.is_enabled for each in quantizers.values()),
+                    score=sum(scores[name] for name in members),
+                    quantized=is_quantized,
                 )
                 for members in self._groups
             ),
             quantizers={
-                name: "disabled" if each is None else each.describe()
-                for name, each in quantizers.items()
+                name: "disabled" if quantizer is None else quantizer.describe()
+                for name, quantizer in quantizers.items()
             },
             timing=timing,
             peak_cuda_bytes=peak_cuda_bytes(self._model.device),
-            notes=_broken_notes(tape),
+            notes=_gradient_notes(tape),
         )
 
 
-def plan(configs: Sequence[EffectiveConfig]) -> Sweep:
-    """Find the distinct quantizers of the configs, and which pairs of them the configs use."""
-    pairs: dict[QuantizerAttributes | None, list[tuple[int, QuantizerAttributes | None]]] = {}
-    for index, config in enumerate(configs):
-        pairs.setdefault(config.weight, []).append((index, config.input))
-    return Sweep(
-        configs=configs,
-        weights=_quantizers(config.weight for config in configs),
-        inputs=_quantizers(config.input for config in configs),
-        pairs=pairs,
-    )
-
-
-def _quantizers(
-    wanted: Iterable[QuantizerAttributes | None],
-) -> dict[QuantizerAttributes | None, ShapedQuantizers | None]:
-    return {each: None if each is None else ShapedQuantizers(each) for each in wanted}
-
-
-class _Lazy(dict[QuantizerAttributes | None, torch.Tensor]):
-    """Quantized tensors by attributes, each computed on first use."""
-
-    def __init__(self, make: Callable[[QuantizerAttributes | None], torch.Tensor]) -> None:
-        super().__init__()
-        self._make = make
-
-    def __missing__(self, key: QuantizerAttributes | None) -> torch.Tensor:
-        self[key] = self._make(key)
-        return self[key]
-
-
-def _weight_of(
-    quantizers: Quantizers, weight: torch.Tensor, key: QuantizerAttributes | None
-) -> torch.Tensor:
-    quantizer = quantizers[key]
-    return weight if quantizer is None else quantizer.weight(weight)
-
-
-def _input_of(
-    quantizers: Quantizers, strip: Strip, key: QuantizerAttributes | None
-) -> torch.Tensor:
-    quantizer = quantizers[key]
-    return strip.x if quantizer is None else quantizer.input(strip.x, strip.amax, strip.together)
-
-
-def _broken_notes(tape: Tape) -> tuple[str, ...]:
-    if not tape.broken:
+def _gradient_notes(tape: Tape) -> tuple[str, ...]:
+    names = tape.non_finite_gradients
+    if not names:
         return ()
-    more = f" and {len(tape.broken) - 1} more" if len(tape.broken) > 1 else ""
-    return (f"gradients are not finite at {tape.broken[0]}{more}",)
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (f"gradients are not finite at {names[0]}{more}",)

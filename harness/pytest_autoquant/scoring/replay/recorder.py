@@ -1,190 +1,228 @@
-"""Recording the tape: captions run through the model once, hooks watch every linear.
+"""Records the tape: the captions run through the model once while hooks watch every linear.
 
-The model is only hooked while captions run through it, never changed.
+The model is hooked only while a batch runs through it, and never changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
 from pytest_autoquant.calibration.batches import Batch, CalibrationData
 from pytest_autoquant.errors import NotReplayableError
+from pytest_autoquant.models.device import synchronize
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.next_token import next_token_logits, next_token_loss
 from pytest_autoquant.scoring.progress import Progress
-from pytest_autoquant.scoring.replay.tape import Tape, TapeFingerprint, tape_fingerprint
+from pytest_autoquant.scoring.replay.tape import Tape, tape_fingerprint
 
 
 def capture(
     model: LoadedModel, data: CalibrationData, device: torch.device, progress: Progress
 ) -> Tape:
-    """Run every caption forward, the scored ones also backward, and record.
+    """Run every batch forward, the scored ones also backward, and record a tape.
+
+    Batches of several captions come first, so that their tokens are the first ones of the tape.
 
     Args:
         device: where the tape is kept; host memory is pinned when the model is on CUDA.
 
     Raises:
-        NotReplayableError: a linear of the language model never ran, runs several times per
-            forward, or sees only some of the tokens.
+        NotReplayableError: a linear of the language model never runs, runs several times per
+            forward pass, sees only some of the tokens, or shares its input on some batches only.
     """
-    recorder = _Recorder(model, data, device)
-    with recorder.attached():
-        for done, batch in enumerate(sorted(data.scored, key=_is_alone)):
-            progress("capture", done, len(data.batches))
-            recorder.scored(batch)
-        for done, batch in enumerate(data.unscored, start=len(data.scored)):
-            progress("capture", done, len(data.batches))
-            recorder.unscored(batch)
-    return recorder.finish(tape_fingerprint(model, data))
+    recording = _Recording(num_tokens=_num_tokens(data.scored), device=device)
+    offset, total = 0, len(data.batches)
+    for done, batch in enumerate(sorted(data.scored, key=_is_single_caption)):
+        progress("capture", done, total)
+        rows = slice(offset, offset + batch.num_tokens)
+        _run_scored(model, batch, _BatchPass(recording, batch.num_tokens, rows))
+        offset = rows.stop
+    for done, batch in enumerate(data.unscored, start=len(data.scored)):
+        progress("capture", done, total)
+        _run_unscored(model, batch, _BatchPass(recording, batch.num_tokens, None))
+    _check_all_ran(model, recording)
+    synchronize(model.device)
+    return Tape(
+        fingerprint=tape_fingerprint(model, data),
+        source=recording.source,
+        inputs=recording.inputs.tensors,
+        amax=recording.amax,
+        gradients=recording.gradients.tensors,
+        num_multi_caption_tokens=_num_tokens(b for b in data.scored if not _is_single_caption(b)),
+        non_finite_gradients=_non_finite(recording.gradients.tensors),
+    )
 
 
-def _is_alone(batch: Batch) -> bool:
-    """Whether a batch is one caption: on CUDA some of ModelOpt's quantizers round it otherwise."""
+class _TokenBuffers:
+    """Preallocated ``(tokens, width)`` tensors by linear, filled batch by batch."""
+
+    def __init__(self, num_tokens: int, device: torch.device) -> None:
+        self._num_tokens = num_tokens
+        self._device = device
+        self.tensors: dict[str, torch.Tensor] = {}
+
+    def write(self, name: str, rows: slice, values: torch.Tensor) -> None:
+        """Copy values of shape ``(captions, tokens, width)`` to some rows of a linear's buffer."""
+        if name not in self.tensors:
+            self.tensors[name] = torch.empty(
+                (self._num_tokens, values.shape[-1]),
+                dtype=values.dtype,
+                device=self._device,
+                pin_memory=self._device.type == "cpu" and values.is_cuda,
+            )
+        flat = values.detach().reshape(-1, values.shape[-1])
+        self.tensors[name][rows].copy_(flat, non_blocking=True)
+
+
+class _Recording:
+    """What the hooks recorded over all batches so far; see ``Tape`` for the fields."""
+
+    def __init__(self, *, num_tokens: int, device: torch.device) -> None:
+        self.inputs = _TokenBuffers(num_tokens, device)
+        self.gradients = _TokenBuffers(num_tokens, device)
+        self.amax: dict[str, torch.Tensor] = {}
+        self.source: dict[str, str] = {}
+
+    def add_range(self, name: str, x: torch.Tensor) -> None:
+        """Raise the largest |X| per channel by an input, ``(..., in_features)``."""
+        largest = x.detach().abs().amax(dim=tuple(range(x.dim() - 1)))
+        known = self.amax.get(name)
+        self.amax[name] = largest if known is None else torch.maximum(known, largest)
+
+    def set_source(self, name: str, source: str) -> None:
+        """Note whose input a linear reads; the answer has to be the same for every batch."""
+        known = self.source.setdefault(name, source)
+        if known != source:
+            other = known if source == name else source
+            raise _not_replayable(f"{name} shares its input with {other} on some captions only")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _SeenInput:
+    """The input that a linear read last, and that linear.
+
+    The tensor is kept alive, so that no other tensor can take its identity; its version tells
+    whether it was changed in place since.
+    """
+
+    x: torch.Tensor
+    version: int
+    linear: str
+
+    def is_same(self, x: torch.Tensor) -> bool:
+        """Whether another linear reads the same values from the same tensor."""
+        return self.x is x and self.version == x._version
+
+
+@dataclass(slots=True)
+class _BatchPass:
+    """The forward and backward pass of one batch.
+
+    Attributes:
+        rows: where the batch's tokens lie in the tape; None for a batch that is not scored.
+        embedded: the embedding's output, from which a scored batch is differentiated.
+    """
+
+    recording: _Recording
+    num_tokens: int
+    rows: slice | None
+    embedded: torch.Tensor | None = None
+    seen: _SeenInput | None = None
+    called: set[str] = field(default_factory=set)
+
+    def on_embedding(self, module: Any, args: Any, output: torch.Tensor) -> torch.Tensor | None:
+        """Make the embedding's output the start of the graph: weights need no gradients."""
+        if self.rows is None:
+            return None
+        self.embedded = output.detach().requires_grad_()
+        return self.embedded
+
+    def on_linear(self, name: str, module: Any, args: Any, output: torch.Tensor) -> None:
+        """Record one linear's input, and its output's gradient once that is computed."""
+        x = args[0]
+        source = self._source_of(name, x)
+        self.recording.set_source(name, source)
+        self._check_call(name, x)
+        if self.rows is None:
+            return
+        if source == name:
+            self.recording.inputs.write(name, self.rows, x)
+        # The hook must not refer to this pass: it would keep the graph alive through ``seen``.
+        output.register_hook(partial(self.recording.gradients.write, name, self.rows))
+
+    def _source_of(self, name: str, x: torch.Tensor) -> str:
+        """Return the linear whose input this is: the tensor read just before is shared."""
+        if self.seen is None or not self.seen.is_same(x):
+            self.seen = _SeenInput(x=x, version=x._version, linear=name)
+            self.recording.add_range(name, x)
+        return self.seen.linear
+
+    def _check_call(self, name: str, x: torch.Tensor) -> None:
+        """Refuse a call that does not fit one recorded row per token."""
+        num_tokens = x.shape[:-1].numel()
+        if name in self.called:
+            raise _not_replayable(f"{name} runs several times per forward")
+        if num_tokens != self.num_tokens:
+            raise _not_replayable(f"{name} sees {num_tokens} of {self.num_tokens} tokens")
+        self.called.add(name)
+
+
+@contextmanager
+def _hooked(model: LoadedModel, batch_pass: _BatchPass) -> Iterator[None]:
+    """Hook the embedding and the linears, and remove the hooks also when the block raises."""
+    with ExitStack() as stack:
+        embedding = model.module.get_input_embeddings()
+        stack.callback(embedding.register_forward_hook(batch_pass.on_embedding).remove)
+        for linear in model.linears:
+            hook = partial(batch_pass.on_linear, linear.name)
+            module = model.module.get_submodule(linear.name)
+            stack.callback(module.register_forward_hook(hook).remove)
+        yield
+
+
+def _run_scored(model: LoadedModel, batch: Batch, batch_pass: _BatchPass) -> None:
+    """Run a batch forward and backward, from the loss to the embedding's output."""
+    ids = model.tensor(batch)
+    with _hooked(model, batch_pass), torch.enable_grad():
+        loss = next_token_loss(next_token_logits(model.module, ids), ids)
+        torch.autograd.grad(loss, [batch_pass.embedded])
+
+
+def _run_unscored(model: LoadedModel, batch: Batch, batch_pass: _BatchPass) -> None:
+    """Run a batch forward, for its input ranges only."""
+    with _hooked(model, batch_pass), torch.no_grad():
+        model.module(input_ids=model.tensor(batch), use_cache=False)
+
+
+def _check_all_ran(model: LoadedModel, recording: _Recording) -> None:
+    idle = [x.name for x in model.linears if x.name not in recording.gradients.tensors]
+    if idle:
+        raise _not_replayable(f"{len(idle)} linears did not run on the captions, such as {idle[0]}")
+
+
+def _not_replayable(reason: str) -> NotReplayableError:
+    return NotReplayableError(
+        f"{reason}; the replay engine cannot score this model: use --aq-engine modelopt"
+    )
+
+
+def _num_tokens(batches: Iterable[Batch]) -> int:
+    return sum(batch.num_tokens for batch in batches)
+
+
+def _is_single_caption(batch: Batch) -> bool:
+    """Whether a batch holds one caption; see ``Tape.num_multi_caption_tokens``."""
     return len(batch.rows) == 1
 
 
-def _not_finite(tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
-    """Name the tensors that hold an infinity or NaN; each is read once."""
+def _non_finite(tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """Return the names of the tensors that hold NaN or an infinity; each is read once."""
     largest = [torch.linalg.vector_norm(t, ord=torch.inf) for t in tensors.values()]
     finite = torch.stack(largest).isfinite().tolist()
     return tuple(name for name, is_finite in zip(tensors, finite, strict=True) if not is_finite)
-
-
-class _Recorder:
-    """Hooks one model's linears and fills preallocated buffers."""
-
-    def __init__(self, model: LoadedModel, data: CalibrationData, device: torch.device) -> None:
-        self._model = model
-        self._device = device
-        self._tokens = sum(batch.num_tokens for batch in data.scored)
-        self._together = sum(batch.num_tokens for batch in data.scored if not _is_alone(batch))
-        self._offset = 0
-        self._is_scored = False
-        self._embedded: torch.Tensor | None = None
-        self._last: tuple[torch.Tensor, int, str] | None = None
-        self._called: set[str] = set()
-        self._batch_tokens = 0
-        self._source: dict[str, str] = {}
-        self._inputs: dict[str, torch.Tensor] = {}
-        self._amax: dict[str, torch.Tensor] = {}
-        self._gradients: dict[str, torch.Tensor] = {}
-
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        """Hook the embedding and the linears, and unhook them whatever happens."""
-        module = self._model.module
-        with ExitStack() as stack:
-            embedding = module.get_input_embeddings()
-            stack.callback(embedding.register_forward_hook(self._on_embedding).remove)
-            for linear in self._model.linears:
-                hook = self._on_linear(linear.name)
-                handle = module.get_submodule(linear.name).register_forward_hook(hook)
-                stack.callback(handle.remove)
-            yield
-
-    def scored(self, batch: Batch) -> None:
-        """Run a batch forward and backward, from the loss to the embedding's output."""
-        self._is_scored, self._batch_tokens = True, batch.num_tokens
-        ids = self._model.tensor(batch)
-        with torch.enable_grad():
-            loss = next_token_loss(next_token_logits(self._model.module, ids), ids)
-            torch.autograd.grad(loss, [self._embedded])
-        self._offset += batch.num_tokens
-        self._forget()
-
-    def unscored(self, batch: Batch) -> None:
-        """Run a batch forward for its input ranges only."""
-        self._is_scored, self._batch_tokens = False, batch.num_tokens
-        with torch.no_grad():
-            self._model.module(input_ids=self._model.tensor(batch), use_cache=False)
-        self._forget()
-
-    def finish(self, fingerprint: TapeFingerprint) -> Tape:
-        """Return what was recorded."""
-        silent = [x.name for x in self._model.linears if x.name not in self._gradients]
-        if silent:
-            raise NotReplayableError(
-                f"{len(silent)} linears never ran on the captions, such as {silent[0]}; the replay "
-                "engine cannot score them: use --aq-engine modelopt"
-            )
-        if self._model.device.type == "cuda":
-            torch.cuda.synchronize(self._model.device)
-        return Tape(
-            fingerprint=fingerprint,
-            source=self._source,
-            inputs=self._inputs,
-            amax=self._amax,
-            gradients=self._gradients,
-            together=self._together,
-            broken=_not_finite(self._gradients),
-        )
-
-    def _forget(self) -> None:
-        self._embedded = self._last = None
-        self._called.clear()
-
-    def _on_embedding(self, module: Any, args: Any, output: torch.Tensor) -> torch.Tensor | None:
-        if not self._is_scored:
-            return None
-        self._embedded = output.detach().requires_grad_()
-        return self._embedded
-
-    def _on_linear(self, name: str) -> Any:
-        def hook(module: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            source = self._read_input(name, args[0])
-            self._check_call(name, args[0])
-            if not self._is_scored:
-                return
-            rows = slice(self._offset, self._offset + self._batch_tokens)
-            if source == name:
-                self._write(self._inputs, name, rows, args[0])
-            output.register_hook(lambda g: self._write(self._gradients, name, rows, g))
-
-        return hook
-
-    def _check_call(self, name: str, x: torch.Tensor) -> None:
-        """Refuse what one record per linear and token cannot hold."""
-        if name in self._called:
-            raise NotReplayableError(
-                f"{name} runs several times per forward; the replay engine cannot score it: use "
-                "--aq-engine modelopt"
-            )
-        if x.shape[:-1].numel() != self._batch_tokens:
-            raise NotReplayableError(
-                f"{name} sees {x.shape[:-1].numel()} of {self._batch_tokens} tokens; the replay "
-                "engine cannot score it: use --aq-engine modelopt"
-            )
-        self._called.add(name)
-
-    def _read_input(self, name: str, x: torch.Tensor) -> str:
-        """Return the linear whose input this is; a tensor seen just before is shared."""
-        if self._last is not None and self._last[0] is x and self._last[1] == x._version:
-            source = self._last[2]
-        else:
-            source = name
-            self._last = (x, x._version, name)
-            largest = x.detach().abs().amax(dim=tuple(range(x.dim() - 1)))
-            known = self._amax.get(name)
-            self._amax[name] = largest if known is None else torch.maximum(known, largest)
-        if self._source.setdefault(name, source) != source:
-            raise NotReplayableError(
-                f"{name} shares its input with {source} on some captions only; the replay engine "
-                "cannot score it: use --aq-engine modelopt"
-            )
-        return source
-
-    def _write(
-        self, buffers: dict[str, torch.Tensor], name: str, rows: slice, values: torch.Tensor
-    ) -> None:
-        if name not in buffers:
-            pinned = self._device.type == "cpu" and values.is_cuda
-            shape = (self._tokens, values.shape[-1])
-            buffers[name] = torch.empty(
-                shape, dtype=values.dtype, device=self._device, pin_memory=pinned
-            )
-        flat = values.detach().reshape(-1, values.shape[-1])
-        buffers[name][rows].copy_(flat, non_blocking=True)

@@ -1,8 +1,10 @@
-"""The score's reduction: ``clamp(gradient x (quantized - plain))^2``, summed over a whole output.
+"""Reduces a linear's output change to its score: sum of ``clamp(gradient x change)^2``.
 
-Each tensor is read once and nothing of full size is allocated. Sums are fp32 over blocks in a fixed
-order, so equal inputs give equal scores. On CUDA one Triton kernel does it; on a CPU the rows are
-multiplied and reduced in chunks that stay in the cache.
+The formula is that of ``_get_auto_quantize_score`` in ModelOpt 0.47.0
+(``modelopt/torch/quantization/algorithms.py``). Each tensor is read once and no temporary of the
+output's size is kept. Sums run over blocks in a fixed order, so equal inputs give equal scores. On
+CUDA a Triton kernel does it; on a CPU the rows are multiplied and reduced in chunks that fit the
+cache.
 """
 
 from __future__ import annotations
@@ -13,19 +15,24 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+#: Largest magnitude of a product of gradient and change, as in ModelOpt.
 CLAMP = 1e10
+
+#: Elements that one program of the Triton kernel reduces.
 _CUDA_BLOCK = 4096
+
+#: Elements of the output that a CPU multiplies at a time: 512 KiB in fp32.
 _CPU_CHUNK_ELEMENTS = 1 << 17
 
 
 class LinearScorer:
-    """Scores many quantized versions of one linear against its plain output.
+    """Scores many quantized versions of one linear against its unquantized output.
 
     Args:
-        plain: the unquantized output, ``(tokens, out_features)``.
-        gradient: of the loss with respect to that output.
-        bias: the linear's own.
-        versions: how many versions there will be.
+        plain: unquantized output, ``(tokens, out_features)``.
+        gradient: of the loss with respect to that output, ``(tokens, out_features)``.
+        bias: the linear's bias, ``(out_features,)`` or None.
+        versions: number of versions.
     """
 
     def __init__(
@@ -46,7 +53,7 @@ class LinearScorer:
         self._partial = torch.zeros(shape, dtype=dtype, device=plain.device)
 
     def add(self, version: int, x: torch.Tensor, weight: torch.Tensor) -> None:
-        """Score one version.
+        """Score one version; a version that is never added scores 0.
 
         Args:
             x: quantized input, ``(tokens, in_features)``.
@@ -67,7 +74,8 @@ def _reduce_cpu(
 ) -> None:
     change = output.sub_(plain)
     product = change.float().mul_(gradient.float())
-    # Row by row first: a sum over everything is cut by the number of threads, and rounds by it.
+    # Sum each row first: how torch splits a sum over everything, and so its rounding, depends on
+    # the number of threads.
     partial[0] = product.clamp_(-CLAMP, CLAMP).square_().sum(dim=1).sum(dtype=torch.float64)
 
 
@@ -81,7 +89,7 @@ def _reduce_cuda(
 
 @lru_cache(maxsize=1)
 def _kernel() -> Any:
-    """Build the kernel on first use: Triton is only there with CUDA builds of torch."""
+    """Build the kernel on first use: only CUDA builds of torch come with Triton."""
     import triton
     from triton import language as tl
 

@@ -1,8 +1,8 @@
-"""The tape: what passed through every language-model linear, for replaying each one alone.
+"""The tape: what passed through every language-model linear, so that each can be replayed alone.
 
 Per linear the inputs X and the gradients G of its output, over the tokens of the scored captions,
 and per input channel the largest |X| over all calibration tokens. Linears that read the same tensor
-(q/k/v, gate/up) share one X. ``capture`` records it, ``strips`` hands it to the sweep.
+(q/k/v, gate/up) share one X. ``recorder`` makes the tape, ``token_slices`` hands it to the sweep.
 """
 
 from __future__ import annotations
@@ -18,15 +18,22 @@ from typing import Any
 import torch
 
 from pytest_autoquant.calibration.batches import CalibrationData
-from pytest_autoquant.errors import MeasurementError
+from pytest_autoquant.errors import MeasurementError, WriteError
 from pytest_autoquant.models.loading import LoadedModel
 
-TAPE_FORMAT = 2
+#: Version of the tape file's layout; part of the fingerprint.
+TAPE_FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TapeFingerprint:
-    """What a tape was captured from; a tape of anything else is refused."""
+    """What a tape was captured from. A stored tape is used only if every field is equal.
+
+    Attributes:
+        model: digest of the model's weights.
+        captions: sha256 over the captions.
+        tokens: sha256 over the token ids, batch by batch.
+    """
 
     format: int
     model: str
@@ -40,7 +47,7 @@ class TapeFingerprint:
 
     @property
     def digest(self) -> str:
-        """Short name for files: tapes of different things lie side by side."""
+        """Short name for files, so that tapes of different models or captions do not collide."""
         text = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -50,13 +57,14 @@ class Tape:
     """Recorded inputs and output gradients.
 
     Attributes:
-        source: by linear, the linear whose input it shares (itself, if none).
+        source: by linear, the linear whose input it shares; its own name if it shares none.
         inputs: by source, ``(tokens, in_features)``.
         amax: by source, ``(in_features,)``: largest |X| over all calibration tokens.
         gradients: by linear, ``(tokens, out_features)``.
-        together: how many of the tokens, the first ones, passed in batches of several captions;
-            the others' captions were alone in theirs.
-        broken: linears whose gradients are not finite.
+        num_multi_caption_tokens: number of tokens from batches of several captions. They come
+            first; the other tokens are from batches of one caption. On CUDA, ModelOpt quantizes
+            the two kinds with different code (``quantizers.ShapedQuantizers.input``).
+        non_finite_gradients: linears whose gradients hold NaN or an infinity.
     """
 
     fingerprint: TapeFingerprint
@@ -64,18 +72,18 @@ class Tape:
     inputs: Mapping[str, torch.Tensor]
     amax: Mapping[str, torch.Tensor]
     gradients: Mapping[str, torch.Tensor]
-    together: int
-    broken: tuple[str, ...]
+    num_multi_caption_tokens: int
+    non_finite_gradients: tuple[str, ...]
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the tape occupies."""
+        """Size of the tensors in bytes."""
         parts = (self.inputs, self.amax, self.gradients)
-        return sum(t.nbytes for part in parts for t in part.values())
+        return sum(tensor.nbytes for part in parts for tensor in part.values())
 
 
 def tape_fingerprint(model: LoadedModel, data: CalibrationData) -> TapeFingerprint:
-    """Return the fingerprint of the tape that ``capture`` would make."""
+    """Return the fingerprint of the tape that ``recorder.capture`` would make."""
     import transformers
 
     rows = [batch.rows for batch in data.batches]
@@ -93,25 +101,49 @@ def tape_fingerprint(model: LoadedModel, data: CalibrationData) -> TapeFingerpri
 
 
 def estimate_bytes(model: LoadedModel, data: CalibrationData) -> int:
-    """Return an upper bound of a tape's size in bytes: as if no input were shared."""
+    """Return an upper bound of the tape's size in bytes: its size if no input were shared."""
     tokens = sum(batch.num_tokens for batch in data.scored)
     width = sum(linear.in_features + linear.out_features for linear in model.linears)
     itemsize: int = next(model.module.parameters()).element_size()
     return tokens * width * itemsize
 
 
-def choose_device(wanted: str, model: LoadedModel, data: CalibrationData) -> torch.device:
-    """Return where the tape lives: the model's device if half of its free memory holds it."""
-    if model.device.type == "cpu" or wanted == "cpu":
+def choose_device(requested: str, model: LoadedModel, data: CalibrationData) -> torch.device:
+    """Return the device that holds the tape.
+
+    Args:
+        requested: ``cpu``, ``cuda`` or ``auto``: the model's device if the tape takes at most half
+            of its free memory, else the CPU.
+    """
+    if model.device.type == "cpu" or requested == "cpu":
         return torch.device("cpu")
-    if wanted == "cuda":
+    if requested == "cuda":
         return model.device
     free, _ = torch.cuda.mem_get_info(model.device)
     return model.device if estimate_bytes(model, data) < free // 2 else torch.device("cpu")
 
 
+def check_folder(folder: Path) -> None:
+    """Create the folder for tapes and check that a file can be written in it.
+
+    Raises:
+        WriteError: the folder cannot be created or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _cannot_write(f"tape folder {folder}", error) from error
+
+
 def save_tape(tape: Tape, path: Path) -> None:
-    """Write a tape as safetensors, its fingerprint in the header."""
+    """Write a tape as safetensors, with its fingerprint in the header.
+
+    Raises:
+        WriteError: the file cannot be written; no partial file is left.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     parts = {"input": tape.inputs, "amax": tape.amax, "gradient": tape.gradients}
@@ -123,62 +155,78 @@ def save_tape(tape: Tape, path: Path) -> None:
     header = {
         "fingerprint": json.dumps(asdict(tape.fingerprint)),
         "source": json.dumps(dict(tape.source)),
-        "together": json.dumps(tape.together),
-        "broken": json.dumps(tape.broken),
+        "num_multi_caption_tokens": json.dumps(tape.num_multi_caption_tokens),
+        "non_finite_gradients": json.dumps(tape.non_finite_gradients),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".tape-") as folder:
-        temporary = Path(folder) / path.name
-        save_file(tensors, temporary, metadata=header)
-        temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".tape-") as folder:
+            temporary = Path(folder) / path.name
+            save_file(tensors, temporary, metadata=header)
+            temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise _cannot_write(f"tape {path}", error) from error
 
 
 def load_tape(
-    path: Path, wanted: TapeFingerprint, device: torch.device, *, pinned: bool = False
+    path: Path, expected: TapeFingerprint, device: torch.device, *, pinned: bool = False
 ) -> Tape:
     """Read a tape.
 
     Args:
-        pinned: put it into page-locked host memory, from which a GPU copies without waiting.
+        pinned: load into page-locked host memory, from which a GPU copies asynchronously.
 
     Raises:
-        MeasurementError: no tape, or one captured from another model, captions or version; the
-            message names the fields that differ.
+        MeasurementError: the file is not a tape, or its fingerprint differs; the message names the
+            fields that differ.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt", device=str(device)) as stored:
-            header = stored.metadata() or {}
-            found = json.loads(header["fingerprint"])
-            _refuse_other(path, found, asdict(wanted))
-            parts: dict[str, dict[str, torch.Tensor]] = {"input": {}, "amax": {}, "gradient": {}}
-            for key in stored.keys():  # noqa: SIM118 - safe_open is no mapping
-                kind, _, name = key.partition("/")
-                tensor = stored.get_tensor(key)
-                parts[kind][name] = tensor.pin_memory() if pinned else tensor
+            header = {key: json.loads(text) for key, text in (stored.metadata() or {}).items()}
+            _check_fingerprint(path, header["fingerprint"], asdict(expected))
+            return _read_tape(stored, header, expected, pinned)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise MeasurementError(
-            f"tape {path}: is not a tape of this version: {error}; delete it to capture anew"
+            f"tape {path}: is not a tape of this version: {error}; delete it to capture it again"
         ) from error
+
+
+def _read_tape(
+    stored: Any, header: Mapping[str, Any], fingerprint: TapeFingerprint, pinned: bool
+) -> Tape:
+    parts: dict[str, dict[str, torch.Tensor]] = {"input": {}, "amax": {}, "gradient": {}}
+    for key in stored.keys():  # noqa: SIM118 - safe_open is not a mapping
+        kind, _, name = key.partition("/")
+        tensor = stored.get_tensor(key)
+        parts[kind][name] = tensor.pin_memory() if pinned else tensor
     return Tape(
-        fingerprint=wanted,
-        source=json.loads(header["source"]),
+        fingerprint=fingerprint,
+        source=header["source"],
         inputs=parts["input"],
         amax=parts["amax"],
         gradients=parts["gradient"],
-        together=json.loads(header["together"]),
-        broken=tuple(json.loads(header["broken"])),
+        num_multi_caption_tokens=header["num_multi_caption_tokens"],
+        non_finite_gradients=tuple(header["non_finite_gradients"]),
     )
 
 
-def _refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    differing = [name for name in wanted if found.get(name) != wanted[name]]
-    if differing:
-        details = ", ".join(
-            f"{name} {str(found.get(name))[:16]} instead of {str(wanted[name])[:16]}"
-            for name in differing
-        )
+def _check_fingerprint(path: Path, stored: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    differences = [
+        f"{name} is {str(stored.get(name))[:16]} instead of {str(value)[:16]}"
+        for name, value in expected.items()
+        if stored.get(name) != value
+    ]
+    if differences:
         raise MeasurementError(
-            f"tape {path}: was captured from something else ({details}); delete it to capture anew"
+            f"tape {path}: was captured from another model, other captions or with other versions "
+            f"({', '.join(differences)}); delete it to capture it again"
         )
+
+
+def _cannot_write(what: str, error: Exception) -> WriteError:
+    reason = getattr(error, "strerror", None) or error
+    return WriteError(
+        f"{what}: cannot be written ({reason}); use another folder with --aq-tape-dir"
+    )

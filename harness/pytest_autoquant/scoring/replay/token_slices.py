@@ -1,4 +1,4 @@
-"""Handing a tape to the sweep strip by strip; from host memory each is fetched ahead of its use."""
+"""Hands a tape to the sweep in slices of tokens; from host memory each slice is copied ahead."""
 
 from __future__ import annotations
 
@@ -11,85 +11,95 @@ from pytest_autoquant.scoring.replay.tape import Tape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Strip:
-    """Some tokens of one recorded input, with what its readers sent back.
+class TokenSlice:
+    """Some tokens of one recorded input, with the output gradients of the linears that read it.
 
     Attributes:
         x: ``(tokens, in_features)``.
-        amax: ``(in_features,)``: largest |X| over all calibration tokens, also those not here.
-        together: how many of the tokens, the first ones, passed in batches of several captions.
-        gradients: by linear that reads ``x``, in module order, ``(tokens, out_features)``.
+        amax: ``(in_features,)``: largest |X| over all calibration tokens, not only those of ``x``.
+        num_multi_caption_tokens: number of tokens, the first ones, from batches of several
+            captions; see ``Tape``.
+        gradients: by linear, in module order, ``(tokens, out_features)``.
     """
 
     x: torch.Tensor
     amax: torch.Tensor
-    together: int
+    num_multi_caption_tokens: int
     gradients: Mapping[str, torch.Tensor]
 
 
-def strips(
-    tape: Tape, linears: Sequence[str], device: torch.device, tokens: int | None
-) -> Iterator[Strip]:
-    """Yield the tape on ``device`` in module order, at most ``tokens`` at a time."""
-    cuts = cut(tape, linears, tokens)
+def token_slices(
+    tape: Tape, linears: Sequence[str], device: torch.device, max_tokens: int | None
+) -> Iterator[TokenSlice]:
+    """Yield the tape on ``device`` in module order.
+
+    Args:
+        linears: names of the linears, in module order.
+        max_tokens: most tokens in a slice; None for all tokens of an input in one slice.
+    """
+    views = _views(tape, linears, max_tokens)
     if device.type == "cuda" and not all(x.is_cuda for x in tape.inputs.values()):
-        cuts = _ahead(cuts, device)
-    return cuts
+        return _prefetched(views, device)
+    return views
 
 
-def count_strips(tape: Tape, tokens: int | None) -> int:
-    """Return how many strips ``strips`` yields."""
-    return sum(-(-len(x) // (tokens or len(x))) for x in tape.inputs.values())
+def count_token_slices(tape: Tape, max_tokens: int | None) -> int:
+    """Return how many slices ``token_slices`` yields."""
+    return sum(-(-len(x) // (max_tokens or len(x))) for x in tape.inputs.values())
 
 
-def cut(tape: Tape, linears: Sequence[str], tokens: int | None) -> Iterator[Strip]:
-    """Yield views of the tape where it is."""
+def _views(tape: Tape, linears: Sequence[str], max_tokens: int | None) -> Iterator[TokenSlice]:
+    """Yield views of the tape on the tape's own device."""
     readers: dict[str, list[str]] = {}
     for name in linears:
         readers.setdefault(tape.source[name], []).append(name)
     for source, names in readers.items():
-        x = tape.inputs[source]
-        step = tokens or len(x)
-        for start in range(0, len(x), step):
-            part = slice(start, start + step)
-            yield Strip(
-                x=x[part],
-                amax=tape.amax[source],
-                together=min(max(tape.together - start, 0), len(x[part])),
-                gradients={name: tape.gradients[name][part] for name in names},
-            )
+        num_tokens = len(tape.inputs[source])
+        for start in range(0, num_tokens, max_tokens or num_tokens):
+            stop = start + (max_tokens or num_tokens)
+            yield _view(tape, source, names, slice(start, min(stop, num_tokens)))
 
 
-def _ahead(cuts: Iterator[Strip], device: torch.device) -> Iterator[Strip]:
-    """Copy each strip on a stream of its own while the one before is worked on."""
-    copying = torch.cuda.Stream(device)
-    waiting: tuple[Strip, torch.cuda.Event] | None = None
-    for strip in cuts:
-        with torch.cuda.stream(copying):
-            fetched = _on(device, strip), copying.record_event()
-        if waiting is not None:
-            yield _arrived(*waiting)
-        waiting = fetched
-    if waiting is not None:
-        yield _arrived(*waiting)
+def _view(tape: Tape, source: str, readers: Sequence[str], rows: slice) -> TokenSlice:
+    multi_caption = min(max(tape.num_multi_caption_tokens - rows.start, 0), rows.stop - rows.start)
+    return TokenSlice(
+        x=tape.inputs[source][rows],
+        amax=tape.amax[source],
+        num_multi_caption_tokens=multi_caption,
+        gradients={name: tape.gradients[name][rows] for name in readers},
+    )
 
 
-def _on(device: torch.device, strip: Strip) -> Strip:
+def _prefetched(slices: Iterator[TokenSlice], device: torch.device) -> Iterator[TokenSlice]:
+    """Copy each slice on a stream of its own while the previous one is computed."""
+    copy_stream = torch.cuda.Stream(device)
+    pending: tuple[TokenSlice, torch.cuda.Event] | None = None
+    for token_slice in slices:
+        with torch.cuda.stream(copy_stream):
+            started = _copied(token_slice, device), copy_stream.record_event()
+        if pending is not None:
+            yield _after_copy(*pending)
+        pending = started
+    if pending is not None:
+        yield _after_copy(*pending)
+
+
+def _copied(token_slice: TokenSlice, device: torch.device) -> TokenSlice:
     return replace(
-        strip,
-        x=strip.x.to(device, non_blocking=True),
-        amax=strip.amax.to(device, non_blocking=True),
+        token_slice,
+        x=token_slice.x.to(device, non_blocking=True),
+        amax=token_slice.amax.to(device, non_blocking=True),
         gradients={
             name: gradient.to(device, non_blocking=True)
-            for name, gradient in strip.gradients.items()
+            for name, gradient in token_slice.gradients.items()
         },
     )
 
 
-def _arrived(strip: Strip, copied: torch.cuda.Event) -> Strip:
-    """Make the computing stream wait for the copy, and the allocator for the computation."""
-    stream = torch.cuda.current_stream(strip.x.device)
+def _after_copy(token_slice: TokenSlice, copied: torch.cuda.Event) -> TokenSlice:
+    """Make the compute stream wait for the copy, and keep the memory until it has computed."""
+    stream = torch.cuda.current_stream(token_slice.x.device)
     stream.wait_event(copied)
-    for tensor in (strip.x, strip.amax, *strip.gradients.values()):
+    for tensor in (token_slice.x, token_slice.amax, *token_slice.gradients.values()):
         tensor.record_stream(stream)
-    return strip
+    return token_slice

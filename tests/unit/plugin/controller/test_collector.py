@@ -226,6 +226,7 @@ def test_kept_case_is_compared_with_its_baseline(tmp_path, scored):
     ("options", "part"),
     [
         ({"report_dir": "taken"}, "--aq-report-dir"),
+        ({"tape_dir": "taken"}, "--aq-tape-dir"),
         ({"baseline": "taken", "update_baseline": True}, "taken: cannot be written"),
     ],
 )

@@ -1,4 +1,6 @@
-"""The score's reduction against the formula in double precision."""
+"""The score kernel against its formula in double precision."""
+
+import math
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ def problem(tokens, width, inner, dtype, seed=0):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("tokens", "width"), [(1, 1), (37, 129), (700, 520)])
-def test_it_is_the_formula(dtype, tokens, width):
+def test_scores_are_those_of_the_formula(dtype, tokens, width):
     x, weight, bias, gradient = problem(tokens, width, 64, dtype)
     plain = functional.linear(x, weight, bias)
     versions = [weight * 1.5, weight * 0.5]
@@ -38,7 +40,7 @@ def test_products_are_clamped_as_in_modelopt():
     assert float(scorer.totals()) == pytest.approx(12 * CLAMP**2, rel=1e-6)
 
 
-def test_a_version_that_never_came_scores_zero_and_leaves_the_others_alone():
+def test_version_that_is_not_added_scores_zero():
     x, weight, bias, gradient = problem(9, 5, 8, torch.float32)
     scorer = LinearScorer(functional.linear(x, weight, bias), gradient, bias, versions=3)
     scorer.add(1, x, weight * 2)
@@ -56,12 +58,12 @@ def test_equal_inputs_give_equal_bits():
     assert first == second > 0
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_not_hidden_by_the_clamp(value):
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_clamp_hides_neither_nan_nor_infinity(value):
     x, weight, bias, gradient = problem(9, 5, 8, torch.float32)
     plain = functional.linear(x, weight, bias)
-    gradient[3, 2] = float("nan") if value != value else value
+    gradient[3, 2] = value
     scorer = LinearScorer(plain, gradient, bias, versions=1)
     scorer.add(0, x, weight * 2)
     total = float(scorer.totals())
-    assert total != total if value != value else total >= CLAMP**2
+    assert math.isnan(total) if math.isnan(value) else total >= CLAMP**2

@@ -1,15 +1,15 @@
-"""Strips: the whole tape, in module order, no more tokens at a time than asked for."""
+"""Token slices are the whole tape, in module order, with at most so many tokens each."""
 
 import pytest
 import torch
 from pytest_autoquant.scoring.replay.tape import Tape, TapeFingerprint
-from pytest_autoquant.scoring.replay.token_slices import count_strips, strips
+from pytest_autoquant.scoring.replay.token_slices import count_token_slices, token_slices
 
 CPU = torch.device("cpu")
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 LINEARS = ("a.q", "a.k", "a.o")
 SOURCE = {"a.q": "a.q", "a.k": "a.q", "a.o": "a.o"}
-TOKENS, TOGETHER = 10, 7
+TOKENS, MULTI_CAPTION = 10, 7
 
 
 @pytest.fixture
@@ -22,16 +22,16 @@ def tape():
         inputs={"a.q": numbers.view(TOKENS, 4), "a.o": -numbers.view(TOKENS, 4)},
         amax={"a.q": torch.ones(4), "a.o": torch.zeros(4)},
         gradients={name: numbers[:TOKENS, None] + i for i, name in enumerate(LINEARS)},
-        together=TOGETHER,
-        broken=(),
+        num_multi_caption_tokens=MULTI_CAPTION,
+        non_finite_gradients=(),
     )
 
 
 @pytest.mark.parametrize("tokens", [None, 1, 3, 7, 10, 99])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
-def test_the_strips_of_an_input_are_the_tape(tape, tokens, device):
-    pieces = list(strips(tape, LINEARS, torch.device(device), tokens))
-    assert len(pieces) == count_strips(tape, tokens)
+def test_slices_of_an_input_are_the_tape(tape, tokens, device):
+    pieces = list(token_slices(tape, LINEARS, torch.device(device), tokens))
+    assert len(pieces) == count_token_slices(tape, tokens)
     assert [tuple(piece.gradients) for piece in pieces] == sorted(
         (tuple(piece.gradients) for piece in pieces), key=[("a.q", "a.k"), ("a.o",)].index
     )
@@ -41,12 +41,12 @@ def test_the_strips_of_an_input_are_the_tape(tape, tokens, device):
         assert all(len(piece.x) <= (tokens or TOKENS) for piece in own)
         assert torch.equal(torch.cat([piece.x for piece in own]).cpu(), tape.inputs[source])
         assert all(torch.equal(piece.amax.cpu(), tape.amax[source]) for piece in own)
-        assert sum(piece.together for piece in own) == TOGETHER
+        assert sum(piece.num_multi_caption_tokens for piece in own) == MULTI_CAPTION
         for name in readers:
             gradient = torch.cat([piece.gradients[name] for piece in own])
             assert torch.equal(gradient.cpu(), tape.gradients[name])
 
 
-def test_tokens_of_shared_batches_stay_in_front(tape):
-    parts = [piece.together for piece in strips(tape, ("a.o",), CPU, 4)]
+def test_tokens_of_multi_caption_batches_stay_first(tape):
+    parts = [piece.num_multi_caption_tokens for piece in token_slices(tape, ("a.o",), CPU, 4)]
     assert parts == [4, 3, 0]

@@ -1,0 +1,99 @@
+"""Which linears of a model are measured, and their shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_autoquant.models.architecture import auto_class, load_config
+from pytest_autoquant.models.registry import ModelSource
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linear:
+    """A linear of the language model: weight shape ``(out_features, in_features)``.
+
+    ModelOpt takes the fused experts of a layer as one unit. They are one ``Linear`` here, as wide
+    as the hidden state and with as many weights as all experts together.
+
+    Attributes:
+        name: module name in the model.
+        input_widths: input width of each weight matrix in the module: ``(in_features,)``, and one
+            width per matrix for fused experts.
+    """
+
+    name: str
+    module_type: str
+    out_features: int
+    in_features: int
+    input_widths: tuple[int, ...]
+
+    @property
+    def num_weights(self) -> int:
+        """Number of weights, without biases."""
+        return self.out_features * self.in_features
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether this is a module of fused experts."""
+        return len(self.input_widths) > 1
+
+
+def architecture_linears(source: ModelSource, *, trust_remote_code: bool) -> tuple[Linear, ...]:
+    """Return the language model's linears from its config, without loading weights.
+
+    Raises:
+        ModelError: the config cannot be loaded or is of another kind of model.
+    """
+    config = load_config(source, random_weights=True, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        module = auto_class(config, source).from_config(config, trust_remote_code=trust_remote_code)
+    return language_model_linears(module)
+
+
+def language_model_linears(module: Any) -> tuple[Linear, ...]:
+    """Return the linears and fused experts of the decoder, in module order.
+
+    These are what ModelOpt quantizes. The vision tower and ``lm_head`` are not in the decoder.
+    """
+    decoder = module.get_decoder()
+    prefix = next(name for name, child in module.named_modules() if child is decoder)
+    return tuple(
+        _describe(f"{prefix}.{name}" if prefix else name, child)
+        for name, child in decoder.named_modules()
+        if isinstance(child, nn.Linear) or _expert_weights(child)
+    )
+
+
+def other_weighted_modules(module: nn.Module, linears: tuple[Linear, ...]) -> tuple[str, ...]:
+    """Return the names of the linears and convolutions that are not in ``linears``."""
+    measured = {linear.name for linear in linears}
+    return tuple(
+        name
+        for name, child in module.named_modules()
+        if isinstance(child, (nn.Linear, *_CONVOLUTIONS)) and name not in measured
+    )
+
+
+def _describe(name: str, child: nn.Module) -> Linear:
+    matrices = [child.weight] if isinstance(child, nn.Linear) else _expert_weights(child)
+    widths = tuple(matrix.shape[-1] for matrix in matrices)
+    return Linear(
+        name=name,
+        module_type=type(child).__name__,
+        out_features=sum(matrix.numel() for matrix in matrices) // widths[0],
+        in_features=widths[0],
+        input_widths=widths,
+    )
+
+
+def _expert_weights(child: nn.Module) -> list[nn.Parameter]:
+    """Return a module's own parameters of shape ``(experts, out_features, in_features)``."""
+    if isinstance(child, _CONVOLUTIONS):
+        return []
+    return [parameter for parameter in child.parameters(recurse=False) if parameter.dim() == 3]

@@ -1,0 +1,5 @@
+"""``python -m pytest_autoquant.options``: print docs/options.md."""
+
+from pytest_autoquant.options.reference import options_page
+
+print(options_page(), end="")

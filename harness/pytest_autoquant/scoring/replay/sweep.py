@@ -1,0 +1,153 @@
+"""One sweep over a tape: every config is scored on every linear, linear by linear.
+
+Each distinct weight quantizer runs once per weight and each distinct input quantizer once per
+input; each pair of them that a config asks for is multiplied once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from pytest_autoquant.formats.effective_config import EffectiveConfig
+from pytest_autoquant.formats.quantizer import QuantizerAttributes
+from pytest_autoquant.scoring.engine import Failure
+from pytest_autoquant.scoring.replay.quantizers import ShapedQuantizers
+from pytest_autoquant.scoring.replay.score_kernel import LinearScorer
+from pytest_autoquant.scoring.replay.token_slices import TokenSlice
+
+#: Attributes of a config's weight or input quantizer, None if the config leaves it unquantized.
+Attributes = QuantizerAttributes | None
+
+#: Quantizers by their attributes.
+Quantizers = Mapping[Attributes, ShapedQuantizers | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedProduct:
+    """A config, by its index in the sweep, and its input quantizer."""
+
+    config: int
+    input: Attributes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepPlan:
+    """The configs of a sweep and their distinct quantizers.
+
+    Attributes:
+        products: by weight quantizer, the products that use the weight.
+    """
+
+    configs: tuple[EffectiveConfig, ...]
+    weights: Quantizers
+    inputs: Quantizers
+    products: Mapping[Attributes, Sequence[WantedProduct]]
+
+    def quantizers_of(self, config: EffectiveConfig) -> dict[str, ShapedQuantizers | None]:
+        """Return a config's quantizers by the name that ModelOpt gives them in a linear."""
+        return {
+            "weight_quantizer": self.weights[config.weight],
+            "input_quantizer": self.inputs[config.input],
+        }
+
+
+def plan_sweep(configs: Sequence[EffectiveConfig]) -> SweepPlan:
+    """Find the distinct quantizers of the configs, and which products of them are wanted."""
+    products: dict[Attributes, list[WantedProduct]] = {}
+    for index, config in enumerate(configs):
+        wanted = WantedProduct(config=index, input=config.input)
+        products.setdefault(config.weight, []).append(wanted)
+    return SweepPlan(
+        configs=tuple(configs),
+        weights=_distinct(config.weight for config in configs),
+        inputs=_distinct(config.input for config in configs),
+        products=products,
+    )
+
+
+def _distinct(attributes: Iterable[Attributes]) -> Quantizers:
+    return {each: None if each is None else ShapedQuantizers(each) for each in attributes}
+
+
+@dataclass(slots=True)
+class SweepResult:
+    """Scores so far.
+
+    Attributes:
+        scores: by linear, ``(configs,)`` on the device.
+        failures: by index of the config; a config that failed is not scored any further.
+    """
+
+    scores: dict[str, torch.Tensor] = field(default_factory=dict)
+    failures: dict[int, Failure] = field(default_factory=dict)
+
+    def add(self, name: str, scores: torch.Tensor) -> None:
+        """Add a linear's scores over some of its tokens."""
+        known = self.scores.get(name)
+        self.scores[name] = scores if known is None else known + scores
+
+    def by_config(self, num_configs: int) -> list[dict[str, float]]:
+        """Copy all scores from the device at once; return them by config and linear."""
+        if not self.scores:
+            return [{} for _ in range(num_configs)]
+        table = torch.stack(list(self.scores.values()), dim=1).tolist()
+        return [dict(zip(self.scores, row, strict=True)) for row in table]
+
+
+def sweep_slice(plan: SweepPlan, token_slice: TokenSlice, module: Any, result: SweepResult) -> None:
+    """Score every config on the linears that read one input.
+
+    Args:
+        module: the model, which is only read.
+
+    Raises:
+        torch.OutOfMemoryError: any other error is one config's failure.
+    """
+    quantized_input = cache(partial(_quantized_input, plan.inputs, token_slice))
+    for name, gradient in token_slice.gradients.items():
+        linear = module.get_submodule(name)
+        plain = functional.linear(token_slice.x, linear.weight, linear.bias)
+        scorer = LinearScorer(plain, gradient, linear.bias, versions=len(plan.configs))
+        for attributes, products in plan.products.items():
+            quantized_weight = partial(_quantized_weight, plan.weights[attributes], linear.weight)
+            _score_products(scorer, products, quantized_input, quantized_weight, result.failures)
+        result.add(name, scorer.totals())
+
+
+def _score_products(
+    scorer: LinearScorer,
+    products: Sequence[WantedProduct],
+    quantized_input: Callable[[Attributes], torch.Tensor],
+    quantized_weight: Callable[[], torch.Tensor],
+    failures: dict[int, Failure],
+) -> None:
+    """Score the products of one weight, which is quantized on first use and dropped at the end."""
+    weight = cache(quantized_weight)
+    for product in products:
+        if product.config in failures:
+            continue
+        try:
+            scorer.add(product.config, quantized_input(product.input), weight())
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            failures[product.config] = Failure.of(error)
+
+
+def _quantized_weight(quantizer: ShapedQuantizers | None, weight: torch.Tensor) -> torch.Tensor:
+    return weight if quantizer is None else quantizer.weight(weight)
+
+
+def _quantized_input(
+    quantizers: Quantizers, token_slice: TokenSlice, attributes: Attributes
+) -> torch.Tensor:
+    quantizer = quantizers[attributes]
+    if quantizer is None:
+        return token_slice.x
+    return quantizer.input(token_slice.x, token_slice.amax, token_slice.num_multi_caption_tokens)
