@@ -1,11 +1,127 @@
 """Builders that tests of several rooms share. Heavy imports wait until a builder needs them."""
 
 import hashlib
+import json
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 from pytest_autoquant.options.run_plan import RunPlan
 from pytest_autoquant.options.settings import RawValue, read_settings
+
+#: Elements of HTML that have no end tag.
+_VOID = {
+    "meta",
+    "br",
+    "hr",
+    "img",
+    "input",
+    "link",
+    "col",
+    "area",
+    "base",
+    "embed",
+    "source",
+    "wbr",
+}
+
+
+class HtmlPage(HTMLParser):
+    """An HTML document taken apart; every element must be closed by its own end tag.
+
+    Attributes:
+        elements: tag and attributes of each element, in document order.
+        texts: the text in each element, its descendants' included.
+        text: the text of the whole document.
+    """
+
+    def __init__(self, html):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.texts, self.text, self._open = [], [], "", []
+        self.feed(html)
+        self.close()
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self.texts.append("")
+
+    def handle_starttag(self, tag, attributes):
+        self.handle_startendtag(tag, attributes)
+        if tag not in _VOID:
+            self._open.append((tag, len(self.texts) - 1))
+
+    def handle_endtag(self, tag):
+        assert self._open, f"</{tag}> closes nothing"
+        assert self._open.pop()[0] == tag
+
+    def handle_data(self, data):
+        self.text += data
+        for _, index in self._open:
+            self.texts[index] += data
+
+    @property
+    def structure(self):
+        """Tag and attribute names of every element."""
+        return [(tag, tuple(attributes)) for tag, attributes in self.elements]
+
+    @property
+    def tags(self):
+        return {tag for tag, _ in self.elements}
+
+    @property
+    def links(self):
+        return [attributes["href"] for attributes, _ in self.all("a")]
+
+    @property
+    def images(self):
+        return [attributes["src"] for attributes, _ in self.all("img")]
+
+    @property
+    def tables(self):
+        """``tables[table][row][cell]`` is text, the header row first."""
+        return self._tables(0)
+
+    @property
+    def data(self):
+        """What the page's script reads."""
+        return json.loads(self.text_of(id="data"), parse_constant=_refuse)
+
+    def all(self, tag):
+        """Return attributes and text of every element of a kind."""
+        return [
+            (attributes, text)
+            for (name, attributes), text in zip(self.elements, self.texts, strict=True)
+            if name == tag
+        ]
+
+    def text_of(self, **wanted):
+        """Return the text of the one element with these attributes."""
+        (found,) = [
+            text
+            for (_, attributes), text in zip(self.elements, self.texts, strict=True)
+            if wanted.items() <= attributes.items()
+        ]
+        return found
+
+    def table(self, name):
+        """Return the rows of the table with this ``data-name``."""
+        start = next(i for i, (_, a) in enumerate(self.elements) if a.get("data-name") == name)
+        return self._tables(start)[0]
+
+    def _tables(self, start):
+        found = []
+        for (tag, _), text in zip(self.elements[start:], self.texts[start:], strict=True):
+            if tag == "table":
+                found.append([])
+            elif tag == "tr":
+                found[-1].append([])
+            elif tag in ("td", "th"):
+                found[-1][-1].append(text)
+        return found
+
+
+def _refuse(constant):
+    raise AssertionError(f"{constant} is not JSON")
 
 
 def changed(record, part, **values):
@@ -87,3 +203,36 @@ def _digest(tensor):
 
     raw = tensor.detach().contiguous().cpu().view(torch.uint8)
     return hashlib.sha256(raw.numpy().tobytes()).hexdigest()
+
+
+def with_case_names(manifest, **names):
+    """Return a manifest with another size, granularity or status, and the case id of its names."""
+    case = replace(manifest.case, **names)
+    parts = (manifest.model.name, case.pair, case.granularity, case.size, case.method)
+    return replace(manifest, case=replace(case, case_id="/".join(parts)))
+
+
+def with_scores(manifest, scores, *, total=1.0):
+    """Return a manifest with other groups, of one linear each; ``scores`` are in module order."""
+    ranked = sorted(scores, key=lambda name: -scores[name])
+    group = next(iter(manifest.layer_sensitivity.values()))
+    layer = next(iter(manifest.layers.values()))
+    line = manifest.sensitivity_ranking[0]
+    return replace(
+        manifest,
+        layers={name: replace(layer, group=f"{name}.quant_recipe") for name in scores},
+        layer_sensitivity={
+            f"{name}.quant_recipe": replace(
+                group,
+                scores=(score, 0.0),
+                importance=score,
+                rank=ranked.index(name) + 1,
+                module_names=(name,),
+            )
+            for name, score in scores.items()
+        },
+        sensitivity_ranking=tuple(
+            replace(line, name=f"{name}.quant_recipe", importance=scores[name]) for name in ranked
+        ),
+        autoquant_state=replace(manifest.autoquant_state, total_score=total),
+    )

@@ -1,4 +1,4 @@
-"""A real Chromium, a real sweep whose page it opens, and reports made for one purpose."""
+"""A real Chromium, the page of a real sweep, and reports made for single tests."""
 
 import json
 import os
@@ -14,16 +14,18 @@ from page_reading import go, settle
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.layout import MANIFEST_SUFFIX, find_manifests
 from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
+from pytest_autoquant.reports.rebuild import rebuild
 from pytest_autoquant.reports.session_results import SessionResults
-from pytest_autoquant.reports.write import rebuild, write_case, write_summary
+from pytest_autoquant.reports.write import write_case, write_summary
 
 from benchmarks import generated
 
 CASES = Path(__file__).resolve().parents[2] / "cases"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
+
+#: Seconds after which an expected change of the page counts as missing.
 SECONDS = 15
-"""What a page may take to do what a test waits for."""
 
 PAIRS = "wint4_aint8,wfp8_afp8,wint8_afp16,wnvfp4_afp16"
 GRANULARITIES = "default,w_group64,w_per_tensor,recipe_match_channel_token"
@@ -62,7 +64,7 @@ class Report:
 
 @pytest.fixture(scope="session")
 def browser():
-    """Debian's Chromium; where there is none, CI fails and anyone else skips."""
+    """The installed Chromium; without one, tests fail in CI and are skipped elsewhere."""
     program = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if program is None:
         missing = "chromium is not installed: apt-get install chromium"
@@ -79,7 +81,7 @@ def browser():
 
 @pytest.fixture
 def new_page(browser):
-    """Make a page that must not complain, nor ask for anything but files that it is sent to."""
+    """Make a page that must log no message and request nothing but the files it navigates to."""
     contexts, wrong = [], []
 
     def watch(page):
@@ -101,7 +103,7 @@ def new_page(browser):
 
 
 def _unwanted(request):
-    """Yield the address of what is neither a navigation to a file nor a download of the page's."""
+    """Yield the address unless it is a navigation to a file or a download of the page's own."""
     is_ours = request.url.startswith(("file://", "blob:null", "blob:file:"))
     if not (is_ours and request.is_navigation_request()):
         yield f"request: {request.url[:200]}"
@@ -121,7 +123,7 @@ def swept(page, sweep):
 
 @pytest.fixture(scope="session")
 def open_report():
-    """Open a report in a page and wait until its first section stands."""
+    """Open a report in a page and wait until its first section is drawn."""
     return opened
 
 
@@ -135,26 +137,33 @@ def opened(page, report, address=""):
 
 
 @pytest.fixture(scope="session")
-def sweep(tmp_path_factory):
+def run_cases(tmp_path_factory):
+    """Run cases in a process of its own, on the CPU; return the report."""
+
+    def run(name, *arguments):
+        folder = tmp_path_factory.mktemp(name)
+        shutil.copytree(CASES, folder / "cases", ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers\n")
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n0", "cases"]
+        done = subprocess.run(
+            [*command, "--aq-device=cpu", "--aq-report-dir", str(folder / "report"), *arguments],
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return Report(folder / "report")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def sweep(run_cases):
     """Three pairs that run on a CPU and one that does not, at every size."""
-    folder = tmp_path_factory.mktemp("swept")
-    shutil.copytree(CASES, folder / "cases", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers\n")
-    arguments = (f"--aq-pairs={PAIRS}", f"--aq-granularities={GRANULARITIES}")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n0", "cases"),
-            *("--aq-device=cpu", *arguments, "--aq-report-dir", str(folder / "report")),
-        ],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return Report(folder / "report")
+    return run_cases("swept", f"--aq-pairs={PAIRS}", f"--aq-granularities={GRANULARITIES}")
 
 
 @pytest.fixture(scope="session")
@@ -165,11 +174,11 @@ def template():
 
 @pytest.fixture
 def report_of(tmp_path):
-    """Write manifests, and what a summary remembers besides them, and rebuild the report."""
+    """Write manifests and outcomes without one, and rebuild the report."""
 
-    def make(*manifests, **remembered):
-        if remembered:
-            write_summary(tmp_path, SessionResults(**remembered))
+    def make(*manifests, **outcomes):
+        if outcomes:
+            write_summary(tmp_path, SessionResults(**outcomes))
         for manifest in manifests:
             write_case(tmp_path, manifest)
         rebuild(tmp_path)
@@ -180,7 +189,7 @@ def report_of(tmp_path):
 
 @pytest.fixture(scope="session")
 def large(tmp_path_factory):
-    """The page of 600 cases of 250 groups; the files beside it would take half a minute."""
+    """The page of 600 cases of 250 groups, without their manifests, which take half a minute."""
     results = SessionResults()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(generated, "write_case", lambda _, made: results.add(case_result_of(made)))

@@ -1,6 +1,8 @@
-"""What a test needs to move about in the page and to read what stands there."""
+"""Moving about in the page, reading what it shows, and the same numbers from a manifest."""
 
 from contextlib import contextmanager
+
+from axe_playwright_python.sync_playwright import Axe
 
 GROUP_SUFFIX = ".quant_recipe"
 SECTIONS = ("grid", "cases", "case", "groups", "compare", "stability", "frontier", "origin")
@@ -34,24 +36,30 @@ _TABLE = """name => {
   );
   return [head, ...rows];
 }"""
-_LIGHT_FROM = 0.04045
+
+#: Channel value above which sRGB is not linear (IEC 61966-2-1).
+_SRGB_LINEAR_BELOW = 0.04045
+_AXE = {
+    "resultTypes": ["violations"],
+    "runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]},
+}
 
 
 def settle(page):
-    """Wait until a section stands."""
+    """Wait until a section is drawn."""
     page.wait_for_selector("body[data-shown]", state="attached")
 
 
 @contextmanager
 def drawing(page):
-    """Wait until what is done meanwhile has been drawn."""
+    """Wait until the page has drawn the result of the block."""
     page.evaluate("delete document.body.dataset.shown")
     yield
     settle(page)
 
 
 def go(page, address):
-    """Go to ``#section`` or ``#section=case``, unless that is where we are."""
+    """Go to ``#section`` or ``#section=case``, unless it is shown already."""
     if page.evaluate("location.hash") == address:
         return
     with drawing(page):
@@ -76,12 +84,12 @@ def compare_cases(page, first, second):
 
 
 def table(page, name):
-    """Return the cells of a table as it stands, header first."""
+    """Return the visible cells of a table, header first."""
     return page.evaluate(_TABLE, name)
 
 
 def whole_table(page, name):
-    """Return the cells of all of a table's pages, header first."""
+    """Return the cells on all pages of a table, header first."""
     length = page.locator(f'.dt-container:has(table[data-name="{name}"]) .dt-length select')
     if length.count():
         length.select_option("-1")
@@ -116,7 +124,7 @@ def texts(page, chart):
 
 
 def written_in(cell, found):
-    """Return the one text that stands in a cell."""
+    """Return the one text inside a cell."""
     left, top, right, bottom = cell["box"]
     (text,) = (t for t in found if left < t["middle"][0] < right and top < t["middle"][1] < bottom)
     return text
@@ -131,7 +139,7 @@ def rgb(colour):
 def luminance(colour):
     """Return the relative luminance that WCAG defines."""
     parts = [channel / 255 for channel in rgb(colour)]
-    linear = [c / 12.92 if c <= _LIGHT_FROM else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    linear = [c / 12.92 if c <= _SRGB_LINEAR_BELOW else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
@@ -154,9 +162,26 @@ def total(manifest):
 
 
 def four(value):
-    """Return four significant digits, as everything else here writes them."""
+    """Return four significant digits, as the reports write them."""
     return "n/a" if value is None else f"{value:.4g}"
 
 
 def percent(share):
     return f"{100 * share:.1f}%"
+
+
+def violations(page):
+    """Return what axe finds: the rule and the element."""
+    if not page.evaluate("'axe' in window"):
+        page.evaluate(Axe().axe_script)
+    found = page.evaluate("options => axe.run(options)", _AXE)["violations"]
+    return [(rule["id"], node["target"]) for rule in found for node in rule["nodes"]]
+
+
+def violations_by_section(page, sections=SECTIONS):
+    """Return the violations of every section that has any."""
+    found = {}
+    for section in sections:
+        go(page, f"#{section}")
+        found[section] = violations(page)
+    return {section: wrong for section, wrong in found.items() if wrong}

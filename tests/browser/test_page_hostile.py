@@ -1,13 +1,14 @@
-"""A report whose every name tries to be something else: it is shown as text, and nothing else."""
+"""A report in which every name is hostile: it is shown as text and does nothing."""
 
 from dataclasses import replace
 
 import pytest
-from page_reading import GROUP_SUFFIX, SECTIONS, cells, column, go, open_case, table
+from builders import with_scores
+from page_reading import SECTIONS, cells, column, go, open_case, table, whole_table
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
-from pytest_autoquant.manifests.sensitivity_manifest import GroupSensitivity
+from pytest_autoquant.reports.rebuild import rebuild
 from pytest_autoquant.reports.session_results import SessionResults
-from pytest_autoquant.reports.write import rebuild, write_case, write_summary
+from pytest_autoquant.reports.write import write_case, write_summary
 
 SCRIPT = "</script><script>window.pwned=1</script>"
 IMAGE = '"><img src=x onerror=window.pwned=1>'
@@ -21,12 +22,9 @@ WIDTHS = (1280, 390)
 
 def hostile_case(template, index, name):
     """Write a name into every text of a manifest that the page shows."""
-    group = next(iter(template.layer_sensitivity.values()))
-    layer = next(iter(template.layers.values()))
-    names = [f"{given}{index}" for given in NAMES]
-    scores = {given + GROUP_SUFFIX: 2.0 ** -(place + index) for place, given in enumerate(names)}
+    scores = {f"{given}{index}": 2.0 ** -(place + index) for place, given in enumerate(NAMES)}
     return replace(
-        template,
+        with_scores(template, scores),
         case=replace(
             template.case,
             case_id="/".join((f"m{name}", f"p{name}", f"g{name}", "small", "gradient")),
@@ -43,26 +41,12 @@ def hostile_case(template, index, name):
             base_format_name=name,
             effective_quantizer_summary={name: SCRIPT, "weight_quantizer": name},
         ),
-        layers={given: replace(layer, group=given + GROUP_SUFFIX) for given in names},
-        layer_sensitivity={
-            given: _group(group, score, rank, given)
-            for rank, (given, score) in enumerate(scores.items(), start=1)
-        },
-        sensitivity_ranking=tuple(
-            replace(template.sensitivity_ranking[0], name=given, importance=score)
-            for given, score in scores.items()
-        ),
         environment=replace(template.environment, device_name=name, platform=name),
     )
 
 
-def _group(like: GroupSensitivity, score, rank, given):
-    member = given.removesuffix(GROUP_SUFFIX)
-    return replace(like, scores=(score, 0.0), importance=score, rank=rank, module_names=(member,))
-
-
-def remembered():
-    """What has no manifest, with the same names."""
+def unmeasured():
+    """Outcomes without a manifest, with the same names."""
     ids = [f"m/p{name}/g{name}/small/gradient" for name in NAMES]
     lost = f"m/{IMAGE}/lost/small/gradient"
     return {
@@ -94,9 +78,9 @@ def remembered():
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory, template):
-    """One report for all of these tests: its names make it slow to draw."""
+    """One report for all of these tests, because its names make it slow to draw."""
     root = tmp_path_factory.mktemp("hostile")
-    write_summary(root, SessionResults(**remembered()))
+    write_summary(root, SessionResults(**unmeasured()))
     for index, name in enumerate(NAMES):
         write_case(root, hostile_case(template, index, name))
     results = rebuild(root)
@@ -115,33 +99,33 @@ def visit(page):
         yield case[:60]
 
 
-def test_nothing_that_a_name_says_is_done(new_page, hostile, open_report):
-    page = open_report(new_page(), hostile)
-    for _ in visit(page):
+@pytest.mark.parametrize("width", WIDTHS)
+def test_names_run_nothing_and_fit_the_window(new_page, hostile, open_report, width):
+    page = open_report(new_page(viewport={"width": width, "height": 800}), hostile)
+    wide = {}
+    for shown in visit(page):
         assert page.evaluate("window.pwned") is None
+        found, room = page.evaluate(
+            "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+        )
+        if found > room:
+            wide[shown] = found
+    assert wide == {}
     assert page.locator("img").count() == 0
     assert page.evaluate("document.scripts.length") == 3
 
 
-def test_names_are_shown_as_they_are(new_page, hostile, open_report):
-    page = open_report(new_page(), hostile)
-    go(page, "#cases")
-    shown = column(table(page, "cases"), "granularity")
-    for name in NAMES:
-        assert f"g{name}" in shown
+def test_names_are_shown_as_they_are(page, hostile, open_report):
+    open_report(page, hostile, "#cases")
+    shown = column(whole_table(page, "cases"), "granularity")
+    assert [name for name in NAMES if f"g{name}" not in shown] == []
     go(page, "#case")
     groups = column(table(page, "layer-groups"), "group")
-    assert len(groups) == len(NAMES)
-    for name in NAMES:
-        assert any(group[:-1] == name for group in groups), name
+    assert sorted(group[:-1] for group in groups) == sorted(NAMES)
     go(page, "#grid")
-    left = page.inner_text("#failed + ul")
-    assert SCRIPT in left
-    assert IMAGE in left
-
-
-def test_a_grid_of_such_names_says_them_in_its_labels(new_page, hostile, open_report):
-    page = open_report(new_page(), hostile)
+    failed = page.inner_text("#failed + ul")
+    assert SCRIPT in failed
+    assert IMAGE in failed
     for value in page.locator("#view option").evaluate_all("all => all.map((o) => o.value)"):
         page.select_option("#view", value)
         page.wait_for_timeout(50)
@@ -149,28 +133,15 @@ def test_a_grid_of_such_names_says_them_in_its_labels(new_page, hostile, open_re
             assert any(name in cell["label"] for name in NAMES), cell["label"][:200]
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_no_name_makes_the_page_wider_than_the_window(new_page, hostile, open_report, width):
-    page = open_report(new_page(viewport={"width": width, "height": 800}), hostile)
-    wide = {}
-    for shown in visit(page):
-        found, room = page.evaluate(
-            "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
-        )
-        if found > room:
-            wide[shown] = found
-    assert wide == {}
-
-
-def test_without_scripts_such_names_are_text_too(new_page, hostile):
+def test_names_are_text_without_scripts_too(new_page, hostile):
     page = new_page(java_script_enabled=False)
     page.goto(hostile.as_uri())
     assert page.locator("img").count() == 0
     assert SCRIPT in page.inner_text('table[data-name="cases"]')
 
 
-def test_the_policy_stops_what_got_in(browser, hostile):
-    """What protects a reader if escaping ever fails; this page may complain."""
+def test_security_policy_stops_injected_elements(browser, hostile):
+    """The second line of defence, if escaping failed. This page may log messages."""
     with browser.new_context(offline=True) as context:
         page = context.new_page()
         refused = []

@@ -1,4 +1,4 @@
-"""Pages of folders that hold less, or something else, than a report should."""
+"""Pages of folders that are empty, incomplete, partly unreadable, or from several runs."""
 
 import json
 from dataclasses import replace
@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 from page_reading import SECTIONS, cells, column, go, open_case, table, whole_table
 from pytest_autoquant.manifests.layout import MANIFEST_SUFFIX
-from pytest_autoquant.manifests.outcomes import SkippedCase
+from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
-from pytest_autoquant.reports.write import rebuild
+from pytest_autoquant.reports.rebuild import rebuild
+from pytest_autoquant.reports.session_results import SessionResults
+from pytest_autoquant.reports.write import write_summary
 
 SIGNED = "NONE(effective-bits: 16.0)"
 OLD_SCORES = {
@@ -29,7 +31,7 @@ def old_group(score, rank):
 
 
 def old_manifest():
-    """A manifest of the shape that they had before the harness: no version, no digests."""
+    """A manifest from before the harness: no schema version, no digests."""
     searched = {f"{name}.quant_recipe": score for name, score in OLD_SCORES.items()}
     ordered = sorted(searched, key=searched.get)
     groups = {name: old_group(score, ordered.index(name) + 2) for name, score in searched.items()}
@@ -59,13 +61,13 @@ def left_out(page):
 
 
 def walk(page):
-    """Show every section: the page itself complains where one cannot be drawn."""
+    """Show every section; the page fails the test if one cannot be drawn."""
     for section in SECTIONS:
         go(page, f"#{section}")
         assert page.locator(f"#section-{section} h2").is_visible()
 
 
-def test_a_folder_without_manifests_says_so(page, report_of, open_report):
+def test_folder_without_manifests_has_a_page_whose_controls_work(page, report_of, open_report):
     open_report(page, report_of())
     assert left_out(page) == [f"no *{MANIFEST_SUFFIX} is here; run some cases first"]
     assert "0 measured" in page.inner_text("#counts")
@@ -73,19 +75,14 @@ def test_a_folder_without_manifests_says_so(page, report_of, open_report):
     for section, chart in {"grid": "grid", "case": "layers", "frontier": "frontier"}.items():
         go(page, f"#{section}")
         assert page.inner_text(f"#chart-{chart}") == "Nothing was measured for this."
-
-
-def test_the_controls_of_an_empty_page_do_no_harm(page, report_of, open_report):
-    open_report(page, report_of())
     page.click("#theme")
     go(page, "#groups")
     page.select_option("#rows", label="all groups")
-    page.wait_for_timeout(100)
     go(page, "#compare")
     assert page.inner_text("#correlation") == ""
 
 
-def test_what_cannot_be_read_is_named_and_the_rest_shown(
+def test_unreadable_manifests_are_named_and_the_others_shown(
     page, template, report_of, open_report, tmp_path
 ):
     report_of(template)
@@ -97,14 +94,10 @@ def test_what_cannot_be_read_is_named_and_the_rest_shown(
     rebuild(tmp_path)
     open_report(page, tmp_path / "index.html")
     reasons = left_out(page)
-    assert [reason.split("/")[0] for reason in reasons] == [
-        "half",
-        "newer",
-        "other",
-        f"{template.model.name}",
-    ]
+    folders = [reason.split("/")[0] for reason in reasons]
+    assert folders == ["half", "newer", "other", template.model.name]
     assert "is not JSON" in reasons[0]
-    assert "written by a newer version: schema 99" in reasons[1]
+    assert "a newer version: schema 99" in reasons[1]
     assert "upgrade pytest-autoquant" in reasons[1]
     assert "has no schema_version" in reasons[2]
     assert "is the same case as again/" in reasons[3]
@@ -113,53 +106,47 @@ def test_what_cannot_be_read_is_named_and_the_rest_shown(
     ]
 
 
-def test_a_manifest_from_before_the_harness_shows_unknown(page, open_report, tmp_path):
+def test_manifest_from_before_the_harness_shows_unknown_fields(
+    page, template, report_of, open_report, tmp_path
+):
     folder = tmp_path / "w_group64" / "medium"
     folder.mkdir(parents=True)
     name = f"wint4_aint8{MANIFEST_SUFFIX}"
     (folder / name).write_text(json.dumps(old_manifest()))
-    assert rebuild(tmp_path).left_out == []
-    open_report(page, tmp_path / "index.html")
+    open_report(page, report_of(template))
+    assert left_out(page) == []
     walk(page)
     open_case(page, "some-model-4b/wint4_aint8/w_group64/medium/gradient")
     rows = table(page, "layer-groups")
-    expected = sorted(OLD_SCORES, key=OLD_SCORES.get, reverse=True)
-    assert column(rows, "group") == expected
-    assert column(rows, "score (in an unknown unit)") == ["5", "3", "0.25"]
-    assert column(rows, "share of total (%)") == ["60.6%", "36.4%", "3.0%"]
-    assert column(rows, "weights (count)") == ["65,536"] * 3
-    assert column(rows, "linears") == ["unknown"] * 3
-    assert column(rows, "under the bit budget") == ["unknown"] * 3
+    assert column(rows, "group") == sorted(OLD_SCORES, key=OLD_SCORES.get, reverse=True)
+    for title, expected in {
+        "score (in an unknown unit)": ["5", "3", "0.25"],
+        "share of total (%)": ["60.6%", "36.4%", "3.0%"],
+        "weights (count)": ["65,536"] * 3,
+        "linears": ["unknown"] * 3,
+        "under the bit budget": ["unknown"] * 3,
+    }.items():
+        assert column(rows, title) == expected
     assert "its scores do not" in page.inner_text("#case-notes")
     assert "8.25 in an unknown unit" in page.inner_text("#case-facts")
     (link,) = page.locator("#case-facts a").all()
     assert link.get_attribute("href") == f"w_group64/medium/{name}"
-    go(page, "#origin")
-    origin = page.inner_text("#section-origin")
-    assert "device\nunknown\n" in origin
-    assert "command\nunknown" in origin
-    assert "/somewhere" not in page.content()
-
-
-def test_old_scores_stay_off_the_frontier(page, template, report_of, open_report, tmp_path):
-    put(tmp_path, "old", json.dumps(old_manifest()))
-    open_report(page, report_of(template))
     go(page, "#cases")
     remarks = column(whole_table(page, "cases"), "remark")
     assert sum("unknown unit" in remark for remark in remarks) == 1
     go(page, "#frontier")
-    shown = [row[0] for row in table(page, "frontier")[1:]]
-    assert "some-model-4b" not in "".join(shown)
+    assert "some-model-4b" not in "".join(row[0] for row in table(page, "frontier")[1:])
+    go(page, "#origin")
+    assert "\nunknown\n" in page.inner_text("#section-origin")
+    assert "/somewhere" not in page.content()
 
 
-def test_two_models_each_have_a_grid_of_their_own(page, template, report_of, open_report):
+def test_every_model_has_a_grid_of_its_own(page, template, report_of, open_report):
+    case_id = template.case.case_id.replace(template.model.name, "other")
     other = replace(
         template,
         model=replace(template.model, name="other"),
-        case=replace(
-            template.case,
-            case_id=template.case.case_id.replace(template.model.name, "other"),
-        ),
+        case=replace(template.case, case_id=case_id),
     )
     open_report(page, report_of(template, other))
     size = template.case.size
@@ -168,23 +155,38 @@ def test_two_models_each_have_a_grid_of_their_own(page, template, report_of, ope
 
 
 @pytest.mark.parametrize("status", ["needs-cuda", "unsupported"])
-def test_a_report_of_skips_alone_shows_them_without_complaint(page, report_of, open_report, status):
+def test_report_of_skips_alone_is_drawn(page, report_of, open_report, status):
     case_id = "model/wnvfp4_afp16/default/small/gradient"
-    skip = SkippedCase(case_id=case_id, status=status, reason="it says why")
+    skip = SkippedCase(case_id=case_id, status=status, reason="why")
     open_report(page, report_of(skips={case_id: skip}))
     (cell,) = cells(page, "grid")
-    assert cell["label"] == f"wnvfp4_afp16, default: skipped, {status}: it says why"
+    assert cell["label"] == f"wnvfp4_afp16, default: skipped, {status}: why"
     walk(page)
 
 
-def test_a_size_of_skips_alone_beside_a_measured_one_draws_without_complaint(
-    page, template, report_of, open_report
-):
-    case_id = f"{template.model.name}/wnvfp4_afp16/default/large/gradient"
-    skip = SkippedCase(case_id=case_id, status="needs-cuda", reason="no GPU")
-    open_report(page, report_of(template, skips={case_id: skip}))
+def test_outcomes_of_several_runs_are_marked(page, template, report_of, open_report, tmp_path):
+    """The first run measured and skipped, the last one failed: nothing of either is hidden."""
+    large = f"{template.model.name}/wnvfp4_afp16/default/large/gradient"
+    skip = SkippedCase(case_id=large, status="needs-cuda", reason="no GPU")
+    report_of(template, skips={large: skip})
+    error = FailedCase(case_id=template.case.case_id, problem="out of memory")
+    write_summary(tmp_path, SessionResults(errors={error.case_id: error}))
+    open_report(page, tmp_path / "index.html")
+    assert page.inner_text("#last-run") == (
+        "Last run: 1 failed; all other outcomes here are from earlier runs."
+    )
+    assert page.inner_text("#counts").startswith("1 measured, 0 aliases, 1 failed, 1 skipped")
+    (cell,) = cells(page, "grid")
+    assert cell["label"].endswith("then failed: out of memory; 8 bits per weight")
     assert page.locator("#view option:checked").inner_text() == template.case.size
     page.select_option("#view", label="large")
     page.wait_for_timeout(150)
     (cell,) = cells(page, "grid")
     assert "skipped, needs-cuda: no GPU" in cell["label"]
+    go(page, "#cases")
+    rows = whole_table(page, "cases")
+    assert dict(zip(column(rows, "size"), column(rows, "run"), strict=True)) == {
+        template.case.size: "last",
+        "large": "earlier",
+    }
+    assert column(rows, "remark") == ["then failed: out of memory", "no GPU"]

@@ -1,46 +1,25 @@
-"""The schemes section: a real run's table and charts, beside the manifests of the schemes."""
+"""The schemes section of a real run, compared with the manifests of its schemes."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from page_reading import violations
 from scipy.stats import spearmanr
-from test_page_accessibility import violations
 
-CASES = Path(__file__).resolve().parents[2] / "cases"
 SCHEMES = ("fp8_autoquant_top50", "fp8_autoquant_full", "int4_fp8_autoquant_bits6")
 
 
 @pytest.fixture(scope="session")
-def derived(tmp_path_factory):
+def derived(run_cases):
     """Three schemes of the embedded model, measured and not exported."""
-    folder = tmp_path_factory.mktemp("derived")
-    shutil.copytree(CASES, folder / "cases", ignore=shutil.ignore_patterns("__pycache__"))
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n0", "cases"),
-            *("-k", "test_scheme", "--aq-device=cpu", "--aq-sizes=small"),
-            *(f"--aq-schemes={','.join(SCHEMES)}", "--aq-report-dir", str(folder / "report")),
-        ],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+    return run_cases(
+        "derived", "-k", "test_scheme", "--aq-sizes=small", f"--aq-schemes={','.join(SCHEMES)}"
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "report" / "index.html"
 
 
 @pytest.fixture(scope="session")
 def schemes(derived):
-    paths = sorted(derived.parent.rglob("scheme_manifest.json"))
-    read = [json.loads(path.read_text()) for path in paths]
+    read = [json.loads(p.read_text()) for p in derived.root.rglob("scheme_manifest.json")]
     return {manifest["scheme"]["name"]: manifest for manifest in read}
 
 
@@ -49,60 +28,45 @@ def shown(page, derived, open_report):
     return open_report(page, derived, "#schemes")
 
 
-def rows(page):
-    found = page.locator("#section-schemes tbody tr").all()
-    return {
-        row.locator("td").first.inner_text(): row.locator("td").all_inner_texts() for row in found
-    }
-
-
-def marks(page, chart):
+def labels(page, chart):
     script = "marks => marks.map(mark => mark.getAttribute('aria-label'))"
     return page.locator(f'#chart-{chart} path[aria-roledescription="point"]').evaluate_all(script)
 
 
-def test_the_table_says_what_the_manifests_say(shown, schemes):
-    found = rows(shown)
-    assert set(found) == set(SCHEMES)
+def test_table_and_points_show_the_numbers_of_the_manifests(shown, schemes):
+    rows = shown.locator("#section-schemes tbody tr").all()
+    found = {cells[0]: cells for cells in (r.locator("td").all_inner_texts() for r in rows)}
+    assert set(found) == set(schemes) == set(SCHEMES)
+    points = labels(shown, "schemes")
+    assert len(points) == len(SCHEMES)
     for name, manifest in schemes.items():
-        decided, measured = manifest["allocation"], manifest["measured"]
+        score, kl = f"{manifest['allocation']['score']:.4g}", f"{manifest['measured']['kl']:.4g}"
         quantized = sum(group["format"] is not None for group in manifest["groups"])
         assert found[name][2] == f"{quantized} of {len(manifest['groups'])}"
-        assert found[name][4] == f"{decided['effective_bits']:.4g}"
-        assert found[name][6] == f"{decided['score']:.4g}"
-        assert found[name][7] == f"{measured['kl']:.4g}"
+        assert found[name][4] == f"{manifest['allocation']['effective_bits']:.4g}"
+        assert found[name][6:8] == [score, kl]
         assert found[name][10:] == ["not exported", "not tried"]
+        point = f"{name}: predicted score {score} per token, measured KL {kl} nats per token"
+        assert point in points
 
 
-def test_it_says_how_alike_prediction_and_measurement_rank(shown, schemes):
+def test_sentence_gives_the_rank_correlation_of_prediction_and_measurement(shown, schemes):
     pairs = [(m["allocation"]["score"], m["measured"]["kl"]) for m in schemes.values()]
     expected = spearmanr(*zip(*pairs, strict=True)).statistic
-    said = f"predicted score and measured KL {expected:.4f} over {len(SCHEMES)} schemes"
-    assert said in shown.locator("#section-schemes").inner_text()
+    sentence = f"predicted score and measured KL {expected:.4f} over {len(SCHEMES)} schemes"
+    assert sentence in shown.inner_text("#section-schemes")
 
 
-def test_every_scheme_is_a_point_that_says_its_numbers(shown, schemes):
-    said = marks(shown, "schemes")
-    assert len(said) == len(SCHEMES)
-    for name, manifest in schemes.items():
-        score, kl = manifest["allocation"]["score"], manifest["measured"]["kl"]
-        wanted = (
-            f"{name}: predicted score {score:.4g} per token, measured KL {kl:.4g} nats per token"
-        )
-        assert wanted in said
-
-
-def test_the_best_at_every_budget_is_drawn_once_per_set_of_candidates(shown, schemes):
-    sets = {tuple(manifest["scheme"]["candidates"]): manifest for manifest in schemes.values()}
-    points = sum(len(manifest["frontier"]) for manifest in sets.values())
-    assert len(marks(shown, "budgets")) == points
+def test_budget_chart_has_each_frontier_once_per_set_of_candidates(shown, schemes):
+    sets = {tuple(m["scheme"]["candidates"]): len(m["frontier"]) for m in schemes.values()}
+    assert len(labels(shown, "budgets")) == sum(sets.values())
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_wrong(new_page, derived, open_report, scheme):
+def test_axe_finds_no_violation(new_page, derived, open_report, scheme):
     page = open_report(new_page(color_scheme=scheme), derived, "#schemes")
     assert violations(page) == []
 
 
-def test_other_reports_have_no_such_section(swept):
+def test_report_without_schemes_has_no_such_section(swept):
     assert swept.locator('nav a[href="#schemes"]').count() == 0

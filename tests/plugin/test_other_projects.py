@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,9 +33,9 @@ def run(tmp_path):
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(text)
         program = [sys.executable, "-m", "pytest"] if module else ["pytest"]
-        path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         return subprocess.run(
-            [*program, "-p", "no:cacheprovider", *arguments],
+            [*program, *arguments],
             cwd=tmp_path,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PATH": path},
             capture_output=True,
@@ -86,7 +87,7 @@ def test_strict_markers_still_catch_an_unregistered_gpu_marker(run):
 @pytest.mark.parametrize("option", ["--aq-baseline=blessed", "--aq-resume", "--aq-schemes=all"])
 def test_a_measuring_option_in_a_run_without_cases_is_refused(run, tmp_path, option, xdist):
     (tmp_path / "blessed").mkdir()
-    extra = ["--aq-baseline-missing=skip"] if "baseline" in option else []
+    extra = ["--aq-baseline-missing=write"] if "baseline" in option else []
     done = run({"test_mine.py": "def test_it(): pass\n"}, xdist, option, *extra)
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
     assert f"{option.split('=')[0]}: no case was selected" in done.stdout + done.stderr
@@ -286,6 +287,6 @@ def test_a_gate_of_skipped_cases_alone_fails(run):
 @pytest.mark.parametrize("arguments", [["--lf"], ["--sw"], ["-x"], ["--maxfail=1", "-n2"]])
 def test_pytests_own_selection_and_stopping_work_with_cases(run, arguments):
     text = "def test_it(aq_combination, aq_check): aq_check(aq_combination)\n"
-    done = run({"test_mine.py": text}, "-p", "cacheprovider", *SMALL, *arguments)
+    done = run({"test_mine.py": text}, *SMALL, *arguments)
     assert (done.returncode, "1 passed" in done.stdout) == (0, True)
     assert "INTERNALERROR" not in done.stdout + done.stderr

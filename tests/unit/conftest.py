@@ -10,10 +10,10 @@ kept at 16 bits; the best choice keeps attention and quantizes the other two.
 """
 
 import time
-from dataclasses import dataclass, field, fields, replace
-from html.parser import HTMLParser
+from dataclasses import fields, replace
 
 import pytest
+from builders import HtmlPage
 from markdown_it import MarkdownIt
 from pytest_autoquant.calibration.batches import Batch, CalibrationData
 from pytest_autoquant.calibration.captions import CaptionSet
@@ -221,50 +221,9 @@ def render():
     """What a reader of a Markdown document sees: the tables' cells, the links and the text."""
 
     def rendered(markdown):
-        page = Page()
-        page.feed(MarkdownIt("commonmark").enable("table").render(markdown))
-        page.close()
-        return page
+        return HtmlPage(MarkdownIt("commonmark").enable("table").render(markdown))
 
     return rendered
-
-
-@dataclass
-class Page(HTMLParser):
-    """An HTML page taken apart. ``tables[table][row][cell]`` is text, the header row first."""
-
-    tables: list[list[list[str]]] = field(default_factory=list)
-    links: list[str] = field(default_factory=list)
-    images: list[str] = field(default_factory=list)
-    tags: set[str] = field(default_factory=set)
-    text: str = ""
-
-    def __post_init__(self):
-        super().__init__(convert_charrefs=True)
-        self._in_cell = False
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.add(tag)
-        if tag == "a":
-            self.links.append(dict(attributes)["href"])
-        elif tag == "img":
-            self.images.append(dict(attributes)["src"])
-        elif tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("th", "td"):
-            self.tables[-1][-1].append("")
-            self._in_cell = True
-
-    def handle_endtag(self, tag):
-        if tag in ("th", "td"):
-            self._in_cell = False
-
-    def handle_data(self, data):
-        self.text += data
-        if self._in_cell:
-            self.tables[-1][-1][-1] += data
 
 
 @pytest.fixture

@@ -19,8 +19,10 @@ from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest, load_manifest
 from pytest_autoquant.reports.case_report import LAYERS_JSON, layer_report_markdown
-from pytest_autoquant.reports.session_report import summary_markdown, terminal_lines
+from pytest_autoquant.reports.report_model import report_model
+from pytest_autoquant.reports.session_report import summary_markdown
 from pytest_autoquant.reports.session_results import SessionResults
+from pytest_autoquant.reports.terminal_report import terminal_lines
 
 BUILTIN = load_vocabulary()
 LAYER = "model.language_model.layers.0"
@@ -100,7 +102,7 @@ def check_pages(render, manifest, text):
         pages = [
             tuple(layer_report_markdown(m, case_result_of(m)) for m in (plain, hostile)),
             *(
-                (summary_markdown(mine), summary_markdown(theirs))
+                (summary_markdown(report_model(mine)), summary_markdown(report_model(theirs)))
                 for mine, theirs in [(results_of(plain, "plain"), results_of(hostile, text))]
             ),
         ]

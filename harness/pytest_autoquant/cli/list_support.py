@@ -72,7 +72,7 @@ def _padded_lines(
     """Return the layers that blocks do not divide; their widths come from the config alone."""
     from pytest_autoquant.cli.support_matrix import render_padded
     from pytest_autoquant.modelopt_support.support_matrix import padded_layers
-    from pytest_autoquant.models.loading import architecture_linears
+    from pytest_autoquant.models.layers import architecture_linears
 
     try:
         linears = architecture_linears(source, trust_remote_code=trust_remote_code)

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def render(arguments: argparse.Namespace) -> int:
     """Rebuild every report under a folder from its manifests."""
-    from pytest_autoquant.reports.write import rebuild, rebuilt_report
+    from pytest_autoquant.reports.rebuild import rebuild, rebuilt_report
 
     folder: Path = arguments.folder
     if not folder.is_dir():

@@ -37,6 +37,7 @@ class OutcomeCounts:
     kept: int = 0
     gated: int = 0
     lost: int = 0
+    schemes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +82,33 @@ class GroupShare:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SessionSummary:
-    """What happened to every case.
+class LastRun:
+    """What the last run into a report folder did.
 
     Attributes:
+        command: pytest's command line; None if unknown.
+        shard: ``I/N`` if only a part of the cases ran.
+        counts: cases of this run only, by outcome.
+        cases: ids of the cases and schemes that sent an outcome or were lost, sorted.
+        structure: quant pair and granularity of every structure case, sorted.
+        is_finished: False from the first case until the summary at the end is written.
+    """
+
+    __pydantic_config__ = STRICT
+    command: str | None = None
+    shard: str | None = None
+    counts: OutcomeCounts = field(default_factory=OutcomeCounts)
+    cases: tuple[str, ...] = ()
+    structure: tuple[tuple[str, str], ...] = ()
+    is_finished: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSummary:
+    """Everything in a report folder, and what its last run did.
+
+    Attributes:
+        last_run: None in summaries from before it was recorded.
         shard: ``I/N`` if only a part of the cases ran.
         command: pytest's command line; None if unknown.
         gated: by case id, why the regression gate failed the case.
@@ -100,6 +124,7 @@ class SessionSummary:
     counts: OutcomeCounts = field(default_factory=OutcomeCounts)
     shard: str | None = None
     command: str | None = None
+    last_run: LastRun | None = None
     cases: tuple[SummaryCase, ...]
     skipped: tuple[SkippedCase, ...]
     errors: tuple[FailedCase, ...]

@@ -29,6 +29,7 @@ from pytest_autoquant.grid.vocabulary import (
 )
 from pytest_autoquant.models.registry import ModelSource, find_model
 from pytest_autoquant.options.settings import Settings
+from pytest_autoquant.options.table import BY_NAME
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +135,7 @@ class RunPlan:
         return case.scheme.name in named and ALL_SCHEMES not in named
 
     def check_budget(self, selected: Sequence[Case]) -> None:
-        """Refuse a bit budget that no selected case can reach.
+        """Refuse a bit budget, other than the default, that no selected case can reach.
 
         Bits are those of the composed config; a pair on a ModelOpt preset of its own is not checked
         here, as its bits are known only to ModelOpt.
@@ -145,6 +146,8 @@ class RunPlan:
         known = [case for case in selected if not case.combination.pair.from_preset]
         least = min((_composed_bits(case.combination) for case in known), default=0.0)
         budget = self.settings.effective_bits
+        if budget == BY_NAME["effective_bits"].default:
+            return
         if len(known) == len(selected) and least > budget:
             raise UsageError(
                 f"--aq-effective-bits {budget:g}: too small for every selected case; the least is "

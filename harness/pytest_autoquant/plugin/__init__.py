@@ -42,15 +42,17 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    """Load the conftest of the installed cases before the command line is parsed.
+def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) -> None:
+    """Load the conftest of the installed cases early where one of its options is used.
 
     It declares ``--gpu-only`` and ``--structure-only``. pytest itself loads a conftest that early
-    for paths, not for the package names of ``--pyargs``.
+    for paths, not for the package names of ``--pyargs``. Elsewhere a project's own options of
+    these names stay free.
     """
     known = early_config.known_args_namespace
     names_cases = any(argument.startswith(_CASES) for argument in known.file_or_dir)
-    if known.pyargs and names_cases and not known.noconftest:
+    is_used = not {"--gpu-only", "--structure-only"}.isdisjoint(args)
+    if known.pyargs and names_cases and is_used and not known.noconftest:
         conftest = import_module(f"{_CASES}.conftest")
         # Under its path, pytest's own name for it: collection then finds it loaded.
         early_config.pluginmanager.register(conftest, conftest.__file__)

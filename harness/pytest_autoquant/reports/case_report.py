@@ -26,14 +26,14 @@ LAYERS_PICTURE = "layer-map.svg"
 
 
 def link(path: PurePosixPath) -> str:
-    """Return the address of a file below the report root, whatever its name is made of."""
+    """Return the percent-encoded address of a file below the report root."""
     return quote(os.fsencode(path))
 
 
 def report_links(case: CaseResult) -> dict[str, str]:
-    """Return the addresses of a case's files, by what they are; the first is the one to read.
+    """Return the addresses of a case's files by kind, the one to read first.
 
-    A manifest from before the harness has no report of ours beside it.
+    A manifest from before the harness has no layer report.
     """
     path = PurePosixPath(case.manifest)
     reports = {} if case.is_old else {"layer report": link(path.with_name(LAYERS_MARKDOWN))}
@@ -42,10 +42,13 @@ def report_links(case: CaseResult) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRow:
-    """One group in the report.
+    """One group in the report. A field is None where an old manifest lacks it.
 
-    ``share`` is of the case's total score; ``weights`` counts stored weights; ``selected`` says
-    that the bit budget keeps the group quantized. None where an old manifest does not say.
+    Attributes:
+        score: per scored token.
+        share: of the case's total score; ``cumulative_share`` includes the groups ranked before.
+        weights: number of stored weights.
+        selected: whether the bit budget keeps the group quantized.
     """
 
     rank: int
@@ -81,37 +84,6 @@ def layer_rows(case: CaseResult) -> tuple[LayerRow, ...]:
     return tuple(rows)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerCell:
-    """A layer group in a layer map."""
-
-    row: int
-    column: int
-    layer: str
-    projection: str
-    score: float | None
-
-
-def layer_cells(case: CaseResult) -> tuple[LayerCell, ...]:
-    """Return the layer map: decoder layers across, projections down, in module order.
-
-    A score of zero has no place on a log scale, and none in the map.
-    """
-    named = [(group, group.projection) for group in case.in_module_order]
-    rows = {name: row for row, name in enumerate(dict.fromkeys(name for _, name in named))}
-    return tuple(
-        LayerCell(
-            row=rows[name],
-            column=-1 if layer is None else layer,
-            layer="-" if layer is None else str(layer),
-            projection=name,
-            score=group.score or None,
-        )
-        for group, name in named
-        for layer in [group.layer]
-    )
-
-
 def layer_report_json(manifest: Manifest, case: CaseResult) -> bytes:
     """Return the report as JSON: the case, its selection and one object per group."""
     from pydantic_core import to_json
@@ -131,19 +103,19 @@ def layer_report_json(manifest: Manifest, case: CaseResult) -> bytes:
 
 
 def layer_report_markdown(manifest: Manifest, case: CaseResult) -> str:
-    """Return the report as Markdown that reads well in a code review.
+    """Return the report as Markdown; ``case`` is made from ``manifest``.
 
-    ``case`` is the manifest's, with its picture beside the report.
+    The picture of the layer map is expected in the same folder.
     """
     parts = [
         f"# Layer sensitivity: {code(case.pair)}, {code(case.granularity)}, {text(case.size)}",
         _facts(manifest),
         KL_SCORE_MEANS if case.method == "kl_div" else SCORE_MEANS,
         *_notes(manifest),
-        "## SelectionResult",
+        "## Selection",
         text(selection_sentence(case)),
         "## Layer map",
-        f"![Score of every layer group, by decoder layer and projection: {_spoken(case)}]"
+        f"![Score of every layer group, by decoder layer and projection: {_alternative_text(case)}]"
         f"({LAYERS_PICTURE})",
         "## Layer groups, most sensitive first",
         GROUPS_MEAN,
@@ -152,15 +124,15 @@ def layer_report_markdown(manifest: Manifest, case: CaseResult) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _spoken(case: CaseResult) -> str:
-    """Say the three most sensitive groups, for those who do not see the picture."""
+def _alternative_text(case: CaseResult) -> str:
+    """Name the three most sensitive groups, for readers who do not see the picture."""
     shares = case.shares
     named = [f"{text(group.name)} {percent(shares.get(group.name))}" for group in case.groups[:3]]
     return "highest are " + ", ".join(named)
 
 
 def selection_sentence(case: CaseResult) -> str:
-    """Say in one sentence what the bit budget keeps quantized; empty if that is unknown."""
+    """Return one sentence on what the bit budget keeps quantized; empty if that is unknown."""
     chosen = case.selection
     if chosen.budget is None or chosen.bits is None or chosen.minimum_bits is None:
         return ""
@@ -183,10 +155,7 @@ def _facts(manifest: Manifest) -> str:
     rows = [
         ("model", f"{code(manifest.model.id)} ({text(manifest.model.weights)} weights)"),
         ("format", f"{code(manifest.quantization.base_format_name)}{experimental}"),
-        (
-            "weights stored in",
-            f"{bits:.4g} bits, block scales included",
-        ),
+        ("weights stored in", f"{bits:.4g} bits, block scales included"),
         ("status", text(case.status) + (f" of {code(case.alias_of)}" if case.alias_of else "")),
         ("method", f"{text(case.method)}, engine {text(manifest.run_config.engine)}"),
         (

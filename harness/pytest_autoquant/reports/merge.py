@@ -15,6 +15,8 @@ from pytest_autoquant.manifests.layout import (
     find_schemes,
     state_path,
 )
+from pytest_autoquant.manifests.outcome_log import LoggedOutcome
+from pytest_autoquant.manifests.outcomes import StructureCheck
 from pytest_autoquant.manifests.scheme_manifest import (
     SchemeManifest,
     dump_scheme,
@@ -26,22 +28,37 @@ from pytest_autoquant.manifests.session_summary import (
     SessionSummary,
     read_summary,
 )
+from pytest_autoquant.reports.folder import add_outcomes, read_outcomes
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_summary
 
-_COMMON = (
-    *("model", "dtype", "device", "score_size", "budget"),
-    *("modelopt", "torch", "transformers", "harness"),
+#: Fingerprint fields that one report must not mix. Captions are compared per size; config, method
+#: and engine are the case's own.
+_COMMON_FIELDS = (
+    "model",
+    "dtype",
+    "device",
+    "score_size",
+    "budget",
+    "modelopt",
+    "torch",
+    "transformers",
+    "harness",
 )
-"""Fingerprint fields that one report must not mix; captions are compared per size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """One report folder: its summary, its manifests by path, its schemes."""
+    """One report folder.
+
+    Attributes:
+        manifests: by path.
+        outcomes: those without a manifest.
+    """
 
     root: Path
     summary: SessionSummary
+    outcomes: tuple[LoggedOutcome, ...]
     manifests: Mapping[Path, Manifest]
     schemes: tuple[SchemeManifest, ...]
 
@@ -50,12 +67,13 @@ def merge(folders: Sequence[Path], target: Path, *, partial: bool = False) -> Se
     """Write the cases of several report folders to ``target`` as one report.
 
     Args:
-        partial: join in spite of missing shards and lost cases; the summary then names the lost.
+        partial: merge although shards are missing or cases were lost; the summary names the lost.
 
     Raises:
-        RecordError: a folder without a summary or with an unreadable manifest; the same case in
-            two folders; cases measured on different things; missing shards or lost cases, unless
+        RecordError: a folder has no summary or an unreadable record; two folders hold the same
+            case; cases differ in what they measured; shards are missing or cases lost, unless
             ``partial``. Nothing is written then.
+        WriteError: the target cannot be written.
     """
     sources = [_read(folder) for folder in folders]
     problems = [*_duplicates(sources), *_incompatible(sources)]
@@ -69,7 +87,7 @@ def merge(folders: Sequence[Path], target: Path, *, partial: bool = False) -> Se
         for path, manifest in source.manifests.items():
             write_case(target, manifest, _search_state(path))
             results.add(case_result_of(manifest))
-        for scheme in source.schemes:  # checkpoints stay where they are
+        for scheme in source.schemes:  # exported checkpoints are not copied
             write_atomic(target / scheme.path, dump_scheme(scheme))
             results.schemes[scheme.case_id] = scheme
         _take_lines(results, source)
@@ -84,25 +102,29 @@ def _read(folder: Path) -> Source:
     return Source(
         root=folder,
         summary=summary,
+        outcomes=read_outcomes(folder, summary),
         manifests={path: read_manifest(path) for path in find_manifests(folder)},
         schemes=tuple(read_scheme_manifest(path, folder) for path in find_schemes(folder)),
     )
 
 
 def _take_lines(results: SessionResults, source: Source) -> None:
-    summary = source.summary
-    for skip in summary.skipped:
-        results.add(skip)
-    for error in summary.errors:
-        results.add(error)
-    for structure in summary.structure:
-        results.structures[structure.pair, structure.granularity] = structure
-    results.gated |= summary.gated
-    results.lost += (*summary.lost, *_without_manifest(source))
+    add_outcomes(results, source.outcomes)
+    results.gated |= source.summary.gated
+    results.lost += (*_lost_cases(source), *_without_manifest(source))
+
+
+def _lost_cases(source: Source) -> tuple[str, ...]:
+    """Return the lost cases of a folder; a killed run lists those that it had finished as well."""
+    last = source.summary.last_run
+    if last is not None and last.is_finished:
+        return source.summary.lost
+    known = set(_case_ids(source))
+    return tuple(case_id for case_id in source.summary.lost if case_id not in known)
 
 
 def _search_state(manifest_path: Path) -> bytes | None:
-    """Return what ``--aq-save-state`` left beside a manifest."""
+    """Return the search state that ``--aq-save-state`` wrote beside a manifest, if any."""
     path = state_path(manifest_path)
     return path.read_bytes() if path.is_file() else None
 
@@ -122,36 +144,40 @@ def _unwritten(sources: Iterable[Source]) -> Iterator[str]:
 def _case_ids(source: Source) -> Iterator[str]:
     yield from (manifest.case.case_id for manifest in source.manifests.values())
     yield from (scheme.case_id for scheme in source.schemes)
-    yield from (skip.case_id for skip in source.summary.skipped)
-    yield from (error.case_id for error in source.summary.errors)
+    for outcome in source.outcomes:
+        if not isinstance(outcome, StructureCheck):
+            yield outcome.case_id
 
 
 def _duplicates(sources: Iterable[Source]) -> Iterator[str]:
     seen: dict[str, Path] = {}
     for source in sources:
-        twice = [case_id for case_id in _case_ids(source) if case_id in seen]
+        twice = [case_id for case_id in dict.fromkeys(_case_ids(source)) if case_id in seen]
         if twice:
             more = f" and {len(twice) - 1} more" if len(twice) > 1 else ""
-            yield f"{source.root} and {seen[twice[0]]} both hold {twice[0]}{more}; give one of them"
+            yield (
+                f"{source.root} and {seen[twice[0]]} both hold {twice[0]}{more}; "
+                "pass only one of them"
+            )
         seen |= dict.fromkeys(_case_ids(source), source.root)
 
 
 def _incompatible(sources: Iterable[Source]) -> Iterator[str]:
     """Yield one line per field in which manifests differ, with a file of either side."""
     seen: dict[str, tuple[str, Path]] = {}
-    told = set()
+    reported = set()
     for source in sources:
         for path, manifest in source.manifests.items():
             for field, value in _common(manifest):
                 first, where = seen.setdefault(field, (value, path))
-                if first != value and field not in told:
-                    told.add(field)
+                if first != value and field not in reported:
+                    reported.add(field)
                     yield f"{field} differs: {first[:16]} in {where}, {value[:16]} in {path}"
 
 
 def _common(manifest: Manifest) -> Iterator[tuple[str, str]]:
     found = fingerprint_of(manifest)
-    for field in _COMMON:
+    for field in _COMMON_FIELDS:
         yield field, str(getattr(found, field))
     yield f"captions of size {manifest.case.size}", found.captions
 
@@ -168,15 +194,18 @@ def _missing_shards(sources: Sequence[Source]) -> Iterator[str]:
     missing = sorted(set(range(1, count + 1)) - {shard.index for shard in shards})
     if missing:
         names = ", ".join(f"{index}/{count}" for index in missing)
-        yield f"shards {names} are missing; give their folders, or --partial to do without"
+        yield (
+            f"shards {names} are missing; pass their folders too, or --partial to merge without "
+            "them"
+        )
 
 
 def _lost(sources: Iterable[Source]) -> Iterator[str]:
     for source in sources:
-        lost = source.summary.lost
+        lost = _lost_cases(source)
         if lost:
             more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
             yield (
-                f"{source.root} lost {lost[0]}{more}; run that again with --aq-resume, or give "
-                "--partial to do without"
+                f"{source.root} lost {lost[0]}{more}; run it again with --aq-resume, or pass "
+                "--partial to merge without them"
             )

@@ -1,4 +1,4 @@
-"""Two runs side by side: how each case's groups drifted."""
+"""Two runs compared case by case: how the scores and ranks of their layer groups drifted."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ from pytest_autoquant.manifests.case_result import CaseResult
 from pytest_autoquant.manifests.layout import find_manifests
 from pytest_autoquant.manifests.pre_harness import read_sensitivity
 from pytest_autoquant.regression.comparison import Comparison, compare
-from pytest_autoquant.reports.markdown import code, number, table, text
 from pytest_autoquant.reports.session_results import SessionResults
-
-_WORST = 10
-_MOST_NAMED = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,10 +20,10 @@ class RunComparison:
     """Every case of two runs.
 
     Attributes:
-        before: every case of the first run, ``after`` of the second; manifests are named below
-            ``roots``.
-        cases: by ``case_id``, those in both.
-        only_before: case ids, ``only_after`` likewise.
+        before: every case of the first run, ``after`` of the second.
+        roots: the folders that the cases' manifests are relative to.
+        cases: comparisons of the cases in both runs, by ``case_id``.
+        only_before: ids of cases that only the first run has; ``only_after``, the second.
     """
 
     before: Mapping[str, CaseResult]
@@ -42,7 +38,8 @@ def compare_runs(before: Path, after: Path) -> RunComparison:
     """Compare two report folders case by case, or any two manifests.
 
     Raises:
-        RecordError: nothing there, an unreadable manifest, two of one case, or nothing in common.
+        RecordError: a path does not exist or holds no manifest, a manifest cannot be read, a
+            folder holds two manifests of one case, or the runs have no case in common.
     """
     first, second = _read(before), _read(after)
     if before.is_file() and after.is_file():
@@ -54,7 +51,9 @@ def compare_runs(before: Path, after: Path) -> RunComparison:
             name: compare(case, second[name]) for name, case in first.items() if name in second
         }
     if not cases:
-        raise RecordError(f"{before} and {after} have no case in common; give two runs of one")
+        raise RecordError(
+            f"{before} and {after} have no case in common; choose runs of the same cases"
+        )
     compared = {name for found in cases.values() for name in found.cases}
     return RunComparison(
         before=first,
@@ -67,7 +66,7 @@ def compare_runs(before: Path, after: Path) -> RunComparison:
 
 
 def two_runs(comparison: RunComparison, folder: Path) -> SessionResults:
-    """Return both runs as one session, A and B, whose files are named from ``folder``."""
+    """Return both runs as one session, labelled A and B; file names are relative to ``folder``."""
     results = SessionResults()
     sides = (comparison.before, comparison.after)
     for run, cases, root in zip("AB", sides, comparison.roots, strict=True):
@@ -91,77 +90,15 @@ def two_runs(comparison: RunComparison, folder: Path) -> SessionResults:
 def _compare(before: CaseResult, after: CaseResult, where: str) -> Comparison:
     found = compare(before, after)
     if not found.groups:
-        raise RecordError(f"{where} have no layer group in common; give two of one architecture")
+        raise RecordError(
+            f"{where} have no layer group in common; choose models of one architecture"
+        )
     return found
-
-
-def compare_markdown(comparison: RunComparison) -> str:
-    """Return the comparison as Markdown, most drifted case first."""
-    ordered = sorted(comparison.cases.items(), key=lambda item: -item[1].largest_drift)
-    parts = [
-        f"{len(ordered)} cases in both runs, {len(comparison.only_before)} only in the first, "
-        f"{len(comparison.only_after)} only in the second.",
-        table(
-            (
-                "case",
-                "total score",
-                "rank corr.",
-                "top ten kept",
-                "largest group drift",
-                "selected",
-            ),
-            [
-                (
-                    code(case_id),
-                    f"{found.total_drift:+.3%}",
-                    f"{found.spearman:.4f}",
-                    f"{found.top_ten:.0%}",
-                    f"{found.largest_drift:.3%}",
-                    f"{len(found.selection_changes)} changed",
-                )
-                for case_id, found in ordered
-            ],
-            right=" rrrrr",
-        ),
-    ]
-    if len(ordered) == 1:
-        parts.append(_groups(ordered[0][1]))
-    if any(not found.is_comparable for _, found in ordered):
-        parts.append(
-            "A manifest from before the harness takes part: compare its ranks, not its scores; "
-            "what it was measured on is unknown."
-        )
-    fields = sorted({str(d) for _, found in ordered for d in found.differing})
-    if fields:
-        parts.append("Measured on something else: " + "; ".join(text(field) for field in fields))
-    for title, names in (
-        ("Only in the first", comparison.only_before),
-        ("Only in the second", comparison.only_after),
-    ):
-        if names:
-            more = f", and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-            named = ", ".join(code(name) for name in names[:_MOST_NAMED])
-            parts.append(f"{title}: {named}{more}")
-    return "\n\n".join(parts) + "\n"
-
-
-def _groups(found: Comparison) -> str:
-    rows = [
-        (
-            code(group.name),
-            number(group.before),
-            number(group.after),
-            f"{group.drift:+.3%}",
-            f"{group.rank_before} to {group.rank_after}",
-        )
-        for group in found.worst(_WORST)
-    ]
-    return table(("group", "score before", "score after", "drift", "rank"), rows, right=" rrrr")
 
 
 def _read(place: Path) -> dict[str, CaseResult]:
     if not place.exists():
-        raise RecordError(f"{place}: is not there; give a report folder or a manifest")
+        raise RecordError(f"{place}: does not exist; pass a report folder or a manifest")
     paths = [place] if place.is_file() else find_manifests(place)
     found: dict[str, CaseResult] = {}
     for path in paths:

@@ -1,4 +1,4 @@
-"""Schemes: what they decided, what was predicted, what was measured, what a runtime says."""
+"""The report of all schemes: decision, prediction, measurement, and checks of the export."""
 
 from __future__ import annotations
 
@@ -16,71 +16,28 @@ MEANING = (
     "divergence, perplexity and top-1 agreement compare the quantized model with the unquantized "
     "one on captions that neither scored nor calibrated. Bits count the language model's linears."
 )
+
+#: Violations that the report lists per scheme; more are counted.
 _MOST_VIOLATIONS = 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchemePoint:
-    """A scheme in the plot of measured damage against prediction."""
-
-    scheme: str
-    score: float
-    kl: float
-    detail: str
-
-
-def scheme_points(schemes: Mapping[str, SchemeManifest]) -> tuple[SchemePoint, ...]:
-    """Return the schemes that a log scale can show: both numbers above zero."""
-    return tuple(
-        SchemePoint(
-            scheme=found.scheme.name,
-            score=found.allocation.score,
-            kl=found.measured.kl,
-            detail=f"{found.scheme.name}: predicted score {number(found.allocation.score)} per "
-            f"token, measured KL {number(found.measured.kl)} nats per token",
-        )
-        for found in schemes.values()
-        if found.allocation.score > 0 and found.measured.kl > 0
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BudgetPoint:
-    """The best prediction of a candidate set within so many bits per weight."""
-
-    candidates: str
-    bits: float
-    score: float
-    detail: str
-
-
-def budget_points(schemes: Mapping[str, SchemeManifest]) -> tuple[BudgetPoint, ...]:
-    """Return the frontier of every candidate set of every model and size, each once."""
-    sets = {
-        f"{', '.join(found.scheme.candidates)} ({found.model.name}, {found.dataset.size})": found
-        for found in schemes.values()
-    }
-    return tuple(
-        BudgetPoint(
-            candidates=name,
-            bits=point.effective_bits,
-            score=point.score,
-            detail=f"{name}: {number(point.score)} per token at {bits(point.effective_bits)} bits "
-            "per weight",
-        )
-        for name, found in sets.items()
-        for point in found.frontier
-    )
-
-
 def agreement_sentence(schemes: Mapping[str, SchemeManifest]) -> str:
-    """Say how far prediction and measurement rank schemes alike: of a model, and of one pair."""
+    """Return how well predictions rank schemes: Spearman per model and per set of candidates.
+
+    A set that all schemes of the model have is not listed a second time.
+    """
     pairs: dict[str, list[tuple[float, float]]] = {}
+    of_sets: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for found in schemes.values():
         where = f"{found.model.name}, {found.dataset.size}"
         numbers = found.allocation.score, found.measured.kl
         pairs.setdefault(where, []).append(numbers)
-        pairs.setdefault(f"{where}, {' and '.join(found.scheme.candidates)}", []).append(numbers)
+        of_sets.setdefault((where, " and ".join(found.scheme.candidates)), []).append(numbers)
+    pairs |= {
+        f"{where}, {candidates}": numbers
+        for (where, candidates), numbers in of_sets.items()
+        if len(numbers) < len(pairs[where])
+    }
     return " ".join(
         f"{what}: Spearman rank correlation of predicted score and measured KL "
         f"{spearman(numbers):.4f} over {len(numbers)} schemes."
@@ -102,22 +59,31 @@ def schemes_markdown(schemes: Mapping[str, SchemeManifest]) -> str:
 
 
 HEADERS = (
-    *("scheme", "model", "groups quantized", "weights quantized", "bits per weight"),
-    *("size (MB)", "predicted score (per token)", "measured KL (nats per token)"),
-    *("perplexity", "top-1 agreement", "static check", "vLLM"),
+    "scheme",
+    "model",
+    "groups quantized",
+    "weights quantized",
+    "bits per weight",
+    "size (MB)",
+    "predicted score (per token)",
+    "measured KL (nats per token)",
+    "perplexity",
+    "top-1 agreement",
+    "static check",
+    "vLLM",
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """A cell of the table; ``order`` is the number to sort by, None of a word."""
+    """A cell of the table; ``order`` is the number to sort by, None to sort by text."""
 
     text: str
     order: float | None = None
 
 
 def cells(found: SchemeManifest) -> tuple[Cell, ...]:
-    """Return a scheme's line as plain text, in the order of ``HEADERS``."""
+    """Return a scheme's row as plain text, in the order of ``HEADERS``."""
     measured, decided, export = found.measured, found.allocation, found.export
     quantized = sum(group.format is not None for group in found.groups)
     before = f"(before {number(measured.perplexity_before)})"
@@ -138,7 +104,7 @@ def cells(found: SchemeManifest) -> tuple[Cell, ...]:
 
 
 def check_sentence(export: ExportRecord | None) -> str:
-    """Say what the static rules found."""
+    """Return the result of the static check."""
     if export is None:
         return "not exported"
     if not export.violations:
@@ -147,7 +113,7 @@ def check_sentence(export: ExportRecord | None) -> str:
 
 
 def load_sentence(export: ExportRecord | None) -> str:
-    """Say what became of loading it in vLLM; never that it would work."""
+    """Return the result of loading the checkpoint in vLLM, where that was tried."""
     if export is None:
         return "not tried"
     return f"{export.load}: {export.load_text}"
@@ -167,8 +133,8 @@ def _megabytes(export: ExportRecord | None) -> str:
 def _violations(found: SchemeManifest) -> list[str]:
     if found.export is None or not found.export.violations:
         return []
-    every = found.export.violations
-    lines = [f"- {code(v.tensor)}: {text(v.text)}" for v in every[:_MOST_VIOLATIONS]]
-    if len(every) > _MOST_VIOLATIONS:
-        lines.append(f"- and {len(every) - _MOST_VIOLATIONS} more")
-    return [f"## What vLLM's loader refuses in {code(found.scheme.name)}", "\n".join(lines)]
+    violations = found.export.violations
+    lines = [f"- {code(v.tensor)}: {text(v.text)}" for v in violations[:_MOST_VIOLATIONS]]
+    if len(violations) > _MOST_VIOLATIONS:
+        lines.append(f"- and {len(violations) - _MOST_VIOLATIONS} more")
+    return [f"## Violations of vLLM's rules in {code(found.scheme.name)}", "\n".join(lines)]

@@ -1,27 +1,26 @@
-"""The session's overview: what ran, what was skipped and why, which groups hurt most."""
+"""The reports of a session or a folder: ``summary.json`` and ``summary.md``."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median
 
 from pytest_autoquant.calibration.sizes import SIZES
 from pytest_autoquant.manifests.case_result import UNKNOWN, CaseResult
+from pytest_autoquant.manifests.outcomes import FailedCase
 from pytest_autoquant.manifests.session_summary import (
     GroupShare,
+    LastRun,
     OutcomeCounts,
     SessionSummary,
     SummaryCase,
-    dump_summary,
 )
 from pytest_autoquant.reports.case_report import report_links
-from pytest_autoquant.reports.charts.grid import views
-from pytest_autoquant.reports.charts.pareto import frontier
-from pytest_autoquant.reports.charts.pictures import grid_file, pictured
-from pytest_autoquant.reports.charts.size_stability import stability
+from pytest_autoquant.reports.charts.grid import grid_file
 from pytest_autoquant.reports.markdown import (
     GROUPS_MEAN,
+    LOST_MEANS,
     SCORE_MEANS,
     bits,
     code,
@@ -30,29 +29,21 @@ from pytest_autoquant.reports.markdown import (
     table,
     text,
 )
-from pytest_autoquant.reports.scheme_report import SCHEMES_MARKDOWN, agreement_sentence
-from pytest_autoquant.reports.session_results import SessionResults, most_sensitive_groups, origin
-from pytest_autoquant.text import one_line
+from pytest_autoquant.reports.report_model import ReportModel
+from pytest_autoquant.reports.scheme_report import SCHEMES_MARKDOWN
+from pytest_autoquant.reports.session_results import SessionResults
 
-MOST_LOST = 5
 SUMMARY_MARKDOWN = "summary.md"
 
 
-def session_summary(results: SessionResults) -> SessionSummary:
-    """Return the overview as the record that ``summary.json`` holds."""
+def session_summary(model: ReportModel) -> SessionSummary:
+    """Return the record that ``summary.json`` holds."""
+    results = model.results
     return SessionSummary(
-        counts=OutcomeCounts(
-            measured=len(results.by_status("measured")),
-            alias=len(results.by_status("alias")),
-            failed=len(results.failures),
-            skipped=len(results.skips),
-            structure=len(results.structures),
-            kept=len(results.kept),
-            gated=len(results.gated),
-            lost=len(results.lost),
-        ),
+        counts=results.counts,
         shard=results.shard,
         command=results.command,
+        last_run=results.last_run,
         cases=tuple(map(_summary_case, results.cases.values())),
         skipped=tuple(results.skips.values()),
         errors=tuple(results.errors.values()),
@@ -62,17 +53,11 @@ def session_summary(results: SessionResults) -> SessionSummary:
         lost=results.lost,
         structure=tuple(results.structures.values()),
         most_sensitive_groups=tuple(
-            GroupShare(group=group, mean_share=share)
-            for group, share in most_sensitive_groups(results.cases.values())
+            GroupShare(group=group, mean_share=share) for group, share in model.sensitive
         ),
         left_out=tuple(results.left_out),
         write_errors=tuple(results.write_errors),
     )
-
-
-def summary_json(results: SessionResults) -> str:
-    """Return the overview as JSON."""
-    return dump_summary(session_summary(results))
 
 
 def _summary_case(case: CaseResult) -> SummaryCase:
@@ -96,117 +81,129 @@ def _summary_case(case: CaseResult) -> SummaryCase:
     )
 
 
-def summary_markdown(results: SessionResults) -> str:
-    """Return the overview as Markdown, fit for a CI job summary."""
-    parts = ["# Quantization sensitivity", text(counts_sentence(results)), SCORE_MEANS]
-    parts += _failed(results)
-    parts += _left_out(results)
-    parts += _sensitive(results)
-    parts += _grids(results)
-    parts += _measured(results)
-    parts += _stability(results)
-    parts += _schemes(results)
-    parts += _aliases(results.by_status("alias"))
-    parts += _skipped(results)
-    parts += _matrix(results)
-    parts += _origin(results)
+def summary_markdown(model: ReportModel) -> str:
+    """Return the overview as Markdown, for a CI job summary among others."""
+    results = model.results
+    parts = ["# Quantization sensitivity", text(counts_sentence(results))]
+    parts += [text(sentence) for sentence in last_run_sentences(results)]
+    parts.append(SCORE_MEANS)
+    for section in _SECTIONS:
+        parts += section(model)
     return "\n\n".join(parts) + "\n"
 
 
 def counts_sentence(results: SessionResults) -> str:
     """Return the counts: measured, aliases, failed, skipped by status, structure cases."""
-    statuses: dict[str, int] = {}
+    statuses: Counter[str] = Counter()
     for status, _, count in results.skip_counts():
-        statuses[status] = statuses.get(status, 0) + count
+        statuses[status] += count
     why = ", ".join(f"{status} {count}" for status, count in statuses.items())
+    counts = results.counts
     parts = [
-        f"{len(results.by_status('measured'))} measured",
-        f"{len(results.by_status('alias'))} aliases",
-        f"{len(results.failures)} failed",
-        f"{len(results.skips)} skipped" + (f" ({why})" if why else ""),
-        f"{len(results.structures)} structure cases",
+        f"{counts.measured} measured",
+        f"{counts.alias} aliases",
+        f"{counts.failed} failed",
+        f"{counts.skipped} skipped" + (f" ({why})" if why else ""),
+        f"{counts.structure} structure cases",
     ]
+    return ", ".join([*parts, *_rare_counts(counts)])
+
+
+def _rare_counts(counts: OutcomeCounts) -> Iterator[str]:
     for count, what in (
-        (len(results.schemes), "schemes derived"),
-        (len(results.kept), "kept from an earlier run"),
-        (len(results.gated), "stopped by the gate"),
-        (len(results.lost), "lost"),
+        (counts.schemes, "schemes derived"),
+        (counts.kept, "kept from an earlier run"),
+        (counts.gated, "stopped by the gate"),
+        (counts.lost, "lost"),
     ):
         if count:
-            parts.append(f"{count} {what}")
-    return ", ".join(parts)
+            yield f"{count} {what}"
 
 
-def terminal_lines(results: SessionResults) -> list[str]:
-    """Return the summary that ends a pytest run."""
-    lines = [counts_sentence(results)]
-    for status, reason, count in results.skip_counts():
-        lines.append(f"  skipped {count:4d}  {status}: {reason}")
-    for line in results.by_status("alias")[:5]:
-        lines.append(f"  alias  {line.case_id} = {line.alias_of}")
-    more = len(results.by_status("alias")) - 5
-    if more > 0:
-        lines.append(f"  alias  and {more} more, listed in {SUMMARY_MARKDOWN}")
-    lines += [f"  failed {line.case_id}: {line.problem}" for line in results.failures]
-    lines += [f"  gate   {case_id}" for case_id in results.gated]
+def last_run_sentences(results: SessionResults) -> tuple[str, ...]:
+    """Return one sentence on the last run into the folder, if it is known."""
+    if results.last_run is None:
+        return ()
+    rest = (
+        "every outcome here is from it."
+        if results.is_from_one_run
+        else "all other outcomes here are from earlier runs."
+    )
+    return (f"Last run: {_run(results.last_run)}; {rest}",)
+
+
+def _run(run: LastRun) -> str:
+    counts = run.counts
+    common = (
+        (counts.measured, "measured"),
+        (counts.alias, "aliases"),
+        (counts.failed, "failed"),
+        (counts.skipped, "skipped"),
+        (counts.structure, "structure cases"),
+    )
+    parts = [f"{count} {what}" for count, what in common if count]
+    shard = "" if run.shard is None else f"shard {run.shard}, "
+    return shard + (", ".join([*parts, *_rare_counts(counts)]) or "no case")
+
+
+def run_of(results: SessionResults, case_id: str) -> str:
+    """Return whether the outcome of a case is from the ``last`` run or an ``earlier`` one."""
+    last = results.last_run
+    return "last" if last is None or case_id in last.cases else "earlier"
+
+
+def _failed(model: ReportModel) -> list[str]:
+    results = model.results
+    rows = [(line.case_id, text(problem_of(results, line))) for line in results.failures]
+    rows += [(case_id, text(why)) for case_id, why in results.gated.items()]
+    rows += [(case_id, f"lost: {LOST_MEANS}") for case_id in results.lost]
+    lines = [(code(case_id), *_run_cell(results, case_id), problem) for case_id, problem in rows]
     lines += [
-        f"  lost   {case_id}: was to run and sent no outcome"
-        for case_id in results.lost[:MOST_LOST]
+        ("not written", *_run_cell(results, ""), text(error)) for error in results.write_errors
     ]
-    if len(results.lost) > MOST_LOST:
-        more = len(results.lost) - MOST_LOST
-        lines.append(f"  lost   and {more} more, listed in {SUMMARY_MARKDOWN}")
-    lines += [
-        f"  scheme {found.scheme.name}: {found.allocation.effective_bits:.4g} bits per weight, KL "
-        f"{number(found.measured.kl)} nats per token"
-        for found in results.schemes.values()
-    ]
-    lines += _rerun_lines(results)
-    ranked = most_sensitive_groups(results.cases.values())
-    if ranked:
-        lines.append("most sensitive groups (q_proj is q, k and v; gate_proj is gate and up), by")
-        lines.append("mean share of a case's total score:")
-    for place, (group, share) in enumerate(ranked, start=1):
-        lines.append(f"  {place:2d}. {share:6.1%}  {group}")
-    lines += [f"NOT WRITTEN: {error}" for error in results.write_errors]
-    return [one_line(line) for line in lines]
-
-
-def _rerun_lines(results: SessionResults) -> list[str]:
-    reasons = Counter(results.reruns.values())
-    return [f"  re-run {count:4d}  changed: {reason}" for reason, count in reasons.most_common()]
-
-
-def _failed(results: SessionResults) -> list[str]:
-    rows = [(code(line.case_id), text(line.problem)) for line in results.failures]
-    rows += [(code(case_id), text(why)) for case_id, why in results.gated.items()]
-    rows += [(code(case_id), "lost: was to run and sent no outcome") for case_id in results.lost]
-    rows += [("not written", text(error)) for error in results.write_errors]
-    if not rows:
+    if not lines:
         return []
-    return ["## Failed", table(("case", "problem"), rows)]
+    return ["## Failed", table(("case", *_run_header(results), "problem"), lines)]
 
 
-def _left_out(results: SessionResults) -> list[str]:
-    if not results.left_out:
+def problem_of(results: SessionResults, failure: FailedCase) -> str:
+    """Return what was wrong, and whether the case has scores from before it failed."""
+    if failure.case_id in results.errors and failure.case_id in results.cases:
+        return f"{failure.problem} (the scores shown were measured before it failed)"
+    return failure.problem
+
+
+def _run_header(results: SessionResults) -> tuple[str, ...]:
+    """Return the header of the column that marks the last run, if there was more than one."""
+    return () if results.is_from_one_run else ("run",)
+
+
+def _run_cell(results: SessionResults, case_id: str) -> tuple[str, ...]:
+    return () if results.is_from_one_run else (run_of(results, case_id),)
+
+
+def _left_out(model: ReportModel) -> list[str]:
+    reasons = model.results.left_out
+    if not reasons:
         return []
-    return ["## Left out", "\n".join(f"- {text(reason)}" for reason in results.left_out)]
+    return ["## Left out", "\n".join(f"- {text(reason)}" for reason in reasons)]
 
 
-def _grids(results: SessionResults) -> list[str]:
-    """Show the pictures; every number in them stands in the tables below."""
+def _grids(model: ReportModel) -> list[str]:
+    """Show the pictures; every number in them is in the tables too."""
     pictures = [
-        f"![Total score of every quant pair under every granularity, {text(view.model)}, "
-        f"{text(view.size)}]({grid_file(view)})"
-        for view, _ in pictured(results)
+        f"![Total score of every quant pair under every granularity, {text(shown.view.model)}, "
+        f"{text(shown.view.size)}]({grid_file(shown.view)})"
+        for shown in model.views
+        if shown.is_measured
     ]
     return ["## Grid", *pictures] if pictures else []
 
 
-def _stability(results: SessionResults) -> list[str]:
-    """Say per pair of sizes how alike they rank the groups, over all cases."""
+def _stability(model: ReportModel) -> list[str]:
+    """Show per two sizes how similar their rankings are, over all cases."""
     found: dict[tuple[str, str, str], list[float]] = {}
-    for point in stability(results):
+    for point in model.stability:
         found.setdefault((point.model, point.method, point.sizes), []).append(point.spearman)
     if not found:
         return []
@@ -223,11 +220,11 @@ def _stability(results: SessionResults) -> list[str]:
     ]
 
 
-def _schemes(results: SessionResults) -> list[str]:
-    if not results.schemes:
+def _schemes(model: ReportModel) -> list[str]:
+    count = len(model.results.schemes)
+    if not count:
         return []
-    sentence = text(agreement_sentence(results.schemes))
-    return ["## Schemes", f"[{len(results.schemes)} derived]({SCHEMES_MARKDOWN}). {sentence}"]
+    return ["## Schemes", f"[{count} derived]({SCHEMES_MARKDOWN}). {text(model.agreement)}"]
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float, float]:
@@ -238,19 +235,19 @@ def _correlation(value: float) -> str:
     return f"{value:.4f}"
 
 
-def _origin(results: SessionResults) -> list[str]:
-    rows = [(text(label), ", ".join(map(text, values))) for label, values in origin(results)]
-    if results.command is not None:
-        rows.append(("command", code(results.command)))
+def _origin(model: ReportModel) -> list[str]:
+    rows = [(text(label), ", ".join(map(text, values))) for label, values in model.origin]
+    if model.results.command is not None:
+        rows.append(("command", code(model.results.command)))
     return ["## Where it came from", table(("", ""), rows)] if rows else []
 
 
-def _sensitive(results: SessionResults) -> list[str]:
-    ranked = most_sensitive_groups(results.cases.values())
-    if not ranked:
+def _sensitive(model: ReportModel) -> list[str]:
+    if not model.sensitive:
         return []
     rows = [
-        (place, code(group), percent(share)) for place, (group, share) in enumerate(ranked, start=1)
+        (place, code(group), percent(share))
+        for place, (group, share) in enumerate(model.sensitive, start=1)
     ]
     return [
         "## Most sensitive groups",
@@ -259,40 +256,47 @@ def _sensitive(results: SessionResults) -> list[str]:
     ]
 
 
-def _measured(results: SessionResults) -> list[str]:
-    measured = results.by_status("measured")
+_CASE_HEADERS = (
+    "pair",
+    "granularity",
+    "size",
+    "bits per weight",
+    "total score",
+    "most sensitive group",
+    "quantized under budget",
+    "bits under budget",
+)
+
+
+def _measured(model: ReportModel) -> list[str]:
+    results = model.results
+    measured = sorted(results.by_status("measured"), key=_by_damage)
     if not measured:
         return []
-    best = {p.case for view in views(results) for p in frontier(results, view) if p.best}
+    best = {point.case for shown in model.views for point in shown.frontier if point.best}
     rows = [
-        (
-            _linked(line) + (" (exp.)" if line.experimental else ""),
-            code(line.granularity),
-            text(line.size),
-            bits(line.effective_bits),
-            number(line.total_score) + (" \\*" if line.case_id in best else ""),
-            code(line.top_group),
-            quantized(line),
-            bits(line.selection.bits),
-        )
-        for line in sorted(measured, key=_by_damage)
+        (*_case_row(case, case.case_id in best), *_run_cell(results, case.case_id))
+        for case in measured
     ]
-    headers = (
-        "pair",
-        "granularity",
-        "size",
-        "bits per weight",
-        "total score",
-        "most sensitive group",
-        "quantized under budget",
-        "bits under budget",
-    )
     return [
         "## Cases, least damage first",
-        table(headers, rows, right="   rr rr"),
+        table((*_CASE_HEADERS, *_run_header(results)), rows, right="   rr rr"),
         "\\* on the frontier: no other case of the size has less of score or bits, and not more of "
         "the other.",
     ]
+
+
+def _case_row(case: CaseResult, is_best: bool) -> tuple[str, ...]:
+    return (
+        _linked(case) + (" (exp.)" if case.experimental else ""),
+        code(case.granularity),
+        text(case.size),
+        bits(case.effective_bits),
+        number(case.total_score) + (" \\*" if is_best else ""),
+        code(case.top_group),
+        quantized(case),
+        bits(case.selection.bits),
+    )
 
 
 def _linked(case: CaseResult) -> str:
@@ -301,7 +305,7 @@ def _linked(case: CaseResult) -> str:
 
 
 def quantized(case: CaseResult) -> str:
-    """Say how many groups the bit budget keeps quantized."""
+    """Return how many groups the bit budget keeps quantized."""
     if case.is_old:
         return UNKNOWN
     if not case.selection.is_satisfied:
@@ -314,7 +318,8 @@ def _by_damage(line: CaseResult) -> tuple[int, float, str]:
     return order, line.total_score or 0.0, line.case_id
 
 
-def _aliases(aliases: Sequence[CaseResult]) -> list[str]:
+def _aliases(model: ReportModel) -> list[str]:
+    aliases = model.results.by_status("alias")
     if not aliases:
         return []
     rows = [(code(line.case_id), code(line.alias_of)) for line in aliases]
@@ -325,26 +330,37 @@ def _aliases(aliases: Sequence[CaseResult]) -> list[str]:
     ]
 
 
-def _skipped(results: SessionResults) -> list[str]:
-    if not results.skips:
+def _skipped(model: ReportModel) -> list[str]:
+    if not model.results.skips:
         return []
-    rows = [(text(s), text(reason), count) for s, reason, count in results.skip_counts()]
+    rows = [(text(s), text(reason), count) for s, reason, count in model.results.skip_counts()]
     return ["## Skipped", table(("status", "reason", "cases"), rows, right="  r")]
 
 
-def _matrix(results: SessionResults) -> list[str]:
-    if not results.structures:
+def _matrix(model: ReportModel) -> list[str]:
+    structures = model.results.structures
+    if not structures:
         return []
-    granularities = list(dict.fromkeys(key[1] for key in results.structures))
-    pairs = list(dict.fromkeys(key[0] for key in results.structures))
+    pairs = dict.fromkeys(pair for pair, _ in structures)
+    granularities = dict.fromkeys(granularity for _, granularity in structures)
+    statuses = {key: text(check.status) for key, check in structures.items()}
     rows = [
-        [code(pair)]
-        + [
-            text(results.structures[pair, name].status)
-            if (pair, name) in results.structures
-            else ""
-            for name in granularities
-        ]
+        [code(pair), *(statuses.get((pair, granularity), "") for granularity in granularities)]
         for pair in pairs
     ]
     return ["## What can run", table(["pair", *map(code, granularities)], rows)]
+
+
+_SECTIONS = (
+    _failed,
+    _left_out,
+    _sensitive,
+    _grids,
+    _measured,
+    _stability,
+    _schemes,
+    _aliases,
+    _skipped,
+    _matrix,
+    _origin,
+)

@@ -1,4 +1,4 @@
-"""What a session found out, in the compact form that summaries need."""
+"""What a session found out, or what a report folder holds, in the form that reports need."""
 
 from __future__ import annotations
 
@@ -12,27 +12,36 @@ from pathlib import Path
 from pytest_autoquant.manifests.case_result import CaseResult
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
+from pytest_autoquant.manifests.session_summary import LastRun, OutcomeCounts
 from pytest_autoquant.redact import without_paths
+
+#: Quant pair and granularity of a structure case.
+StructureKey = tuple[str, str]
 
 
 @dataclass(slots=True)
 class SessionResults:
-    """Everything that arrived, keyed by case so that a repeated report replaces its first.
+    """Results by case, so that a repeated report replaces its first.
+
+    A session fills one as outcomes arrive; ``folder.read_folder`` and ``folder.cover`` return one
+    for everything in a report folder.
 
     Attributes:
+        errors: the last attempt's error. A case can be in ``cases`` as well: measured before.
         gated: why the regression gate failed a case.
         reruns: why a resumed run measured a case again; ``kept`` are those it did not.
-        lost: cases that were to run and sent no outcome.
+        lost: cases that the last run expected and that sent no outcome.
         written: cases whose manifest this session put on disk.
         left_out: files that could not be read, and why.
         command: what started the session.
         shard: ``I/N`` where the session ran a part of the cases only.
+        last_run: of a folder, what its last run did; None of a session, and if unknown.
     """
 
     cases: dict[str, CaseResult] = field(default_factory=dict)
     skips: dict[str, SkippedCase] = field(default_factory=dict)
     errors: dict[str, FailedCase] = field(default_factory=dict)
-    structures: dict[tuple[str, str], StructureCheck] = field(default_factory=dict)
+    structures: dict[StructureKey, StructureCheck] = field(default_factory=dict)
     schemes: dict[str, SchemeManifest] = field(default_factory=dict)
     gated: dict[str, str] = field(default_factory=dict)
     reruns: dict[str, str] = field(default_factory=dict)
@@ -43,11 +52,18 @@ class SessionResults:
     command: str | None = None
     shard: str | None = None
     write_errors: list[str] = field(default_factory=list)
+    last_run: LastRun | None = None
 
     def add(self, line: CaseResult | SkippedCase | FailedCase) -> None:
-        """Take a case in, in place of whatever was known of it."""
-        for known in (self.cases, self.skips, self.errors):
-            known.pop(line.case_id, None)
+        """Record a newer outcome of a case.
+
+        A measurement replaces everything. A skip never replaces a measurement. An error is kept
+        beside an earlier measurement.
+        """
+        if isinstance(line, SkippedCase) and line.case_id in self.cases:
+            return
+        self.skips.pop(line.case_id, None)
+        self.errors.pop(line.case_id, None)
         if isinstance(line, CaseResult):
             self.cases[line.case_id] = line
         elif isinstance(line, SkippedCase):
@@ -66,18 +82,18 @@ class SessionResults:
         self.reruns = dict(sorted(self.reruns.items()))
 
     def public(self, root: Path) -> SessionResults:
-        """Return what reports may show: texts that name files below ``root``, and no folder."""
+        """Return a copy for publishing: file names relative to ``root``, other folders removed."""
 
-        def told(text: str) -> str:
+        def shown(text: str) -> str:
             return without_paths(text.replace(f"{root}{os.sep}", ""))
 
         return replace(
             self,
-            errors={i: replace(e, problem=told(e.problem)) for i, e in self.errors.items()},
-            skips={i: replace(s, reason=told(s.reason)) for i, s in self.skips.items()},
-            gated={i: told(why) for i, why in self.gated.items()},
-            left_out=[told(reason) for reason in self.left_out],
-            write_errors=[told(error) for error in self.write_errors],
+            errors={i: replace(e, problem=shown(e.problem)) for i, e in self.errors.items()},
+            skips={i: replace(s, reason=shown(s.reason)) for i, s in self.skips.items()},
+            gated={i: shown(why) for i, why in self.gated.items()},
+            left_out=[shown(reason) for reason in self.left_out],
+            write_errors=[shown(error) for error in self.write_errors],
         )
 
     @property
@@ -104,11 +120,45 @@ class SessionResults:
         ]
         return failed + list(self.errors.values())
 
+    @property
+    def counts(self) -> OutcomeCounts:
+        """Number of cases by outcome. A case that failed after it was measured counts as both."""
+        return OutcomeCounts(
+            measured=len(self.by_status("measured")),
+            alias=len(self.by_status("alias")),
+            failed=len(self.failures),
+            skipped=len(self.skips),
+            structure=len(self.structures),
+            kept=len(self.kept),
+            gated=len(self.gated),
+            lost=len(self.lost),
+            schemes=len(self.schemes),
+        )
+
+    @property
+    def is_from_one_run(self) -> bool:
+        """Whether no outcome is known to be from a run before the last one."""
+        last = self.last_run
+        return last is None or (
+            self.case_ids <= set(last.cases) and self.structures.keys() <= set(last.structure)
+        )
+
     def skip_counts(self) -> list[tuple[str, str, int]]:
         """Return (status, reason, count), most frequent first."""
         counts = Counter((skip.status, skip.reason) for skip in self.skips.values())
         ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         return [(status, reason, count) for (status, reason), count in ordered]
+
+
+def last_run_of(session: SessionResults) -> LastRun:
+    """Return the record of a session, for the folder that it writes to."""
+    return LastRun(
+        command=session.command,
+        shard=session.shard,
+        counts=session.counts,
+        cases=tuple(sorted({*session.case_ids, *session.lost})),
+        structure=tuple(sorted(session.structures)),
+    )
 
 
 def most_sensitive_groups(cases: Iterable[CaseResult], most: int = 10) -> list[tuple[str, float]]:

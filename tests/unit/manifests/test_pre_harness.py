@@ -11,7 +11,8 @@ from pytest_autoquant.errors import RecordError
 from pytest_autoquant.manifests.case_result import CaseResult, case_result_of
 from pytest_autoquant.manifests.pre_harness import NOTE, read_any, read_sensitivity
 from pytest_autoquant.regression.comparison import compare
-from pytest_autoquant.reports.write import rebuild, write_case
+from pytest_autoquant.reports.rebuild import rebuild
+from pytest_autoquant.reports.write import write_case
 
 AUTHOR = "/home/jane/secret-project"
 NAME = "wint4_aint8_autoquant_lm_quant_manifest.json"

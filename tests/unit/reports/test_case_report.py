@@ -74,7 +74,7 @@ def test_rows_go_from_most_to_least_sensitive_and_shares_add_up(manifest):
     assert rows[0].modules == (f"{PREFIX}.mlp.gate_proj", f"{PREFIX}.mlp.up_proj")
 
 
-def test_the_tables_show_the_manifests_numbers(render, manifest):
+def test_tables_show_the_manifests_numbers(render, manifest):
     page = render(layer_report_markdown(manifest))
     facts, groups = page.tables
     assert dict(facts[1:]) == {
@@ -100,7 +100,7 @@ def test_the_tables_show_the_manifests_numbers(render, manifest):
     )
 
 
-def test_the_json_report_carries_the_manifests_numbers_unrounded(manifest):
+def test_json_report_carries_the_manifests_numbers_unrounded(manifest):
     report = json.loads(layer_report_json(manifest), parse_constant=pytest.fail)
     assert report["case"] == manifest.case.case_id
     assert report["num_scored_tokens"] == 10
@@ -134,7 +134,7 @@ def test_hostile_names_break_neither_tables_nor_the_page(render, hostile_finding
     assert f"Note: {SHOWN}" in page.text
 
 
-def test_a_failed_case_says_why_and_shows_no_invented_numbers(render, findings):
+def test_failed_case_shows_its_problem_and_missing_numbers(render, findings):
     manifest = build_manifest(with_score(findings, 1, float("nan")))
     page = render(layer_report_markdown(manifest))
     broken = f"{PREFIX}.self_attn.o_proj"
@@ -154,7 +154,7 @@ def test_scores_that_are_all_zero_have_no_shares(findings):
     assert [(row.score, row.share, row.cumulative_share) for row in rows] == [(0.0, None, None)] * 3
 
 
-def test_a_budget_that_cannot_be_met_is_said_with_the_reachable_one(findings):
+def test_infeasible_budget_names_the_smallest_reachable_one(findings):
     sentence = selection_sentence(build_manifest(with_budget(findings, 3.5)))
     assert sentence == (
         "The budget of 3.5 bits per weight cannot be met: the smallest reachable is 4.125, with "
@@ -162,7 +162,7 @@ def test_a_budget_that_cannot_be_met_is_said_with_the_reachable_one(findings):
     )
 
 
-def test_the_report_explains_the_score_of_its_own_method(render, findings):
+def test_report_explains_the_score_of_its_own_method(render, findings):
     gradient = render(layer_report_markdown(build_manifest(findings))).text
     kl_case = replace(findings.case, method="kl_div")
     kl_div = render(layer_report_markdown(build_manifest(replace(findings, case=kl_case)))).text
@@ -172,7 +172,7 @@ def test_the_report_explains_the_score_of_its_own_method(render, findings):
     assert "squared gradient of the loss" not in kl_div
 
 
-def test_an_alias_links_its_numbers_to_the_case_that_measured(render, findings):
+def test_alias_names_the_measured_case(render, findings):
     alias = build_manifest(replace(findings, alias_of="toy/other/case"))
     facts = dict(render(layer_report_markdown(alias)).tables[0][1:])
     assert facts["status"] == "alias of toy/other/case"

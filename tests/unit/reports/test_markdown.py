@@ -68,7 +68,7 @@ def test_any_text_fills_exactly_its_own_cells(render, values):
     ]
 
 
-def test_a_code_span_of_nothing_is_nothing():
+def test_empty_code_span_is_empty():
     assert [code(value) for value in ("", "  ", "\n")] == ["", "", ""]
 
 
@@ -79,7 +79,7 @@ def test_columns_are_aligned_as_asked_and_numbers_stay_as_they_are_written(rende
     assert cells(render(markdown))[1:] == [list(row) for row in rows]
 
 
-def test_a_table_without_rows_is_its_header(render):
+def test_table_without_rows_is_its_header(render):
     assert cells(render(table(("case", "problem"), [], right="r"))) == [["case", "problem"]]
 
 
@@ -87,14 +87,14 @@ def test_a_table_without_rows_is_its_header(render):
     ("value", "shown"),
     [(None, "n/a"), (0.0, "0"), (7.0, "7"), (0.000123456, "0.0001235"), (1.23456e-12, "1.235e-12")],
 )
-def test_a_score_has_four_significant_digits(value, shown):
+def test_score_has_four_significant_digits(value, shown):
     assert number(value) == shown
 
 
 @pytest.mark.parametrize(
     ("value", "shown"), [(None, "n/a"), (0.0, "0.0%"), (0.12345, "12.3%"), (1.0, "100.0%")]
 )
-def test_a_share_is_a_percentage(value, shown):
+def test_share_is_a_percentage(value, shown):
     assert percent(value) == shown
 
 
@@ -105,7 +105,7 @@ def test_bits_have_four_significant_digits(value, shown):
     assert bits(value) == shown
 
 
-def test_the_columns_of_a_table_line_up_in_its_source():
+def test_columns_of_a_table_line_up_in_its_source():
     lines = table(("a", "long header"), [("longer cell", "1"), ("x", "")], right=" r").splitlines()
     assert lines == [
         "| a           | long header |",

@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 from pytest_autoquant.errors import RecordError, WriteError
+from pytest_autoquant.manifests import outcome_log
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.reports.merge import merge
 from pytest_autoquant.reports.session_results import SessionResults
-from pytest_autoquant.reports.write import write_case, write_summary
+from pytest_autoquant.reports.write import write_case, write_expected, write_summary
 
 NAMES = ("default", "w_group64", "w_group128", "a_per_token_dynamic")
 
@@ -83,7 +84,7 @@ def refusal(folders, target, **options):
     return str(caught.value)
 
 
-def test_merged_shards_are_byte_for_byte_the_run_that_they_are_parts_of(tmp_path, ran, measured):
+def test_merged_shards_equal_the_whole_run_byte_for_byte(tmp_path, ran, measured):
     raised = FailedCase(case_id="toy/raised", problem="out of memory")
     parts = (
         {
@@ -113,7 +114,7 @@ def test_merged_shards_are_byte_for_byte_the_run_that_they_are_parts_of(tmp_path
     assert files(tmp_path / "merged") == files(whole)
 
 
-def test_the_joined_results_are_returned(tmp_path, ran, measured):
+def test_merged_results_are_returned(tmp_path, ran, measured):
     first = ran("a", [measured["default"]], skips=by_id(skip("toy/skip")))
     second = ran("b", [measured["w_group64"]])
     results = merge([first, second], tmp_path / "merged")
@@ -121,14 +122,14 @@ def test_the_joined_results_are_returned(tmp_path, ran, measured):
     assert set(results.skips) == {"toy/skip"}
 
 
-def test_the_sources_are_left_as_they_were(tmp_path, ran, measured):
+def test_sources_are_unchanged(tmp_path, ran, measured):
     folders = [ran("a", [measured["default"]]), ran("b", [measured["w_group64"]])]
     before = [files(folder) for folder in folders]
     merge(folders, tmp_path / "merged")
     assert [files(folder) for folder in folders] == before
 
 
-def test_a_shard_of_skips_alone_can_be_merged(tmp_path, ran, measured):
+def test_shard_of_skips_alone_can_be_merged(tmp_path, ran, measured):
     folders = [
         ran("a", [measured["default"]], shard="1/2"),
         ran("b", skips=by_id(skip("toy/skip")), shard="2/2"),
@@ -145,7 +146,7 @@ def test_missing_shards_are_named(tmp_path, ran, measured):
         ran("b", [measured["w_group64"]], shard="4/4"),
     ]
     assert refusal(folders, tmp_path / "merged") == (
-        "shards 1/4, 3/4 are missing; give their folders, or --partial to do without"
+        "shards 1/4, 3/4 are missing; pass their folders too, or --partial to merge without them"
     )
 
 
@@ -162,12 +163,12 @@ def test_shards_of_runs_of_different_counts_are_refused(tmp_path, ran, measured)
 def test_lost_cases_are_refused_with_how_to_get_them(tmp_path, ran, measured):
     folder = ran("a", [measured["default"]], lost=("toy/gone", "toy/lost", "toy/missing"))
     assert refusal([folder], tmp_path / "merged") == (
-        f"{folder} lost toy/gone and 2 more; run that again with --aq-resume, or give --partial "
-        "to do without"
+        f"{folder} lost toy/gone and 2 more; run it again with --aq-resume, or pass --partial "
+        "to merge without them"
     )
 
 
-def test_a_partial_merge_does_without_and_names_the_lost(tmp_path, ran, measured):
+def test_partial_merge_names_lost_cases(tmp_path, ran, measured):
     folders = [
         ran("a", [measured["default"]], shard="1/3", lost=("toy/z",)),
         ran("b", [measured["w_group64"]], shard="3/3", lost=("toy/b", "toy/a")),
@@ -178,25 +179,39 @@ def test_a_partial_merge_does_without_and_names_the_lost(tmp_path, ran, measured
     assert summary["lost"] == ["toy/a", "toy/b", "toy/z"]
 
 
-def test_a_case_that_one_run_lost_and_another_measured_is_not_lost(tmp_path, ran, measured):
+def test_lost_case_measured_in_another_run_is_not_lost(tmp_path, ran, measured):
     folders = [ran("a", lost=("toy/wint4_aint8/default",)), ran("b", [measured["default"]])]
     assert merge(folders, tmp_path / "merged", partial=True).lost == ()
 
 
-def test_a_manifest_that_a_summary_names_and_that_is_not_there_is_refused(tmp_path, ran, measured):
+def test_summary_that_names_a_missing_manifest_is_refused(tmp_path, ran, measured):
     folder = ran("a", [measured["default"], measured["w_group64"]])
     (folder / measured["default"].path).unlink()
     assert "toy/wint4_aint8/default" in refusal([folder], tmp_path / "merged")
 
 
+def test_outcomes_of_a_killed_shard_are_merged_from_its_log(tmp_path, ran, measured):
+    folder = ran("a", [measured["default"]], shard="1/1")
+    expected = ("toy/wint4_aint8/default", "toy/failed", "toy/lost")
+    write_expected(folder, SessionResults(lost=expected, shard="1/1"))
+    outcome_log.append(folder, FailedCase(case_id="toy/failed", problem="out of memory"))
+    assert refusal([folder], tmp_path / "merged").startswith(f"{folder} lost toy/lost;")
+    results = merge([folder], tmp_path / "merged", partial=True)
+    assert (set(results.cases), set(results.errors), results.lost) == (
+        {"toy/wint4_aint8/default"},
+        {"toy/failed"},
+        ("toy/lost",),
+    )
+
+
 # The same case twice
 
 
-def test_the_same_case_in_two_folders_is_refused(tmp_path, ran, measured):
+def test_same_case_in_two_folders_is_refused(tmp_path, ran, measured):
     first = ran("a", measured.values())
     second = ran("b", [measured["default"], measured["w_group64"]])
     assert refusal([first, second], tmp_path / "merged") == (
-        f"{second} and {first} both hold toy/wint4_aint8/default and 1 more; give one of them"
+        f"{second} and {first} both hold toy/wint4_aint8/default and 1 more; pass only one of them"
     )
 
 
@@ -207,16 +222,14 @@ def test_the_same_case_in_two_folders_is_refused(tmp_path, ran, measured):
         {"errors": by_id(FailedCase(case_id="toy/wint4_aint8/default", problem="x"))},
     ],
 )
-def test_a_case_measured_in_one_folder_and_not_in_another_is_refused(
-    tmp_path, ran, measured, known
-):
+def test_case_measured_in_one_folder_and_not_in_another_is_refused(tmp_path, ran, measured, known):
     first, second = ran("a", [measured["default"]]), ran("b", **known)
     assert refusal([first, second], tmp_path / "merged") == (
-        f"{second} and {first} both hold toy/wint4_aint8/default; give one of them"
+        f"{second} and {first} both hold toy/wint4_aint8/default; pass only one of them"
     )
 
 
-def test_a_folder_given_twice_is_refused_even_if_partial(tmp_path, ran, measured):
+def test_folder_given_twice_is_refused_even_if_partial(tmp_path, ran, measured):
     folder = ran("a", [measured["default"]])
     text = refusal([folder, folder], tmp_path / "merged", partial=True)
     assert text.startswith(f"{folder} and {folder} both hold toy/wint4_aint8/default")
@@ -262,7 +275,7 @@ def test_shards_of_two_package_versions_with_one_measurement_version_are_merged(
     assert set(results.cases) == {case.case.case_id for case in cases}
 
 
-def test_each_field_that_differs_is_told_once(tmp_path, ran, measured):
+def test_different_field_is_reported_once(tmp_path, ran, measured):
     others = [
         changed(measured[name], "environment", torch=version, device="cuda")
         for name, version in (("w_group64", "2.12.0"), ("w_group128", "2.13.0"))
@@ -285,7 +298,7 @@ def test_cases_of_one_report_may_differ_in_their_configs(tmp_path, ran, measured
     assert len(merge(folders, tmp_path / "merged").cases) == 2
 
 
-def test_every_problem_is_told_at_once(tmp_path, ran, measured):
+def test_all_problems_are_reported_together(tmp_path, ran, measured):
     other = changed(measured["default"], "environment", torch="2.12.0")
     folders = [
         ran("a", [measured["default"]], shard="1/3", lost=("toy/gone",)),
@@ -299,7 +312,7 @@ def test_every_problem_is_told_at_once(tmp_path, ran, measured):
 # Folders that are no reports
 
 
-def test_a_folder_without_a_summary_is_refused(tmp_path, ran, measured):
+def test_folder_without_a_summary_is_refused(tmp_path, ran, measured):
     folder = ran("a", [measured["default"]])
     (folder / "summary.json").unlink()
     assert refusal([folder], tmp_path / "merged") == (
@@ -307,7 +320,7 @@ def test_a_folder_without_a_summary_is_refused(tmp_path, ran, measured):
     )
 
 
-def test_a_summary_of_a_newer_version_is_refused(tmp_path, ran, measured):
+def test_summary_of_a_newer_version_is_refused(tmp_path, ran, measured):
     path = ran("a", [measured["default"]]) / "summary.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
     text = refusal([path.parent], tmp_path / "merged")
@@ -318,14 +331,14 @@ def test_a_summary_of_a_newer_version_is_refused(tmp_path, ran, measured):
     "content",
     [b"", b"{}", b'{"schema_version": 1, "skipped": [[]]}'],
 )
-def test_a_hostile_summary_is_refused_by_its_path(tmp_path, ran, measured, content):
+def test_hostile_summary_is_refused_by_its_path(tmp_path, ran, measured, content):
     path = ran("a", [measured["default"]]) / "summary.json"
     path.write_bytes(content)
     text = refusal([path.parent], tmp_path / "merged")
     assert text.startswith(f"{path}: is not ")
 
 
-def test_a_summary_with_a_number_that_is_none_is_refused_by_its_path(tmp_path, ran, measured):
+def test_summary_with_a_number_that_is_not_finite_is_refused_by_its_path(tmp_path, ran, measured):
     path = ran("a", [measured["default"]], structures=matrix(structure("p"))) / "summary.json"
     document = json.loads(path.read_text())
     document["structure"][0]["effective_bits"] = float("nan")
@@ -333,7 +346,7 @@ def test_a_summary_with_a_number_that_is_none_is_refused_by_its_path(tmp_path, r
     assert refusal([path.parent], tmp_path / "merged").startswith(f"{path}: ")
 
 
-def test_an_unreadable_manifest_is_refused_by_its_path(tmp_path, ran, measured):
+def test_unreadable_manifest_is_refused_by_its_path(tmp_path, ran, measured):
     folder = ran("a", [measured["default"]])
     path = folder / measured["default"].path
     path.write_text("{")
@@ -341,7 +354,7 @@ def test_an_unreadable_manifest_is_refused_by_its_path(tmp_path, ran, measured):
     assert text.startswith(f"{path}: is not JSON: ")
 
 
-def test_a_target_that_cannot_be_written_is_refused(tmp_path, ran, measured):
+def test_target_that_cannot_be_written_is_refused(tmp_path, ran, measured):
     folder = ran("a", [measured["default"]])
     (tmp_path / "taken").write_text("a file in the way")
     with pytest.raises(WriteError, match=r"taken: cannot be written"):

@@ -7,7 +7,8 @@ import pytest
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.files import write_atomic
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
-from pytest_autoquant.reports.run_comparison import compare_markdown, compare_runs
+from pytest_autoquant.reports.comparison_report import compare_markdown
+from pytest_autoquant.reports.run_comparison import compare_runs
 from pytest_autoquant.reports.write import write_case
 
 HOSTILE = "<script>x</script>|`a`\n# [b](c) \\"
@@ -55,21 +56,21 @@ def test_two_manifest_files_of_one_case_are_compared(tmp_path, scored):
     assert found.total_drift == 0.25
 
 
-def test_a_manifest_is_compared_with_its_case_in_a_folder(run, manifest):
+def test_manifest_is_compared_with_its_case_in_a_folder(run, manifest):
     folder = run("before", named(manifest, "a"), named(manifest, "b"))
     found = compare_runs(folder, folder / named(manifest, "b").path)
     assert (list(found.cases), found.only_before) == (["toy/b"], ("toy/a",))
 
 
-def test_a_place_that_is_not_there_is_refused(tmp_path, run, manifest):
+def test_missing_path_is_refused(tmp_path, run, manifest):
     with pytest.raises(RecordError) as caught:
         compare_runs(run("before", manifest), tmp_path / "away")
     assert str(caught.value) == (
-        f"{tmp_path / 'away'}: is not there; give a report folder or a manifest"
+        f"{tmp_path / 'away'}: does not exist; pass a report folder or a manifest"
     )
 
 
-def test_a_folder_without_manifests_is_refused(tmp_path, run, manifest):
+def test_folder_without_manifests_is_refused(tmp_path, run, manifest):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RecordError) as caught:
         compare_runs(tmp_path / "empty", run("after", manifest))
@@ -81,7 +82,7 @@ def test_runs_without_a_case_in_common_are_refused(run, manifest):
     with pytest.raises(RecordError) as caught:
         compare_runs(before, after)
     assert str(caught.value) == (
-        f"{before} and {after} have no case in common; give two runs of one"
+        f"{before} and {after} have no case in common; choose runs of the same cases"
     )
 
 
@@ -93,7 +94,7 @@ def test_two_manifests_of_one_case_in_a_folder_are_refused(run, manifest):
     assert str(caught.value) == f"{folder}: holds two manifests of {manifest.case.case_id}"
 
 
-def test_an_unreadable_manifest_is_refused_by_its_path(run, manifest):
+def test_unreadable_manifest_is_refused_by_its_path(run, manifest):
     folder = run("before", manifest)
     (folder / manifest.path).write_text("{")
     with pytest.raises(RecordError) as caught:
@@ -111,7 +112,7 @@ def page(run, render):
     return compared
 
 
-def test_the_most_drifted_case_comes_first_with_every_measure(page, scored):
+def test_most_drifted_case_comes_first_with_every_measure(page, scored):
     before = scored({"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0})
     swapped = scored({"a": 3.0, "b": 4.0, "c": 2.0, "d": 1.0})
     nearly = scored({"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.01})
@@ -134,7 +135,7 @@ def test_selection_changes_are_counted(page, manifest):
     assert tables[0][1][5] == "1 changed"
 
 
-def test_of_a_single_case_the_groups_are_shown_most_drifted_first(page, scored):
+def test_single_case_shows_its_groups_most_drifted_first(page, scored):
     before, after = scored({"a": 4.0, "b": 2.0, "c": 1.0}), scored({"a": 4.0, "b": 1.0, "c": 3.0})
     _, groups = page([before], [after]).tables
     assert groups == [
@@ -157,7 +158,7 @@ def test_scores_that_are_not_finite_are_shown_as_missing(page, scored):
     assert groups[1] == ["a", "4", "n/a", "+inf%", "1 to 1"]
 
 
-def test_the_page_says_how_many_cases_there_are_and_names_the_others(page, manifest):
+def test_page_says_how_many_cases_there_are_and_names_the_others(page, manifest):
     cases = {name: named(manifest, name) for name in "abcd"}
     text = page([cases["a"], cases["b"], cases["c"]], [cases["b"], cases["d"]]).text
     assert text.startswith("1 cases in both runs, 2 only in the first, 1 only in the second.")
@@ -165,13 +166,13 @@ def test_the_page_says_how_many_cases_there_are_and_names_the_others(page, manif
     assert "Only in the second: toy/d" in text
 
 
-def test_nothing_is_said_of_what_does_not_differ(page, manifest):
+def test_equal_fingerprints_are_not_mentioned(page, manifest):
     text = page([manifest], [manifest]).text
     assert "Only in" not in text
     assert "Measured on something else" not in text
 
 
-def test_what_else_differs_is_said_once_for_all_cases(page, manifest):
+def test_different_fingerprint_field_is_mentioned_once(page, manifest):
     after = replace(manifest, environment=replace(manifest.environment, torch="2.12.0"))
     text = page(
         [named(manifest, "a"), named(manifest, "b")], [named(after, "a"), named(after, "b")]
@@ -214,5 +215,5 @@ def test_two_manifests_without_a_group_in_common_are_refused(tmp_path, scored):
     with pytest.raises(RecordError) as caught:
         compare_runs(one, two)
     assert str(caught.value) == (
-        f"{one} and {two} have no layer group in common; give two of one architecture"
+        f"{one} and {two} have no layer group in common; choose models of one architecture"
     )

@@ -6,13 +6,15 @@ from dataclasses import replace
 import pytest
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
+from pytest_autoquant.manifests.session_summary import dump_summary
+from pytest_autoquant.reports.report_model import report_model
 from pytest_autoquant.reports.session_report import (
     counts_sentence,
-    summary_json,
+    session_summary,
     summary_markdown,
-    terminal_lines,
 )
 from pytest_autoquant.reports.session_results import SessionResults
+from pytest_autoquant.reports.terminal_report import terminal_lines
 
 MLP = "model.language_model.layers.0.mlp.gate_proj"
 OUTPUT = "model.language_model.layers.0.self_attn.o_proj"
@@ -31,6 +33,15 @@ def structure(pair, granularity, status):
         effective_bits=8.0,
         digest="d",
     )
+
+
+def markdown_of(results):
+    return summary_markdown(report_model(results))
+
+
+def json_of(results):
+    text = dump_summary(session_summary(report_model(results)))
+    return json.loads(text, parse_constant=pytest.fail)
 
 
 def by_id(lines):
@@ -73,8 +84,8 @@ def results(line):
     )
 
 
-def test_the_json_summary_is_strict_and_complete(results, line):
-    document = json.loads(summary_json(results), parse_constant=pytest.fail)
+def test_json_summary_is_strict_and_complete(results, line):
+    document = json_of(results)
     assert document["counts"] == {
         "measured": 2,
         "alias": 1,
@@ -84,6 +95,7 @@ def test_the_json_summary_is_strict_and_complete(results, line):
         "kept": 0,
         "gated": 0,
         "lost": 0,
+        "schemes": 0,
     }
     cases = {case["case_id"]: case for case in document["cases"]}
     assert set(cases) == {line.case_id, "lighter", "alias", "failed"}
@@ -101,8 +113,8 @@ def test_the_json_summary_is_strict_and_complete(results, line):
     assert document["write_errors"] == results.write_errors
 
 
-def test_the_page_shows_every_part_with_the_summarys_numbers(render, results, line):
-    page = render(summary_markdown(results))
+def test_markdown_has_every_section(render, results, line):
+    page = render(markdown_of(results))
     failed, sensitive, measured, aliases, skipped, matrix, came_from = page.tables
     assert failed[1:] == [
         ["failed", "NaN"],
@@ -135,8 +147,8 @@ def test_the_page_shows_every_part_with_the_summarys_numbers(render, results, li
     ]
 
 
-def test_parts_with_nothing_in_them_are_left_out(render, line):
-    page = render(summary_markdown(SessionResults(cases=by_id([line]))))
+def test_empty_sections_are_omitted(render, line):
+    page = render(markdown_of(SessionResults(cases=by_id([line]))))
     assert [table[0][0] for table in page.tables] == ["rank", "pair", ""]
     for absent in ("Failed", "Aliases", "Skipped", "What can run"):
         assert absent not in page.text
@@ -160,7 +172,7 @@ def test_hostile_text_breaks_neither_tables_nor_the_page(render, line):
         command=HOSTILE,
         write_errors=[HOSTILE],
     )
-    page = render(summary_markdown(results))
+    page = render(markdown_of(results))
     inline = {"h1", "h2", "p", "code", "a", "ul", "li", "img"}
     assert page.images == []
     assert page.tags <= inline | {"table", "thead", "tbody", "tr", "th", "td"}
@@ -174,16 +186,16 @@ def test_hostile_text_breaks_neither_tables_nor_the_page(render, line):
     assert matrix == [["pair", IN_CODE], [IN_CODE, SHOWN]]
     assert came_from[1:] == [[SHOWN, SHOWN], ["command", IN_CODE]]
     assert f"Left out {SHOWN}" in " ".join(page.text.split())
-    json.loads(summary_json(results), parse_constant=pytest.fail)
+    json_of(results)
 
 
-def test_the_counts_read_as_a_sentence(results):
+def test_counts_are_one_sentence(results):
     assert counts_sentence(results) == (
         "2 measured, 1 aliases, 2 failed, 12 skipped (needs-cuda 12), 3 structure cases"
     )
 
 
-def test_the_terminal_ends_with_counts_reasons_failures_and_the_worst_groups(results, line):
+def test_terminal_ends_with_counts_reasons_failures_and_the_worst_groups(results, line):
     lines = terminal_lines(results)
     assert lines[0] == counts_sentence(results)
     assert lines[1:] == [
@@ -208,7 +220,7 @@ def test_many_aliases_are_cut_on_the_terminal_but_not_on_the_page(render, line):
     lines = terminal_lines(results)
     assert sum(" = first" in text for text in lines) == 5
     assert lines[-1] == "  alias  and 3 more, listed in summary.md"
-    assert len(render(summary_markdown(results)).tables[0]) == 1 + 8
+    assert len(render(markdown_of(results)).tables[0]) == 1 + 8
 
 
 def with_gate(results, line):
@@ -225,8 +237,8 @@ def with_gate(results, line):
     )
 
 
-def test_what_shards_resume_and_the_gate_did_is_in_the_json_summary(results, line):
-    document = json.loads(summary_json(with_gate(results, line)), parse_constant=pytest.fail)
+def test_json_summary_has_shard_reruns_kept_gated_and_lost_cases(results, line):
+    document = json_of(with_gate(results, line))
     counts = {name: document["counts"][name] for name in ("kept", "gated", "lost")}
     assert counts == {"kept": 2, "gated": 1, "lost": 2}
     assert document["shard"] == "2/3"
@@ -242,7 +254,7 @@ def test_kept_gated_and_lost_cases_are_counted_where_there_are_any(results, line
     )
 
 
-def test_the_terminal_names_gated_and_lost_cases_and_counts_reruns_by_reason(results, line):
+def test_terminal_names_gated_and_lost_cases_and_counts_reruns_by_reason(results, line):
     plain, gated = terminal_lines(results), terminal_lines(with_gate(results, line))
     assert [text for text in gated[1:] if text not in plain] == [
         f"  gate   {line.case_id}",
@@ -253,7 +265,7 @@ def test_the_terminal_names_gated_and_lost_cases_and_counts_reruns_by_reason(res
 
 
 def test_gated_and_lost_cases_are_on_the_page_among_the_failed(render, results, line):
-    failed = render(summary_markdown(with_gate(results, line))).tables[0]
+    failed = render(markdown_of(with_gate(results, line))).tables[0]
     assert failed[1:] == [
         ["failed", "NaN"],
         ["raised", "out of memory"],
@@ -263,31 +275,19 @@ def test_gated_and_lost_cases_are_on_the_page_among_the_failed(render, results, 
     ]
 
 
-@pytest.fixture
-def saved(tmp_path):
-    """A file of the given text."""
-
-    def save(content):
-        path = tmp_path / "summary.json"
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return path
-
-    return save
-
-
-def test_what_was_left_out_is_listed_in_markdown_and_json(render):
+def test_files_left_out_are_listed_in_markdown_and_json(render):
     reasons = ["a/x.json: is not JSON", "b/y.json: is the same case as c"]
     results = SessionResults(left_out=reasons)
-    text = " ".join(render(summary_markdown(results)).text.split())
+    text = " ".join(render(markdown_of(results)).text.split())
     assert "Left out a/x.json: is not JSON b/y.json: is the same case as c" in text
-    assert json.loads(summary_json(results))["left_out"] == reasons
+    assert json_of(results)["left_out"] == reasons
 
 
 def test_cases_on_the_frontier_are_starred(render, line):
     line = replace(line, experimental=False)
     worse = replace(line, case_id="worse", pair="wint8_afp16", effective_bits=8.25)
     better = replace(line, case_id="better", pair="wfp8_afp8", effective_bits=8.0, total_score=1.0)
-    tables = render(summary_markdown(SessionResults(cases=by_id([line, worse, better])))).tables
+    tables = render(markdown_of(SessionResults(cases=by_id([line, worse, better])))).tables
     (cases,) = [table for table in tables if table[0][0] == "pair"]
     assert sorted((row[0], row[4]) for row in cases[1:]) == [
         ("wfp8_afp8", "1 *"),
@@ -298,6 +298,6 @@ def test_cases_on_the_frontier_are_starred(render, line):
 
 def test_every_measured_view_has_its_picture_in_the_summary(line):
     large = replace(line, case_id="large", size="large")
-    markdown = summary_markdown(SessionResults(cases=by_id([line, large])))
+    markdown = markdown_of(SessionResults(cases=by_id([line, large])))
     assert "](grid-toy-small.svg)" in markdown
     assert "](grid-toy-large.svg)" in markdown

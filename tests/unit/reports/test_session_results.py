@@ -65,7 +65,7 @@ def test_failures_are_failed_manifests_and_cases_that_raised(line):
     assert results.by_status("measured") == [line]
 
 
-def test_results_are_empty_until_anything_of_ours_arrives(line):
+def test_results_are_empty_without_any_outcome(line):
     structure = StructureCheck(
         pair="p",
         granularity="g",
@@ -87,19 +87,36 @@ def test_results_are_empty_until_anything_of_ours_arrives(line):
         assert not filled.is_empty
 
 
-def test_the_last_thing_known_of_a_case_is_what_counts(line):
+SKIP, ERROR, MEASURED = "skip", "error", "measured"
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        ((SKIP, SKIP), {SKIP}),
+        ((SKIP, ERROR), {ERROR}),
+        ((ERROR, SKIP), {SKIP}),
+        ((SKIP, MEASURED), {MEASURED}),
+        ((MEASURED, SKIP), {MEASURED}),
+        ((ERROR, MEASURED), {MEASURED}),
+        ((MEASURED, ERROR), {MEASURED, ERROR}),
+        ((MEASURED, ERROR, MEASURED), {MEASURED}),
+        ((MEASURED, ERROR, SKIP), {MEASURED, ERROR}),
+    ],
+)
+def test_later_outcome_replaces_an_earlier_one_unless_scores_would_be_lost(
+    line, outcomes, expected
+):
+    made = {
+        SKIP: skip(line.case_id, "needs-cuda", "no kernel"),
+        ERROR: FailedCase(case_id=line.case_id, problem="out of memory"),
+        MEASURED: line,
+    }
     results = SessionResults()
-    lines = (
-        skip(line.case_id, "needs-cuda", "no kernel"),
-        FailedCase(case_id=line.case_id, problem="out of memory"),
-        line,
-        skip(line.case_id, "no-effect", "ignored"),
-    )
-    known = []
-    for newest in lines:
-        results.add(newest)
-        known.append([*results.cases.values(), *results.errors.values(), *results.skips.values()])
-    assert known == [[newest] for newest in lines]
+    for outcome in outcomes:
+        results.add(made[outcome])
+    known = {MEASURED: results.cases, SKIP: results.skips, ERROR: results.errors}
+    assert {name for name, part in known.items() if part} == expected
 
 
 def test_every_case_that_sent_an_outcome_is_known(line):
@@ -110,7 +127,7 @@ def test_every_case_that_sent_an_outcome_is_known(line):
     assert results.case_ids == {line.case_id, "skipped", "raised"}
 
 
-def test_sorting_orders_every_part_by_id_and_loses_nothing(line):
+def test_sort_orders_every_part_by_id(line):
     results = SessionResults(
         cases={name: replace(line, case_id=name) for name in "ba"},
         skips={name: skip(name, "no-effect", "ignored") for name in "dc"},
@@ -122,7 +139,7 @@ def test_sorting_orders_every_part_by_id_and_loses_nothing(line):
     assert ["".join(part) for part in parts] == ["ab", "cd", "ef", "gh"]
 
 
-def test_where_numbers_come_from_is_told_once_per_value_in_the_order_of_the_cases(line):
+def test_origin_lists_each_value_once_in_the_order_of_the_cases(line):
     cases = [
         replace(
             line,

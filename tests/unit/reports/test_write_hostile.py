@@ -25,8 +25,9 @@ from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, Structu
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest, load_manifest
 from pytest_autoquant.manifests.session_summary import SessionSummary, dump_summary
 from pytest_autoquant.reports.case_report import LAYERS_JSON
-from pytest_autoquant.reports.session_report import terminal_lines
-from pytest_autoquant.reports.write import rebuild, write_case
+from pytest_autoquant.reports.rebuild import rebuild
+from pytest_autoquant.reports.terminal_report import terminal_lines
+from pytest_autoquant.reports.write import write_case
 
 LAYER = "model.language_model.layers.0"
 MLP = f"{LAYER}.mlp.gate_proj.quant_recipe"

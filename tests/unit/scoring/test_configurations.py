@@ -3,7 +3,7 @@
 import pytest
 import torch
 from builders import run_plan
-from pytest_autoquant.errors import ModelError
+from pytest_autoquant.errors import UsageError
 from pytest_autoquant.manifests.outcomes import StructureCheck
 from pytest_autoquant.modelopt_support.status import Status
 from pytest_autoquant.scoring.configurations import Configurations
@@ -30,7 +30,7 @@ def test_device_and_dtype_are_those_of_the_options(device, dtype, expected):
 
 
 def test_unknown_device_is_refused():
-    with pytest.raises(ModelError, match="'gpu'"):
+    with pytest.raises(UsageError, match="'gpu'"):
         _ = Configurations("gpu", "auto", lambda *_: None).device
 
 

@@ -87,7 +87,7 @@ def check_quantizers(announce: Callable[[str], None]) -> tuple[Check, ...]:
     from pytest_autoquant.formats.granularity import Granularity
     from pytest_autoquant.formats.quant_pair import builtin_pairs
     from pytest_autoquant.modelopt_support.probe import Prober
-    from pytest_autoquant.models.loading import resolve_device, resolve_dtype
+    from pytest_autoquant.models.device import resolve_device, resolve_dtype
 
     device = resolve_device("auto")
     announce(f"running ModelOpt's quantizers on {device.type}")

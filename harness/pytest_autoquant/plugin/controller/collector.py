@@ -125,7 +125,6 @@ class Collector:
         is a failure.
         """
         case_id = self._collected.case_ids.get(end.nodeid)
-        self._open.discard(end.nodeid)
         if case_id is not None and end.failure is not None:
             self._failed.add(case_id)
         try:
@@ -133,8 +132,10 @@ class Collector:
             if end.outcomes is None and case_id is not None:
                 verdict = self._take_silent(case_id, end)
         except AutoquantError as error:
+            self._open.discard(end.nodeid)
             self.results.write_errors.append(str(error))
             return Verdict(outcome=Outcome.FAILED, text=str(error))
+        self._open.discard(end.nodeid)  # not earlier: a case that is interrupted here is lost
         if case_id is not None and end.failure is not None and not self._has_failed(case_id):
             self._log(FailedCase(case_id=case_id, problem=end.failure))
         if end.failure is not None:
@@ -209,14 +210,22 @@ class Collector:
         case_id = manifest.case.case_id
         if case_id not in self.results.written:
             failed = self.results.errors.get(case_id)
-            self.results.add(case_result_of(manifest))
+            self._write(manifest, end.state)
             if failed is not None:
                 self.results.add(failed)  # another test of the case failed
-            write_case(self._root, manifest, end.state)
-            self.results.written.add(case_id)
         if outcome.rerun is not None:
             self.results.reruns[case_id] = outcome.rerun
         return self._judge(manifest, report, end)
+
+    def _write(self, manifest: Manifest, state: bytes | None) -> None:
+        """Write a case; one that cannot be written is shown as such, an interrupted one is lost."""
+        try:
+            write_case(self._root, manifest, state)
+            self.results.written.add(manifest.case.case_id)
+        except AutoquantError:
+            self.results.add(case_result_of(manifest))
+            raise
+        self.results.add(case_result_of(manifest))
 
     def _take_kept(self, case_id: str, report: WorkerReport, end: TestEnd) -> Verdict:
         (case,) = (case for case in self._plan.cases if case.case_id == case_id)

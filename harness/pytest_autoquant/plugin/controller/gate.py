@@ -60,7 +60,8 @@ class Gate:
 
     def judge_skip(self, case_id: str, reason: str) -> Verdict:
         """Compare a skipped case with its baseline: a case that ran before must run."""
-        return self._note(case_id, self._baselines.judge_skip(case_id, reason))
+        verdict = self._baselines.judge_skip(case_id, reason)
+        return self._note(case_id, verdict) if verdict.outcome is Outcome.FAILED else verdict
 
     def _note(self, case_id: str, verdict: Verdict) -> Verdict:
         self.num_judged += verdict.outcome is not Outcome.SKIPPED

@@ -41,7 +41,7 @@ def apply_verdict(verdict: Verdict, report: pytest.TestReport) -> None:
 
 def closing_lines(collector: Collector) -> Iterator[str]:
     """Yield what the terminal shows of a finished run."""
-    from pytest_autoquant.reports.session_report import terminal_lines
+    from pytest_autoquant.reports.terminal_report import terminal_lines
 
     yield from terminal_lines(collector.results)
     if collector.compared_nothing:

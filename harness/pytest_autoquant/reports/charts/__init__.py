@@ -1,1 +1,1 @@
-"""The data of every chart, and static pictures of it."""
+"""Charts: Vega-Lite specifications, the data they draw, and static SVG."""

@@ -1,4 +1,4 @@
-"""The grid of one model, method and size: what every pair under every granularity came to."""
+"""The grid of one model, method and size: the outcome of every pair under every granularity."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ from pytest_autoquant.calibration.sizes import size_order
 from pytest_autoquant.grid.case import CaseId
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.manifests.case_result import CaseResult
-from pytest_autoquant.reports.markdown import bits, number
+from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
+from pytest_autoquant.reports.markdown import LOST_MEANS, bits, number
 from pytest_autoquant.reports.session_results import SessionResults
+from pytest_autoquant.text import slug
+
+GRID_FILES = "grid-*.svg"
+
+#: Characters of a model's name that a picture's file name keeps; file systems allow 255 bytes.
+_LONGEST_NAME = 80
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """One model by one method at one size: what one grid shows."""
+    """One model, method and size; each has a grid of its own."""
 
     model: str
     method: str
@@ -28,8 +35,9 @@ class GridCell:
 
     Attributes:
         score: the total, per scored token; None where nothing was measured.
-        label: two lines, drawn in the cell; ``detail`` is what is said of it elsewhere.
-        case: ``case_id`` where there is something to open, else empty.
+        label: two lines, drawn in the cell.
+        detail: one sentence, shown below the grid and read by screen readers.
+        case: ``case_id`` of a case with a manifest, else empty.
     """
 
     row: int
@@ -47,6 +55,12 @@ def views(results: SessionResults) -> tuple[View, ...]:
     """Return every model, method and size that a case names; the smallest size first."""
     named = {view_of(name) for name in _names(results)}
     return tuple(sorted(named, key=lambda v: (v.model, v.method, size_order(v.size))))
+
+
+def grid_file(view: View) -> str:
+    """Return the file name of a grid's picture."""
+    method = "" if view.method == "gradient" else f"-{slug(view.method)}"
+    return f"grid-{slug(view.model)[:_LONGEST_NAME]}-{slug(view.size)}{method}.svg"
 
 
 def view_of(case: CaseId | CaseResult) -> View:
@@ -78,11 +92,11 @@ def _ordered(found: Iterable[str], known: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Outcome:
-    """``shown`` stands in the cell, ``said`` beside it."""
+    """What a cell shows: ``label`` in the cell, ``sentence`` beside the grid."""
 
     status: str
-    shown: str
-    said: str
+    label: str
+    sentence: str
     bits: float | None = None
     score: float | None = None
     case: str = ""
@@ -91,9 +105,9 @@ class _Outcome:
 def _cell(results: SessionResults, name: CaseId, row: int, column: int) -> GridCell:
     found = _outcome(results, name.case_id)
     stored = "" if found.bits is None else f"{bits(found.bits)} bits"
-    said = f"{name.pair}, {name.granularity}: {found.said}"
+    sentence = f"{name.pair}, {name.granularity}: {found.sentence}"
     if name.case_id in results.gated:
-        said += "; stopped by the gate"
+        sentence += "; stopped by the gate"
     return GridCell(
         row=row,
         column=column,
@@ -101,36 +115,45 @@ def _cell(results: SessionResults, name: CaseId, row: int, column: int) -> GridC
         granularity=name.granularity,
         status=found.status,
         score=found.score,
-        label=f"{found.shown}\n{stored}{', alias' if found.status == 'alias' else ''}",
-        detail=f"{said}; {stored} per weight" if stored else said,
+        label=f"{found.label}\n{stored}{', alias' if found.status == 'alias' else ''}",
+        detail=f"{sentence}; {stored} per weight" if stored else sentence,
         case=found.case,
     )
 
 
 def _outcome(results: SessionResults, case_id: str) -> _Outcome:
+    error = results.errors.get(case_id)
     if case_id in results.cases:
-        return _measured(results.cases[case_id])
+        return _measured(results.cases[case_id], error)
+    if error is not None:
+        return _Outcome(status="failed", label="failed", sentence=f"failed: {error.problem}")
     if case_id in results.skips:
-        skip = results.skips[case_id]
-        said = f"skipped, {skip.status}: {skip.reason}"
-        return _Outcome(status=skip.status, shown=skip.status, said=said, bits=skip.effective_bits)
-    if case_id in results.errors:
-        said = f"failed: {results.errors[case_id].problem}"
-        return _Outcome(status="failed", shown="failed", said=said)
-    return _Outcome(status="lost", shown="lost", said="lost: was to run and sent no outcome")
+        return _skipped(results.skips[case_id])
+    return _Outcome(status="lost", label="lost", sentence=f"lost: {LOST_MEANS}")
 
 
-def _measured(case: CaseResult) -> _Outcome:
+def _skipped(skip: SkippedCase) -> _Outcome:
+    return _Outcome(
+        status=skip.status,
+        label=skip.status,
+        sentence=f"skipped, {skip.status}: {skip.reason}",
+        bits=skip.effective_bits,
+    )
+
+
+def _measured(case: CaseResult, error: FailedCase | None) -> _Outcome:
     if case.status == "failed":
-        shown, said = "failed", f"failed: {'; '.join(case.problems)}"
+        label, sentence = "failed", f"failed: {'; '.join(case.problems)}"
     else:
-        shown = number(case.total_score)
+        label = number(case.total_score)
         what = "measured" if case.alias_of is None else f"alias of {case.alias_of}"
-        said = f"{what}, total score {shown} {case.unit}"
+        sentence = f"{what}, total score {label} {case.unit}"
+    if error is not None:
+        sentence += f"; then failed: {error.problem}"
     return _Outcome(
         status=case.status,
-        shown=shown,
-        said=said,
+        label=label,
+        sentence=sentence,
         bits=case.effective_bits,
         score=None if case.status == "failed" else case.total_score,
         case=case.case_id,

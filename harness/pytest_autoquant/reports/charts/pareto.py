@@ -1,4 +1,4 @@
-"""The frontier: which cases no other beats in both score and stored bits."""
+"""The Pareto frontier: the cases that no other case beats in score and stored bits."""
 
 from __future__ import annotations
 
@@ -12,22 +12,30 @@ from pytest_autoquant.reports.session_results import SessionResults
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParetoPoint:
-    """A case on the plot of score against bits; ``best``: no case has less of one and not more of
-    the other."""
+    """A case in the plot of score against bits.
+
+    Attributes:
+        bits: stored per weight, scales included.
+        score: the case's total, per scored token.
+        best: no other case has less of one and not more of the other.
+        shown: bits and score as text.
+    """
 
     case: str
     bits: float
     score: float
     best: bool
     kind: str
+    shown: tuple[str, str]
     detail: str
 
 
 def frontier(results: SessionResults, view: View) -> tuple[ParetoPoint, ...]:
-    """Return the measured cases of a view by bits, with those that no other beats marked.
+    """Return the measured cases of a view by bits; those that no other case beats are marked.
 
-    A case is beaten by one with no more bits and no more score, and less of either (Pareto). Only
-    what a log scale can show takes part: a score above zero. Aliases are one case.
+    One case beats another if it has no more bits and no higher score, and less of at least one
+    (Pareto dominance). Aliases and cases whose score is not above zero, which a log scale cannot
+    show, are left out.
     """
     cases = [
         (case.effective_bits, case.total_score, case)
@@ -48,6 +56,7 @@ def frontier(results: SessionResults, view: View) -> tuple[ParetoPoint, ...]:
                 score=score,
                 best=best,
                 kind="not beaten" if best else "beaten by another case",
+                shown=(bits(weight_bits), number(score)),
                 detail=f"{case.pair}, {case.granularity}: {number(score)} per token at "
                 f"{bits(weight_bits)} bits per weight",
             )

@@ -1,4 +1,4 @@
-"""Size stability: whether fewer captions rank the layer groups alike."""
+"""Size stability: whether fewer captions rank the layer groups in the same order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StabilityPoint:
 
 
 def stability(results: SessionResults) -> Iterator[StabilityPoint]:
-    """Yield how alike every two sizes of a pair and granularity rank the groups."""
+    """Yield the Spearman correlation of every two sizes of a pair and granularity."""
     families: dict[tuple[str, ...], dict[str, CaseResult]] = {}
     for case in results.cases.values():
         if case.status == "measured":

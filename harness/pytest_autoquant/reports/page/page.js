@@ -1,49 +1,40 @@
 "use strict";
-// Draws what the page's data says. Text reaches the document as text only, never as markup.
+// Shows the page's data. Numbers arrive with the text that shows them; only what depends on two
+// cases chosen here is computed here. Text reaches the document as text only, never as markup.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const cases = new Map(data.cases.map((entry) => [entry.id, entry]));
   const byId = (id) => document.getElementById(id);
   const drawn = new Map();
 
-  // --- numbers and names -------------------------------------------------------------------
+  // --- the data --------------------------------------------------------------------------------
 
   const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
+  const percent = (share) => (share === "n/a" ? share : `${share}%`);
+  const split = (text) => (text === "" ? [] : text.split(" "));
 
-  /** Four significant digits, as the Markdown reports have them. */
-  function score(value) {
-    if (!isNumber(value)) return "n/a";
-    if (value === 0) return "0";
-    const [digits, exponent] = value.toExponential(3).split("e");
-    if (Number(exponent) >= -4 && Number(exponent) < 4) return String(Number(value.toPrecision(4)));
-    const power = Math.abs(Number(exponent));
-    return `${Number(digits)}e${exponent[0] === "-" ? "-" : "+"}${String(power).padStart(2, "0")}`;
-  }
-
-  const percent = (value) => (isNumber(value) ? `${(100 * value).toFixed(1)}%` : "n/a");
-  const bits = (value) => (isNumber(value) ? String(Number(value.toPrecision(4))) : "unknown");
-  const count = (value) => (isNumber(value) ? value.toLocaleString("en-US") : "unknown");
-
-  /** Rank 1 is the most sensitive; a score that is not finite ranks first, as in the manifest. */
-  function ranking(entry) {
-    const { names, projections, layers, weights, linears } = data.group_sets[entry.groups];
-    const scores = data.vectors[entry.scores];
-    const value = (i) => (isNumber(scores[i]) ? scores[i] : Infinity);
-    const total = entry.total;
-    const order = names.map((_, i) => i).sort((a, b) => value(b) - value(a) || a - b);
+  /** The layer groups of a case, the most sensitive first. */
+  function groupsOf(entry) {
+    const { names, places, weights, weights_shown, linears } = data.group_sets[entry.groups];
+    const { scores, shown, shares, order } = data.score_sets[entry.scores];
+    const [texts, parts] = [split(shown), split(shares)];
     return order.map((i, place) => ({
+      ...places[i],
       name: names[i],
-      projection: projections[i],
-      layer: layers[i],
       weights: weights[i],
+      weightsShown: weights_shown[i],
       linears: linears[i],
       score: scores[i],
-      share: isNumber(scores[i]) && total ? scores[i] / total : null,
+      scoreShown: texts[i],
+      share: percent(parts[i]),
       selected: entry.selected === "" ? null : entry.selected[i] === "1",
       rank: place + 1,
-      place: i,
+      // Sorts as the exact scores do; below all others where there is no score.
+      height: isNumber(scores[i]) ? order.length - place : -1,
     }));
   }
+
+  // --- what depends on two cases ---------------------------------------------------------------
 
   /** Ranks from 1, ties sharing their mean. */
   function tiedRanks(values) {
@@ -85,14 +76,14 @@
     if (cases.has(id)) location.hash = address(id);
   };
 
-  /** Lines of cells, as the table is sorted and filtered now. */
+  /** The rows of a table as text, as it is sorted and filtered now. */
   function lines(table, grid) {
     const head = [...table.tHead.rows[0].cells].map((cell) => cell.dataset.title);
     const rows = grid.rows({ search: "applied", order: "applied" }).nodes().toArray();
     return [head, ...rows.map((row) => [...row.cells].map((cell) => cell.textContent.trim()))];
   }
 
-  /** RFC 4180; what a spreadsheet would take for a formula gets an apostrophe. */
+  /** RFC 4180; an apostrophe before text that a spreadsheet would evaluate as a formula. */
   function csv(rows) {
     const field = (text) => {
       const safe = /^[=+\-@\t\r]/.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text;
@@ -161,16 +152,16 @@
       event.preventDefault();
       event.target.click();
     });
-    const said = element("span", { role: "status" });
+    const status = element("span", { role: "status" });
     const tools = element(
       "p",
       { class: "tools" },
       button("Copy as Markdown", async () => {
         const done = await copy(markdown(lines(table, grid)));
-        said.textContent = done ? "copied" : "the browser does not let this page copy";
+        status.textContent = done ? "copied" : "the browser does not let this page copy";
       }),
       button("Download CSV", () => download(csv(lines(table, grid)), `${name}.csv`)),
-      said,
+      status,
     );
     const frame = table.closest(".dt-container");
     frame.after(tools);
@@ -182,7 +173,7 @@
   }
 
   /**
-   * Put a table into a place, instead of the one before. Columns are {title, of, order}: `of` gives
+   * Replace the table in a place. Columns are {title, of, order}: `of` gives
    * a row's text or node, `order` the number to sort by, where it is one.
    */
   function putTable(place, name, columns, rows) {
@@ -228,8 +219,8 @@
   const nothing = { load: () => Promise.reject(new Error("offline")), sanitize: () => Promise.reject(new Error("offline")) };
 
   /**
-   * Draw a chart's cells. `say` is told the cell under the pointer or the focus, `open` the one
-   * that is clicked or entered.
+   * Draw a chart's cells. `say` gets the cell under the pointer or the focus, `open` the one that
+   * is clicked, or on which Enter is pressed.
    */
   async function draw(name, cells, { open, say, renderer = "svg" }) {
     const place = byId(`chart-${name}`);
@@ -307,52 +298,37 @@
 
   // --- sections -------------------------------------------------------------------------------
 
-  const shown = () => Number(byId("view").value || 0);
+  const nothingShown = { cells: [], frontier: [], groups: { cases: [], groups: [] } };
+  const shownView = () => data.views[Number(byId("view").value || 0)] ?? nothingShown;
   const compared = { a: undefined, b: undefined };
-  const inView = (entry) => {
-    const view = data.views[shown()];
-    return ["model", "method", "size"].every((name) => entry[name] === view[name]);
-  };
-
-  /** What stands first in the grid of the view, of what was measured. */
-  function firstCase() {
-    const cell = (data.grids[shown()] ?? []).find((other) => isNumber(other.score));
-    return cases.get(cell?.case) ?? data.cases.find(inView) ?? data.cases[0];
-  }
+  const firstCase = () => cases.get(shownView().first_case) ?? data.cases[0];
 
   function showGrid() {
-    const say = sayer("grid");
-    return draw("grid", data.grids[shown()] ?? [], { open: (cell) => openCase(cell.case), say });
+    return draw("grid", shownView().cells, { open: (cell) => openCase(cell.case), say: sayer("grid") });
   }
 
   const groupColumns = (unit) => [
     { title: "rank", of: (row) => String(row.rank), order: (row) => row.rank },
     { title: "group", of: (row) => element("code", {}, row.name) },
     { title: "linears", of: (row) => String(row.linears || "unknown"), order: (row) => row.linears },
-    { title: `score (${unit})`, of: (row) => score(row.score), order: (row) => row.score },
-    { title: "share of total (%)", of: (row) => percent(row.share), order: (row) => row.share },
-    { title: "weights (count)", of: (row) => count(row.weights), order: (row) => row.weights },
+    { title: `score (${unit})`, of: (row) => row.scoreShown, order: (row) => row.height },
+    { title: "share of total (%)", of: (row) => row.share, order: (row) => row.height },
+    { title: "weights (count)", of: (row) => row.weightsShown, order: (row) => row.weights },
     {
       title: "under the bit budget",
       of: (row) => (row.selected === null ? "unknown" : row.selected ? "quantized" : "16-bit"),
     },
   ];
 
-  function layerCells(rows, unit) {
-    const projections = [];
-    const ordered = [...rows].sort((a, b) => a.place - b.place);
-    for (const row of ordered) {
-      if (!projections.includes(row.projection)) projections.push(row.projection);
-    }
-    return rows.map((row) => ({
-      row: projections.indexOf(row.projection),
-      column: row.layer ?? -1,
-      layer: row.layer === null ? "-" : String(row.layer),
-      projection: row.projection,
-      score: row.score || null,
-      detail: `${row.name}: rank ${row.rank}, score ${score(row.score)} ${unit}, ${percent(row.share)} of the total`,
+  const layerCells = (rows, unit) =>
+    rows.map(({ row, column, layer, projection, score, scoreShown, name, rank, share }) => ({
+      row,
+      column,
+      layer,
+      projection,
+      score: score || null,
+      detail: `${name}: rank ${rank}, score ${scoreShown} ${unit}, ${share} of the total`,
     }));
-  }
 
   function link(text, href) {
     return element("a", { href }, text);
@@ -367,8 +343,8 @@
       ...of("case", entry.id),
       ...of("status", entry.alias_of ? `alias of ${entry.alias_of}` : entry.status),
       ...of("format", entry.format + (entry.experimental ? " (experimental)" : "")),
-      ...of("weights stored in", `${bits(entry.bits)} bits per weight, block scales included`),
-      ...of("total score", `${score(entry.total)} ${entry.unit}`),
+      ...of("weights stored in", `${entry.bits} bits per weight, block scales included`),
+      ...of("total score", `${entry.total_shown} ${entry.unit}`),
       ...Object.entries(entry.quantizers).flatMap(([name, text]) => of(name, text)),
       ...of("files", ...Object.entries(entry.links).map(([text, href]) => link(text, href))),
     ];
@@ -380,55 +356,28 @@
     byId("case-choice").value = entry.id;
     byId("compare-this").href = `#compare=${encodeURIComponent(entry.id)}`;
     byId("case-selection").textContent = entry.selection;
-    const remarks = [...entry.problems.map((text) => `Failed: ${text}`), ...entry.notes];
-    byId("case-notes").replaceChildren(...remarks.map((text) => element("li", {}, text)));
+    byId("case-notes").replaceChildren(...entry.remarks.map((text) => element("li", {}, text)));
     byId("case-facts").replaceChildren(...facts(entry));
-    const rows = ranking(entry);
+    const rows = groupsOf(entry);
     putTable(byId("table-case"), "layer-groups", groupColumns(entry.unit), rows);
     return draw("layers", layerCells(rows, entry.unit), { say: sayer("layers") });
   }
 
   function showGroups() {
-    const chosen = data.cases.filter((entry) => inView(entry) && entry.status === "measured" && entry.total);
-    chosen.sort((a, b) => a.total - b.total);
-    const shares = new Map();
-    for (const entry of chosen) {
-      const { names } = data.group_sets[entry.groups];
-      data.vectors[entry.scores].forEach((value, i) => {
-        if (!shares.has(names[i])) shares.set(names[i], []);
-        shares.get(names[i]).push([entry, (value ?? 0) / entry.total]);
-      });
-    }
-    const mean = (found) => found.reduce((sum, [, share]) => sum + share, 0) / found.length;
-    const groups = [...shares].map(([name, found]) => ({
-      name,
-      found,
-      mean: mean(found),
-      highest: Math.max(...found.map(([, share]) => share)),
-      lowest: Math.min(...found.map(([, share]) => share)),
-    }));
-    groups.sort((a, b) => b.mean - a.mean);
+    const { cases: ids, groups } = shownView().groups;
     const most = Number(byId("rows").value) || groups.length;
-    const column = new Map(chosen.map((entry, i) => [entry, i]));
-    const cells = groups.slice(0, most).flatMap(({ name, found }, row) =>
-      found.map(([entry, share]) => ({
-        row,
-        column: column.get(entry),
-        group: name,
-        case: `${entry.pair} ${entry.granularity}`,
-        share,
-        id: entry.id,
-      })),
-    );
+    const rowOf = new Map(groups.slice(0, most).map(({ group }, row) => [group, row]));
+    const cells = ids.flatMap((id, column) => groupCells(cases.get(id), column, rowOf));
+    const [mean, lowest, highest] = [0, 1, 2].map((i) => (row) => row.shown[i]);
     putTable(
       byId("table-groups"),
       "groups",
       [
-        { title: "group", of: (row) => element("code", {}, row.name) },
-        { title: "cases (count)", of: (row) => String(row.found.length), order: (row) => row.found.length },
-        { title: "mean share (%)", of: (row) => percent(row.mean), order: (row) => row.mean },
-        { title: "lowest share (%)", of: (row) => percent(row.lowest), order: (row) => row.lowest },
-        { title: "highest share (%)", of: (row) => percent(row.highest), order: (row) => row.highest },
+        { title: "group", of: (row) => element("code", {}, row.group) },
+        { title: "cases (count)", of: (row) => String(row.cases), order: (row) => row.cases },
+        { title: "mean share (%)", of: mean, order: (row) => row.mean },
+        { title: "lowest share (%)", of: lowest, order: (row) => row.lowest },
+        { title: "highest share (%)", of: highest, order: (row) => row.highest },
       ],
       groups,
     );
@@ -437,11 +386,25 @@
       open: (cell) => openCase(cell.id),
       say: (cell) => {
         byId("detail-groups").textContent = cell.group
-          ? `${cell.group} in ${cell.case}: ${percent(cell.share)} of the total score`
+          ? `${cell.group} in ${cell.case}: ${cell.shown} of the total score`
           : "";
       },
     });
   }
+
+  /** A case's column of the chart; the share is unrounded, because it is drawn on a log scale. */
+  const groupCells = (entry, column, rowOf) =>
+    groupsOf(entry)
+      .filter(({ name }) => rowOf.has(name))
+      .map(({ name, score, share }) => ({
+        row: rowOf.get(name),
+        column,
+        group: name,
+        case: `${entry.pair} ${entry.granularity}`,
+        share: (score ?? 0) / entry.total,
+        shown: share,
+        id: entry.id,
+      }));
 
   /** The case that B starts with: the same in the other run, else another one of the view. */
   function counterpart(entry) {
@@ -462,8 +425,8 @@
     Object.assign(compared, { a, b });
     byId("case-a").value = a.id;
     byId("case-b").value = b.id;
-    const after = new Map(ranking(b).map((row) => [row.name, row]));
-    const rows = ranking(a)
+    const after = new Map(groupsOf(b).map((row) => [row.name, row]));
+    const rows = groupsOf(a)
       .filter((row) => after.has(row.name))
       .map((row) => ({ ...row, other: after.get(row.name), moved: after.get(row.name).rank - row.rank }));
     const side = (of) => rows.map((row) => (isNumber(of(row)) ? of(row) : Infinity));
@@ -472,9 +435,10 @@
     const kept = top.filter((row) => row.other.rank <= 10).length;
     byId("correlation").textContent = rows.length
       ? `${rows.length} groups in both. Spearman rank correlation ${found === null ? "n/a" : found.toFixed(4)}; ` +
-        `${kept} of A's ${top.length} most sensitive are among B's ten; total score ${score(a.total)} ${a.unit} and ${score(b.total)} ${b.unit}.`
+        `${kept} of A's ${top.length} most sensitive are among B's ten; total score ${a.total_shown} ${a.unit} and ${b.total_shown} ${b.unit}.`
       : "The two have no layer group in common.";
-    const ratio = (row) => (row.score > 0 ? row.other.score / row.score : null);
+    const ratio = (row) => (row.score > 0 && isNumber(row.other.score) ? row.other.score / row.score : null);
+    const ratioShown = (row) => (ratio(row) === null ? "n/a" : String(Number(ratio(row).toPrecision(3))));
     putTable(
       byId("table-movers"),
       "movers",
@@ -483,9 +447,9 @@
         { title: "rank in A", of: (row) => String(row.rank), order: (row) => row.rank },
         { title: "rank in B", of: (row) => String(row.other.rank), order: (row) => row.other.rank },
         { title: "moved (ranks)", of: (row) => (row.moved > 0 ? `+${row.moved}` : String(row.moved)), order: (row) => Math.abs(row.moved) },
-        { title: `score in A (${a.unit})`, of: (row) => score(row.score), order: (row) => row.score },
-        { title: `score in B (${b.unit})`, of: (row) => score(row.other.score), order: (row) => row.other.score },
-        { title: "B / A (ratio)", of: (row) => score(ratio(row)), order: ratio },
+        { title: `score in A (${a.unit})`, of: (row) => row.scoreShown, order: (row) => row.height },
+        { title: `score in B (${b.unit})`, of: (row) => row.other.scoreShown, order: (row) => row.other.height },
+        { title: "B / A (ratio)", of: ratioShown, order: ratio },
       ],
       [...rows].sort((x, y) => Math.abs(y.moved) - Math.abs(x.moved)),
     );
@@ -499,21 +463,21 @@
   }
 
   function showStability() {
-    const view = data.views[shown()] ?? {};
+    const view = shownView();
     const cells = data.stability.filter((point) => point.model === view.model && point.method === view.method);
     const open = (cell) => openCase(cell.case);
     return draw("stability", cells, { open, say: sayer("stability") });
   }
 
   function showFrontier() {
-    const points = data.frontiers[shown()] ?? [];
+    const points = shownView().frontier;
     putTable(
       byId("table-frontier"),
       "frontier",
       [
         { title: "case", of: (row) => link(row.case, address(row.case)) },
-        { title: "bits per weight", of: (row) => bits(row.bits), order: (row) => row.bits },
-        { title: "total score (per token)", of: (row) => score(row.score), order: (row) => row.score },
+        { title: "bits per weight", of: (row) => row.shown[0], order: (row) => row.bits },
+        { title: "total score (per token)", of: (row) => row.shown[1], order: (row) => row.score },
         { title: "frontier", of: (row) => row.kind },
       ],
       points,
@@ -569,9 +533,7 @@
 
   function start() {
     document.documentElement.classList.add("scripts");
-    const sizes = data.views.map((view, i) => [i, data.grids[i].some((cell) => isNumber(cell.score))]);
-    const measured = sizes.filter(([, has]) => has);
-    if (sizes.length) byId("view").value = (measured.at(-1) ?? sizes.at(-1))[0];
+    if (data.views.length) byId("view").value = data.first_view;
     for (const select of document.querySelectorAll("select.choose-case")) {
       select.append(...data.cases.map((entry) => element("option", { value: entry.id }, entry.id)));
     }

@@ -1,4 +1,4 @@
-"""Put the page together: one file that loads nothing and runs only its own two scripts."""
+"""``index.html``: one file that loads nothing and runs only its own two scripts."""
 
 from __future__ import annotations
 
@@ -14,20 +14,29 @@ from urllib.parse import quote
 
 from pytest_autoquant.calibration.sizes import size_order
 from pytest_autoquant.grid.case import CaseId
+from pytest_autoquant.manifests.outcomes import StructureCheck
 from pytest_autoquant.reports.charts.static_svg import CHARTS, specification
 from pytest_autoquant.reports.markdown import (
     GROUPS_MEAN,
     KL_SCORE_MEANS,
+    LOST_MEANS,
     SCORE_MEANS,
     bits,
     number,
     percent,
 )
 from pytest_autoquant.reports.page.contents import contents
+from pytest_autoquant.reports.report_model import ReportModel
 from pytest_autoquant.reports.run_comparison import RunComparison
-from pytest_autoquant.reports.scheme_report import HEADERS, MEANING, agreement_sentence, cells
-from pytest_autoquant.reports.session_report import counts_sentence, quantized
-from pytest_autoquant.reports.session_results import SessionResults, most_sensitive_groups, origin
+from pytest_autoquant.reports.scheme_report import HEADERS, MEANING, cells
+from pytest_autoquant.reports.session_report import (
+    counts_sentence,
+    last_run_sentences,
+    problem_of,
+    quantized,
+    run_of,
+)
+from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.text import well_formed
 
 if TYPE_CHECKING:
@@ -35,8 +44,8 @@ if TYPE_CHECKING:
 
 PAGE = "index.html"
 
-_FARTHEST = 1e308
-"""Of a drift, to sort by: a table takes infinity for a word."""
+#: Sort key of an infinite drift: DataTables sorts infinity as text.
+_LARGEST_DRIFT = 1e308
 
 _HERE = Path(__file__).parent
 _PARTS = {
@@ -47,30 +56,30 @@ _PARTS = {
 _LICENCES = _HERE / "vendor" / "LICENSES.txt"
 
 
-def render_page(results: SessionResults, comparison: RunComparison | None = None) -> str:
-    """Return ``index.html`` of a session, with everything it needs in it.
+def render_page(model: ReportModel, comparison: RunComparison | None = None) -> str:
+    """Return ``index.html`` of a session or a folder, with everything it needs in it.
 
     Args:
-        comparison: of the two runs that ``results`` holds, where it holds two.
+        comparison: of the two runs in ``model``, if it holds two.
     """
-    shown = contents(results)
-    document = {**_fields(shown), "charts": {name: specification(name) for name in CHARTS}}
+    results, shown = model.results, contents(model)
     drawn = _template().render(
+        model=model,
         results=results,
-        schemes=[cells(found) for found in results.schemes.values()],
+        schemes=[(found, cells(found)) for found in results.schemes.values()],
         scheme_headers=HEADERS,
         schemes_meaning=MEANING,
-        agreement=agreement_sentence(results.schemes),
         counts=counts_sentence(results),
-        views=shown.views,
+        last_run=last_run_sentences(results),
+        marks_runs=not results.is_from_one_run,
         many={
             "models": len({view.model for view in shown.views}) > 1,
             "methods": len({view.method for view in shown.views}) > 1,
         },
         comparison=comparison,
-        data=document,
-        origin=origin(results),
-        sensitive=most_sensitive_groups(results.cases.values()),
+        page=shown,
+        data={**_fields(shown), "charts": {name: specification(name) for name in CHARTS}},
+        lost_means=LOST_MEANS,
         score_means=SCORE_MEANS,
         kl_score_means=KL_SCORE_MEANS if _uses_kl(results) else "",
         groups_mean=GROUPS_MEAN,
@@ -100,8 +109,11 @@ def _template() -> Template:
         "quantized": quantized,
         "address": lambda text: quote(well_formed(text), safe=""),
         "case_name": CaseId.parse,
+        "problem": problem_of,
+        "run_of": run_of,
+        "run_of_check": _run_of_check,
         "size_place": lambda size: size_order(size)[0],
-        "finite": lambda drift: max(-_FARTHEST, min(drift, _FARTHEST)),
+        "finite": lambda drift: max(-_LARGEST_DRIFT, min(drift, _LARGEST_DRIFT)),
         "order": lambda value: -1 if value is None else value,
     }
     return environment.get_template("index.html.j2")
@@ -109,7 +121,7 @@ def _template() -> Template:
 
 @cache
 def _hashes() -> Mapping[str, str]:
-    """Return what the content security policy calls the style and the scripts."""
+    """Return the hashes by which the content security policy allows the style and the scripts."""
     return {
         name: f"'sha256-{b64encode(sha256(path.read_bytes()).digest()).decode()}'"
         for name, path in _PARTS.items()
@@ -121,10 +133,16 @@ def _dumps(value: object, **_: Any) -> str:
 
 
 def _fields(value: object) -> dict[str, Any]:
-    """Take a dataclass apart one level; ``asdict`` would copy every score."""
+    """Return the fields of a dataclass, one level deep; ``asdict`` would copy every score."""
     if not is_dataclass(value) or isinstance(value, type):
-        raise TypeError(f"{type(value).__name__} is no data of the page")
+        raise TypeError(f"{type(value).__name__} cannot be written to the page's data")
     return {item.name: getattr(value, item.name) for item in fields(value)}
+
+
+def _run_of_check(results: SessionResults, check: StructureCheck) -> str:
+    last = results.last_run
+    is_last = last is None or (check.pair, check.granularity) in last.structure
+    return "last" if is_last else "earlier"
 
 
 def _uses_kl(results: SessionResults) -> bool:

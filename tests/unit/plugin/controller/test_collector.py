@@ -274,6 +274,18 @@ def test_case_of_which_one_test_sent_nothing_is_lost(tmp_path, manifest):
     assert collector.lost == ()
 
 
+def test_case_is_lost_when_writing_it_is_interrupted(tmp_path, manifest, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    collector = collector_of(tmp_path)
+    monkeypatch.setattr("pytest_autoquant.reports.write.write_layer_reports", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        collector.take(end(measured(manifest)))
+    collector.finish()
+    assert (collector.results.lost, dict(collector.results.cases)) == ((CASE,), {})
+
+
 def test_lost_scheme_is_named_at_the_end(tmp_path, manifest):
     collector = Collector(run_plan(tmp_path, report_dir=str(tmp_path / "out")))
     schemes = {"a.py::test_scheme[mine]": "m/schemes/mine/small"}

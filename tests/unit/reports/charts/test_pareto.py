@@ -38,7 +38,7 @@ def beaten(one, by):
 
 @settings(deadline=None, max_examples=200)
 @given(points=st.lists(st.tuples(few | anything, few | anything), max_size=25))
-def test_the_best_are_exactly_those_that_no_other_beats(cases_of, points):
+def test_best_cases_are_those_that_no_other_beats(cases_of, points):
     found = frontier(session(cases_of(points)), VIEW)
     best = {point.case.split("/")[1]: point.best for point in found}
     assert best == {
@@ -56,22 +56,22 @@ def test_points_come_by_bits_and_show_their_own_numbers(cases_of, points):
     assert [point.kind for point in found] == [kinds[point.best] for point in found]
 
 
-def test_two_cases_of_equal_bits_and_score_beat_neither(cases_of):
+def test_equal_cases_do_not_beat_each_other(cases_of):
     found = frontier(session(cases_of([(4.0, 1.0), (4.0, 1.0)])), VIEW)
     assert [point.best for point in found] == [True, True]
 
 
-def test_of_equal_bits_only_the_lower_score_is_best(cases_of):
+def test_lower_score_wins_at_equal_bits(cases_of):
     found = frontier(session(cases_of([(4.0, 2.0), (4.0, 1.0)])), VIEW)
     assert [(point.score, point.best) for point in found] == [(1.0, True), (2.0, False)]
 
 
-def test_of_equal_scores_only_the_fewer_bits_are_best(cases_of):
+def test_fewer_bits_win_at_equal_scores(cases_of):
     found = frontier(session(cases_of([(8.0, 1.0), (4.0, 1.0)])), VIEW)
     assert [(point.bits, point.best) for point in found] == [(4.0, True), (8.0, False)]
 
 
-def test_a_point_says_what_it_is(case_of):
+def test_point_has_a_description(case_of):
     (point,) = frontier(session([case_of({"a": 1.25})]), VIEW)
     assert point.case == "toy/wint4_aint8/default/small/gradient"
     assert point.detail == "wint4_aint8, default: 1.25 per token at 4.25 bits per weight"
@@ -93,7 +93,7 @@ def test_a_point_says_what_it_is(case_of):
     ],
     ids=str,
 )
-def test_what_cannot_be_compared_takes_no_part_and_beats_nothing(case_of, changed):
+def test_incomparable_case_is_left_out(case_of, changed):
     other = case_of({"a": 1e-9}, pair="other", **{"effective_bits": 1.0} | changed)
     found = frontier(session([case_of(), other]), VIEW)
     assert [(point.case, point.best) for point in found] == [
@@ -101,5 +101,5 @@ def test_what_cannot_be_compared_takes_no_part_and_beats_nothing(case_of, change
     ]
 
 
-def test_a_session_of_nothing_has_no_frontier():
+def test_empty_session_has_no_frontier():
     assert frontier(SessionResults(), VIEW) == ()

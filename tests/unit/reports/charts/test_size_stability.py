@@ -46,7 +46,7 @@ def test_known_orders_have_their_known_correlation(sized, small, large, expected
 @settings(deadline=None, max_examples=200)
 @given(pairs=st.lists(st.tuples(values, values), min_size=2, max_size=15))
 @pytest.mark.filterwarnings("ignore:An input array is constant")
-def test_the_correlation_is_that_of_scipy(sized, pairs):
+def test_correlation_is_that_of_scipy(sized, pairs):
     before, after = ([pair[side] for pair in pairs] for side in (0, 1))
     (point,) = found_in(sized("small", before), sized("large", after))
     if len(set(before)) > 1 and len(set(after)) > 1:
@@ -69,7 +69,7 @@ def test_every_two_sizes_are_compared_the_smaller_one_first(sized):
     ]
 
 
-def test_a_point_says_what_it_is_and_opens_the_larger_case(sized):
+def test_point_has_a_description_and_opens_the_larger_case(sized):
     (point,) = found_in(sized("small", [3, 2, 1]), sized("medium", [3, 1, 2]))
     assert (point.model, point.method) == ("toy", "gradient")
     assert (point.pair, point.granularity) == ("wint4_aint8", "default")
@@ -97,5 +97,5 @@ def test_only_groups_in_both_are_compared(case_of):
 
 
 @pytest.mark.parametrize("names", [{"a": 1.0}, {"x": 1.0, "y": 2.0}, {}])
-def test_fewer_than_two_common_groups_are_no_order(case_of, names):
+def test_fewer_than_two_common_groups_have_no_correlation(case_of, names):
     assert found_in(case_of({"a": 1.0, "b": 2.0}), case_of(names, size="large")) == []

@@ -6,26 +6,24 @@ import re
 from base64 import b64encode
 from dataclasses import fields, replace
 from hashlib import sha256
-from html.parser import HTMLParser
 
 import pytest
+from builders import HtmlPage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
-from pytest_autoquant.reports.charts.grid import grid_cells, views
-from pytest_autoquant.reports.charts.pareto import frontier
-from pytest_autoquant.reports.charts.size_stability import stability
 from pytest_autoquant.reports.charts.static_svg import CHARTS, specification
+from pytest_autoquant.reports.markdown import number
 from pytest_autoquant.reports.page.contents import CaseEntry, contents
 from pytest_autoquant.reports.page.render import render_page
+from pytest_autoquant.reports.report_model import report_model
 from pytest_autoquant.reports.run_comparison import compare_runs, two_runs
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_comparison
 
 LAYER = "model.language_model.layers.0"
-VOID = {"meta", "br", "hr", "img", "input", "link", "col", "area", "base", "embed", "source", "wbr"}
 HOSTILE = (
     "</script><script>alert(1)</script>",
     "<!--<script>",
@@ -46,65 +44,16 @@ HOSTILE = (
 )
 
 
-class Page(HTMLParser):
-    """A page taken apart: every element with its attributes, and the text of each."""
+def render(results, comparison=None):
+    return render_page(report_model(results), comparison)
 
-    def __init__(self, html):
-        super().__init__(convert_charrefs=True)
-        self.elements, self.texts, self._open = [], [], []
-        self.feed(html)
-        self.close()
 
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        self.texts.append("")
-        if tag not in VOID:
-            self._open.append((tag, len(self.texts) - 1))
+def page_of(results, comparison=None):
+    return HtmlPage(render(results, comparison))
 
-    def handle_endtag(self, tag):
-        assert self._open, f"</{tag}> closes nothing"
-        assert self._open.pop()[0] == tag
 
-    def handle_data(self, data):
-        for _, index in self._open:
-            self.texts[index] += data
-
-    @property
-    def structure(self):
-        return [(tag, tuple(attributes)) for tag, attributes in self.elements]
-
-    def all(self, tag):
-        return [
-            (attributes, text)
-            for (name, attributes), text in zip(self.elements, self.texts, strict=True)
-            if name == tag
-        ]
-
-    def text_of(self, **wanted):
-        found = [
-            text
-            for (_, attributes), text in zip(self.elements, self.texts, strict=True)
-            if wanted.items() <= attributes.items()
-        ]
-        assert len(found) == 1
-        return found[0]
-
-    @property
-    def data(self):
-        return json.loads(self.text_of(id="data"), parse_constant=pytest.fail)
-
-    def table(self, name):
-        """The rows of a table, header first."""
-        start = next(i for i, (_, a) in enumerate(self.elements) if a.get("data-name") == name)
-        rows = []
-        for (tag, _), text in zip(self.elements[start + 1 :], self.texts[start + 1 :], strict=True):
-            if tag == "tr":
-                rows.append([])
-            elif tag in ("td", "th"):
-                rows[-1].append(text)
-            elif tag in ("table", "section", "h3"):
-                break
-        return rows
+def contents_of(results):
+    return contents(report_model(results))
 
 
 def session(*lines, **given):
@@ -184,51 +133,72 @@ def plain(value):
     )
 
 
-def test_the_data_in_the_page_is_everything_its_script_reads(results):
-    shown = contents(results)
-    data = Page(render_page(results)).data
+def test_page_data_equals_the_contents(results):
+    shown = contents_of(results)
+    data = page_of(results).data
     assert set(data) == {field.name for field in fields(shown)} | {"charts"}
     assert {name: data[name] for name in data if name != "charts"} == plain(shown)
     assert data["charts"] == {name: specification(name) for name in CHARTS}
 
 
-def test_every_view_has_its_grid_and_its_frontier(results):
-    shown = contents(results)
-    assert tuple(shown.views) == views(results)
-    assert shown.grids == [grid_cells(results, view) for view in shown.views]
-    assert shown.frontiers == [frontier(results, view) for view in shown.views]
-    assert shown.stability == list(stability(results))
+def test_views_have_grid_frontier_and_groups_of_the_report_model(results):
+    model = report_model(results)
+    shown = contents(model)
+    assert [(v.cells, v.frontier, v.groups) for v in shown.views] == [
+        (v.cells, v.frontier, v.groups) for v in model.views
+    ]
+    assert shown.stability == model.stability
+    assert [view.size for view in shown.views] == ["small", "medium"]
 
 
-def test_each_case_leads_to_its_own_groups_and_scores_in_module_order(results):
-    shown = contents(results)
+def test_page_opens_with_the_last_measured_view_and_its_first_scored_case(results, case_of):
+    results.add(SkippedCase(case_id="toy/p/g/large/gradient", status="needs-cuda", reason="r"))
+    shown = contents_of(results)
+    assert [view.size for view in shown.views] == ["small", "medium", "large"]
+    assert shown.first_view == 1
+    assert [view.first_case for view in shown.views] == [
+        "toy/wint8_aint8/default/small/gradient",
+        "toy/wint4_aint8/default/medium/gradient",
+        None,
+    ]
+
+
+def test_scores_and_groups_of_a_case_are_in_module_order(results):
+    shown = contents_of(results)
     for entry in shown.cases:
-        case = results.cases[entry.id]
-        found = dict(
-            zip(shown.group_sets[entry.groups].names, shown.vectors[entry.scores], strict=True)
-        )
-        assert list(found) == list(case.module_order)
-        assert found == {group.name: group.score for group in case.groups}
+        case, scores = results.cases[entry.id], shown.score_sets[entry.scores]
+        names = shown.group_sets[entry.groups].names
+        assert names == case.module_order
+        assert [names[place] for place in scores.order] == [group.name for group in case.groups]
+        found = dict(zip(names, scores.shown.split(), strict=True))
+        assert found == {group.name: number(group.score) for group in case.groups}
 
 
 def test_cases_with_the_same_groups_and_scores_share_them(results):
-    shown = contents(results)
-    assert len(shown.cases) == 5
-    assert len(shown.group_sets) == 2
-    assert len(shown.vectors) == 3
+    shown = contents_of(results)
+    assert (len(shown.cases), len(shown.group_sets), len(shown.score_sets)) == (5, 2, 3)
     (groups,) = [found for found in shown.group_sets if len(found.names) == 3]
-    assert groups.projections == ("mlp.up_proj", "mlp.down_proj", "lm_head")
-    assert (groups.layers, groups.weights, groups.linears) == ((0, 0, None), (8,) * 3, (1,) * 3)
+    assert [(p.row, p.column, p.layer, p.projection) for p in groups.places] == [
+        (0, 0, "0", "mlp.up_proj"),
+        (1, 0, "0", "mlp.down_proj"),
+        (2, -1, "-", "lm_head"),
+    ]
+    assert (groups.weights, groups.weights_shown, groups.linears) == (
+        (8,) * 3,
+        ("8",) * 3,
+        (1,) * 3,
+    )
 
 
-def test_a_case_entry_carries_the_cases_own_facts(manifest):
-    (entry,) = contents(session(case_result_of(manifest))).cases
+def test_case_entry_carries_the_cases_own_facts(manifest):
+    (entry,) = contents_of(session(case_result_of(manifest))).cases
     expected = {
         "id": "toy/wint4_aint8/a_per_token_dynamic/small/gradient",
         "status": "measured",
         "experimental": True,
-        "bits": 4.125,
+        "bits": "4.125",
         "total": 10.0,
+        "total_shown": "10",
         "selected": "011",
         "format": "INT4_WEIGHT_INT8_ACT_CFG",
     }
@@ -240,37 +210,41 @@ def test_a_case_entry_carries_the_cases_own_facts(manifest):
     }
 
 
-def test_scores_are_those_of_the_manifest_to_the_last_digit(case_of):
-    shown = contents(session(case_of({"a": 1.23456789e-7, "b": None, "c": 0.0})))
-    assert shown.vectors == [(1.23456789e-7, None, 0.0)]
+def test_scores_keep_seven_digits_and_their_exact_order(case_of):
+    scores = {"a": 1.00000001e-7, "b": 1.00000002e-7, "c": None, "d": 0.0}
+    (found,) = contents_of(session(case_of(scores))).score_sets
+    assert found.scores == (1e-7, 1e-7, None, 0.0)
+    assert found.shown == "1e-07 1e-07 n/a 0"
+    assert found.shares == "n/a n/a n/a n/a"
+    assert found.order == (2, 1, 0, 3)
 
 
 @pytest.mark.parametrize(
     ("selected", "shown"),
     [((True, False), "10"), ((False, False), "00"), ((None, None), ""), ((True, None), "")],
 )
-def test_what_the_budget_keeps_is_told_only_where_it_is_known(case_of, selected, shown):
+def test_selection_is_empty_if_it_is_unknown_for_any_group(case_of, selected, shown):
     case = case_of({"a": 2.0, "b": 1.0})
     groups = tuple(replace(g, selected=s) for g, s in zip(case.groups, selected, strict=True))
-    (entry,) = contents(session(replace(case, groups=groups))).cases
+    (entry,) = contents_of(session(replace(case, groups=groups))).cases
     assert entry.selected == shown
 
 
-def test_an_old_manifest_has_no_layer_report_to_link_to(case_of):
-    (entry,) = contents(session(case_of(fingerprint=None))).cases
+def test_old_manifest_has_no_link_to_a_layer_report(case_of):
+    (entry,) = contents_of(session(case_of(fingerprint=None))).cases
     assert set(entry.links) == {"manifest"}
 
 
 @pytest.mark.parametrize("folder", ["a b", "javascript:x", "data:,x", "100%", "x#y?z", "caf\udce9"])
 def test_links_stay_below_the_page(case_of, folder):
-    (entry,) = contents(session(case_of(manifest=f"{folder}/x.json"))).cases
+    (entry,) = contents_of(session(case_of(manifest=f"{folder}/x.json"))).cases
     for link in entry.links.values():
         assert not re.match(r"[a-z]+:|/", link, re.IGNORECASE)
         assert not set(link) & set(" #?\"'<>")
 
 
-def test_the_tables_hold_every_case_and_skip_without_scripts(results):
-    header, *rows = Page(render_page(results)).table("cases")
+def test_tables_hold_every_case_and_skip_without_scripts(results):
+    header, *rows = page_of(results).table("cases")
     assert len(rows) == 6
     assert {len(row) for row in rows} == {len(header)}
     column = {name: place for place, name in enumerate(header)}
@@ -288,9 +262,9 @@ def test_the_tables_hold_every_case_and_skip_without_scripts(results):
     assert {row[column["remark"]] for row in rows} == {"", "alias of toy/other", "NaN", "no CUDA"}
 
 
-def test_the_page_says_what_failed_what_was_left_out_and_what_was_run(results):
+def test_page_lists_failures_files_left_out_and_the_command(results):
     results.left_out.append("a/x.json: is not JSON")
-    page = Page(render_page(results))
+    page = page_of(results)
     notices = [
         text for attributes, text in page.all("section") if attributes.get("class") == "notice"
     ]
@@ -301,32 +275,32 @@ def test_the_page_says_what_failed_what_was_left_out_and_what_was_run(results):
 
 
 def test_stability_is_a_table_without_scripts(results):
-    rows = Page(render_page(results)).table("size-stability")
+    rows = page_of(results).table("size-stability")
     assert rows[1:] == [
         ["toy", "gradient", "wint4_aint8", "default", "small and medium", "-1.0000"]
     ]
 
 
-def test_a_page_of_nothing_is_a_page():
-    page = Page(render_page(SessionResults(left_out=["no manifest is here"])))
+def test_empty_session_has_a_page():
+    page = page_of(SessionResults(left_out=["no manifest is here"]))
     assert "no manifest is here" in [text for _, text in page.all("li")]
     assert page.data["cases"] == page.data["views"] == []
 
 
-def test_cases_that_are_nowhere_measured_make_a_page(case_of):
+def test_session_without_a_measured_case_has_a_page(case_of):
     lost = SessionResults(lost=("toy/p/g/small/gradient",))
-    assert Page(render_page(lost)).data["grids"][0][0]["status"] == "lost"
+    assert page_of(lost).data["views"][0]["cells"][0]["status"] == "lost"
     broken = session(case_of({"a": None}, effective_bits=None))
-    assert Page(render_page(broken)).data["cases"][0]["total"] is None
+    assert page_of(broken).data["cases"][0]["total"] is None
 
 
-def test_scores_that_overflow_leave_no_number_that_is_none(case_of):
+def test_overflowing_scores_leave_strict_json(case_of):
     cases = (
         case_of({"a": 1e308, "b": 1e308}, total_score=None),
         case_of({"a": 1e308, "b": 5e-324}, pair="p", total_score=1e308, effective_bits=1e300),
         case_of({"a": 1.0}, pair="q", total_score=5e-324),
     )
-    page = Page(render_page(session(*cases)))
+    page = page_of(session(*cases))
     assert len(page.data["cases"]) == 3
 
 
@@ -334,8 +308,8 @@ def test_scores_that_overflow_leave_no_number_that_is_none(case_of):
 @given(scores=st.lists(st.none() | st.floats(0, 1.7e308), min_size=1, max_size=4))
 def test_any_scores_are_strict_json(case_of, scores):
     case = case_of({f"g{i}": s for i, s in enumerate(scores)}, total_score=None)
-    (vector,) = Page(render_page(session(case))).data["vectors"]
-    for shown, score in zip(vector, scores, strict=True):
+    (found,) = page_of(session(case)).data["score_sets"]
+    for shown, score in zip(found["scores"], scores, strict=True):
         assert (shown is None) == (score is None)
         assert score is None or math.isclose(shown, score, rel_tol=1e-4, abs_tol=5e-324)
 
@@ -356,8 +330,8 @@ def hashed(text):
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
 
 
-def test_the_policy_allows_just_the_style_and_the_scripts_that_stand_in_the_file(results):
-    page = Page(render_page(results))
+def test_policy_allows_only_the_style_and_scripts_of_the_file(results):
+    page = page_of(results)
     allowed = policy(page)
     scripts = [text for attributes, text in page.all("script") if "type" not in attributes]
     assert len(scripts) == 2
@@ -371,14 +345,14 @@ def test_the_policy_allows_just_the_style_and_the_scripts_that_stand_in_the_file
     }
 
 
-def test_the_policy_comes_before_all_that_it_governs(results):
-    tags = [tag for tag, _ in Page(render_page(results)).elements]
+def test_policy_precedes_styles_and_scripts(results):
+    tags = [tag for tag, _ in page_of(results).elements]
     assert tags.index("meta") < min(tags.index("style"), tags.index("script"))
     assert tags[:5] == ["html", "head", "meta", "meta", "meta"]
 
 
 def test_nothing_is_loaded_from_anywhere(results):
-    page = Page(render_page(results))
+    page = page_of(results)
     for tag, attributes in page.elements:
         assert tag not in {"link", "iframe", "object", "embed", "base", "img", "form"}
         assert not {"src", "srcset", "action", "style"} & set(attributes)
@@ -390,7 +364,7 @@ def test_nothing_is_loaded_from_anywhere(results):
 
 
 def test_scripts_neither_fetch_nor_evaluate(results):
-    *_, script = [t for attributes, t in Page(render_page(results)).all("script")]
+    *_, script = [t for attributes, t in page_of(results).all("script")]
     for forbidden in (
         "eval(",
         "new Function",
@@ -405,16 +379,16 @@ def test_scripts_neither_fetch_nor_evaluate(results):
         assert forbidden not in script
 
 
-def test_every_id_is_there_once_and_labels_lead_to_it(results):
-    page = Page(render_page(results))
+def test_ids_are_unique_and_labels_refer_to_them(results):
+    page = page_of(results)
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     labels = {a["aria-labelledby"] for _, a in page.elements if "aria-labelledby" in a}
     assert labels <= set(ids)
 
 
-def test_the_same_session_is_the_same_page(results):
-    assert render_page(results) == render_page(results)
+def test_rendering_is_deterministic(results):
+    assert render(results) == render(results)
 
 
 # Hostile text
@@ -422,8 +396,8 @@ def test_the_same_session_is_the_same_page(results):
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:14]))
 def test_hostile_text_makes_no_element_and_no_attribute_and_is_shown(case_of, text):
-    harmless = Page(render_page(everything(case_of, "plain")))
-    page = Page(render_page(everything(case_of, text)))
+    harmless = page_of(everything(case_of, "plain"))
+    page = page_of(everything(case_of, text))
     assert page.structure == harmless.structure
     assert sum(body.count(text) for tag, body in page.all("td")) >= 10
     assert text in [body for _, body in page.all("dd")]
@@ -434,7 +408,7 @@ def test_hostile_text_makes_no_element_and_no_attribute_and_is_shown(case_of, te
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:14]))
 def test_hostile_text_comes_back_from_the_data_as_it_was(case_of, text):
     results = everything(case_of, text)
-    data = Page(render_page(results)).data
+    data = page_of(results).data
     assert {case["id"] for case in data["cases"]} == set(results.cases)
     assert {case["model"] for case in data["cases"]} == {text}
     assert f"{text}.head" in data["group_sets"][0]["names"]
@@ -443,8 +417,8 @@ def test_hostile_text_comes_back_from_the_data_as_it_was(case_of, text):
 @settings(deadline=None, max_examples=25)
 @given(text=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20))
 def test_any_text_makes_no_element_and_no_attribute(case_of, text):
-    harmless = Page(render_page(everything(case_of, "plain")))
-    page = Page(render_page(everything(case_of, text)))
+    harmless = page_of(everything(case_of, "plain"))
+    page = page_of(everything(case_of, text))
     assert page.structure == harmless.structure
     assert {case["model"] for case in page.data["cases"]} == {text}
 
@@ -452,17 +426,17 @@ def test_any_text_makes_no_element_and_no_attribute(case_of, text):
 @pytest.mark.parametrize(
     "text", ["\x00", "\x1b[2J", "\ud800", "caf\udce9", "a\r\nb\tc", ""], ids=ascii
 )
-def test_text_that_html_cannot_hold_still_makes_a_page(case_of, text):
-    html = render_page(everything(case_of, text)).encode(errors="backslashreplace").decode()
-    page = Page(html)
+def test_text_outside_html_is_replaced(case_of, text):
+    html = render(everything(case_of, text)).encode(errors="backslashreplace").decode()
+    page = HtmlPage(html)
     if text:
-        assert page.structure == Page(render_page(everything(case_of, "plain"))).structure
+        assert page.structure == page_of(everything(case_of, "plain")).structure
     assert len(page.data["cases"]) >= 1
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:14]))
-def test_addresses_of_cases_are_the_pages_own(case_of, text):
-    page = Page(render_page(everything(case_of, text)))
+def test_links_to_cases_stay_in_the_page(case_of, text):
+    page = page_of(everything(case_of, text))
     for attributes, _ in page.all("a"):
         assert re.fullmatch(r"#[\w=%./&:~-]+", attributes["href"])
 
@@ -470,12 +444,12 @@ def test_addresses_of_cases_are_the_pages_own(case_of, text):
 # Two runs
 
 
-def test_a_page_of_two_runs_compares_case_by_case(tmp_path, manifest, scored):
+def test_page_of_two_runs_compares_case_by_case(tmp_path, manifest, scored):
     for folder, score in (("before", 4.0), ("after", 5.0)):
         write_case(tmp_path / folder, scored({"a": score, "b": 1.0}))
     found = compare_runs(tmp_path / "before", tmp_path / "after")
     write_comparison(tmp_path / "compare.html", found)
-    page = Page((tmp_path / "compare.html").read_text())
+    page = HtmlPage((tmp_path / "compare.html").read_text())
     header, row = page.table("runs")
     assert dict(zip(header, row, strict=True)) == {
         "case": manifest.case.case_id,
@@ -494,15 +468,15 @@ def test_a_page_of_two_runs_compares_case_by_case(tmp_path, manifest, scored):
         assert (tmp_path / entry["links"]["manifest"]).is_file()
 
 
-def test_infinite_drifts_leave_the_page_strict(tmp_path, scored):
+def test_infinite_drift_leaves_strict_json(tmp_path, scored):
     for name, score in (("one.json", 1.0), ("two.json", math.inf)):
         (tmp_path / name).write_text(dump_manifest(scored({"a": score, "b": 2.0})))
     found = compare_runs(tmp_path / "one.json", tmp_path / "two.json")
-    page = Page(render_page(two_runs(found, tmp_path), found))
+    page = page_of(two_runs(found, tmp_path), found)
     assert page.table("runs")[1][4] == "inf"
     assert len(page.data["cases"]) == 2
 
 
-def test_case_entries_name_every_field_that_the_script_gets(results):
+def test_case_entries_have_every_field(results):
     names = {field.name for field in fields(CaseEntry)}
-    assert all(set(case) == names for case in Page(render_page(results)).data["cases"])
+    assert all(set(case) == names for case in page_of(results).data["cases"])

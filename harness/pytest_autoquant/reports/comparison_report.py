@@ -1,0 +1,83 @@
+"""The comparison of two runs as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pytest_autoquant.regression.comparison import Comparison
+from pytest_autoquant.reports.markdown import code, number, table, text
+from pytest_autoquant.reports.run_comparison import RunComparison
+
+#: Groups shown when a single case is compared, most drifted first.
+_MOST_GROUPS = 10
+
+#: Cases of one run only that are listed by name; more are counted.
+_MOST_NAMES = 20
+
+_HEADERS = (
+    "case",
+    "total score",
+    "rank corr.",
+    "top ten kept",
+    "largest group drift",
+    "selected",
+)
+
+
+def compare_markdown(comparison: RunComparison) -> str:
+    """Return the comparison as Markdown, most drifted case first."""
+    ordered = sorted(comparison.cases.items(), key=lambda item: -item[1].largest_drift)
+    parts = [
+        f"{len(ordered)} cases in both runs, {len(comparison.only_before)} only in the first, "
+        f"{len(comparison.only_after)} only in the second.",
+        table(_HEADERS, [_row(case_id, found) for case_id, found in ordered], right=" rrrrr"),
+    ]
+    if len(ordered) == 1:
+        parts.append(_groups(ordered[0][1]))
+    parts += _remarks([found for _, found in ordered])
+    parts += _names("Only in the first", comparison.only_before)
+    parts += _names("Only in the second", comparison.only_after)
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(case_id: str, found: Comparison) -> tuple[str, ...]:
+    return (
+        code(case_id),
+        f"{found.total_drift:+.3%}",
+        f"{found.spearman:.4f}",
+        f"{found.top_ten:.0%}",
+        f"{found.largest_drift:.3%}",
+        f"{len(found.selection_changes)} changed",
+    )
+
+
+def _remarks(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    if any(not found.is_comparable for found in comparisons):
+        yield (
+            "A manifest from before the harness takes part: compare its ranks, not its scores; "
+            "what it was measured on is unknown."
+        )
+    fields = sorted({str(difference) for found in comparisons for difference in found.differing})
+    if fields:
+        yield "Measured on something else: " + "; ".join(text(field) for field in fields)
+
+
+def _names(title: str, names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    more = f", and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return [f"{title}: {', '.join(map(code, names[:_MOST_NAMES]))}{more}"]
+
+
+def _groups(found: Comparison) -> str:
+    rows = [
+        (
+            code(group.name),
+            number(group.before),
+            number(group.after),
+            f"{group.drift:+.3%}",
+            f"{group.rank_before} to {group.rank_after}",
+        )
+        for group in found.worst(_MOST_GROUPS)
+    ]
+    return table(("group", "score before", "score after", "drift", "rank"), rows, right=" rrrr")

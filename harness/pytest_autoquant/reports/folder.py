@@ -1,0 +1,229 @@
+"""What a report folder holds: the results of every run that wrote to it.
+
+A case is in one of these states, from the manifests, the outcome log and the last summary:
+
+- measured: it has a manifest, whatever skipped it before or after;
+- measured, and its last attempt failed: it has a manifest, and the log has a later error;
+- skipped or failed: the log has its last outcome;
+- lost: the last run expected it and it sent no outcome.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from pytest_autoquant.errors import RecordError
+from pytest_autoquant.manifests import outcome_log
+from pytest_autoquant.manifests.case_result import CaseResult, case_result_of
+from pytest_autoquant.manifests.layout import find_manifests, find_schemes
+from pytest_autoquant.manifests.outcome_log import LoggedOutcome
+from pytest_autoquant.manifests.outcomes import KeptCase, StructureCheck
+from pytest_autoquant.manifests.pre_harness import read_any
+from pytest_autoquant.manifests.scheme_manifest import read_scheme_manifest
+from pytest_autoquant.manifests.sensitivity_manifest import Manifest
+from pytest_autoquant.manifests.session_summary import SUMMARY_JSON, SessionSummary, read_summary
+from pytest_autoquant.reports.session_results import SessionResults, last_run_of
+from pytest_autoquant.text import well_formed
+
+Visit = Callable[[Path, Manifest, CaseResult], None]
+
+
+def read_folder(root: Path, visit: Visit | None = None) -> SessionResults:
+    """Return everything under a report folder.
+
+    ``SessionResults.left_out`` names the files that cannot be read, and why.
+
+    Args:
+        visit: called with the path, the manifest and the result of every case of this harness.
+    """
+    folder = SessionResults()
+    _add_manifests(folder, root, visit=visit)
+    _add_schemes(folder, root)
+    summary = _last_summary(folder, root)
+    add_outcomes(folder, _logged(folder, root, summary))
+    if summary is not None:
+        _add_last_run(folder, summary)
+    folder.sort()
+    return folder
+
+
+def cover(root: Path, session: SessionResults) -> SessionResults:
+    """Return what a report folder holds once ``session`` has ended.
+
+    Manifests that the session wrote or kept are not read again.
+    """
+    folder = SessionResults(cases=dict(session.cases), schemes=dict(session.schemes))
+    _add_manifests(folder, root)
+    _add_schemes(folder, root)
+    summary = _last_summary(folder, root)
+    touched = session.case_ids
+    earlier = _logged(folder, root, summary)
+    add_outcomes(folder, [line for line in earlier if _case_id(line) not in touched])
+    add_outcomes(folder, [*session.skips.values(), *session.errors.values()])
+    folder.structures |= session.structures
+    if summary is not None:
+        folder.gated = {
+            case_id: why
+            for case_id, why in summary.gated.items()
+            if case_id in folder.case_ids and case_id not in touched
+        }
+    folder.gated |= session.gated
+    folder.left_out += session.left_out
+    folder.reruns, folder.kept, folder.lost = session.reruns, session.kept, session.lost
+    folder.written, folder.write_errors = session.written, session.write_errors
+    folder.command, folder.shard = session.command, session.shard
+    folder.last_run = last_run_of(session)
+    folder.sort()
+    return folder
+
+
+def read_outcomes(root: Path, summary: SessionSummary) -> tuple[LoggedOutcome, ...]:
+    """Return the outcomes without a manifest; from the summary where the folder has no log.
+
+    Raises:
+        RecordError: the log cannot be read.
+    """
+    if (root / outcome_log.OUTCOME_LOG).is_file():
+        return outcome_log.read(root)
+    return (*summary.skipped, *summary.errors, *summary.structure)
+
+
+def expected_summary(root: Path, session: SessionResults) -> SessionSummary:
+    """Return the summary of a session that has only begun: its cases are lost until they end.
+
+    The folder's other entries stay as the last summary has them; no manifest is read.
+    """
+    before = _last_summary(SessionResults(), root) or SessionSummary(
+        cases=(), skipped=(), errors=(), structure=()
+    )
+    return replace(
+        before,
+        counts=replace(before.counts, kept=0, lost=len(session.lost)),
+        shard=session.shard,
+        command=session.command,
+        last_run=replace(last_run_of(session), is_finished=False),
+        reruns={},
+        kept=(),
+        lost=session.lost,
+        write_errors=(),
+    )
+
+
+def _add_manifests(folder: SessionResults, root: Path, *, visit: Visit | None = None) -> None:
+    """Add every case but those of ``folder``, whose manifests need not be read."""
+    known = {root / case.manifest for case in folder.cases.values()}
+    old = []
+    for path in find_manifests(root):
+        if path in known:
+            continue
+        try:
+            case = _read_case(root, path, visit)
+        except RecordError as error:
+            folder.left_out.append(str(error))
+            continue
+        if case.is_old:
+            old.append(case)
+        else:
+            _add_case(folder, case)
+    for case in old:
+        _add_old_case(folder, case)
+
+
+def _read_case(root: Path, path: Path, visit: Visit | None) -> CaseResult:
+    found = read_any(path, root)
+    if isinstance(found, CaseResult):
+        return found
+    case = case_result_of(found, path.relative_to(root))
+    if visit is not None:
+        visit(path, found, case)
+    return case
+
+
+def _add_case(folder: SessionResults, case: CaseResult) -> None:
+    """Add a case; of two manifests of one case, the first in path order is used."""
+    known = folder.cases.setdefault(case.case_id, case)
+    if known is not case:
+        folder.left_out.append(f"{case.manifest}: is the same case as {known.manifest}; delete one")
+
+
+def _add_old_case(folder: SessionResults, case: CaseResult) -> None:
+    """Add a case from before the harness; its folder tells it from others with the same names."""
+    file = PurePosixPath(well_formed(case.manifest))
+    for place in (None, file.parent, file):
+        suffix = "" if place is None else f" ({place})"
+        named = replace(case, case_id=case.case_id + suffix, granularity=case.granularity + suffix)
+        if named.case_id not in folder.cases:
+            folder.cases[named.case_id] = named
+            return
+
+
+def _add_schemes(folder: SessionResults, root: Path) -> None:
+    known = {root / scheme.path for scheme in folder.schemes.values()}
+    for path in find_schemes(root):
+        if path in known:
+            continue
+        try:
+            scheme = read_scheme_manifest(path, root)
+        except RecordError as error:
+            folder.left_out.append(str(error))
+        else:
+            folder.schemes.setdefault(scheme.case_id, scheme)
+
+
+def _last_summary(folder: SessionResults, root: Path) -> SessionSummary | None:
+    path = root / SUMMARY_JSON
+    if not path.is_file():
+        return None
+    try:
+        return read_summary(path)
+    except RecordError as error:
+        folder.left_out.append(_below(root, error))
+        return None
+
+
+def _logged(
+    folder: SessionResults, root: Path, summary: SessionSummary | None
+) -> tuple[LoggedOutcome, ...]:
+    empty = SessionSummary(cases=(), skipped=(), errors=(), structure=())
+    try:
+        return read_outcomes(root, summary or empty)
+    except RecordError as error:
+        folder.left_out.append(_below(root, error))
+        return ()
+
+
+def _below(root: Path, error: RecordError) -> str:
+    return str(error).removeprefix(f"{root}{os.sep}")
+
+
+def add_outcomes(folder: SessionResults, outcomes: Iterable[LoggedOutcome]) -> None:
+    """Add outcomes without a manifest, each newer than what ``folder`` has of its case."""
+    for line in outcomes:
+        if isinstance(line, StructureCheck):
+            folder.structures[line.pair, line.granularity] = line
+        elif not isinstance(line, KeptCase):
+            folder.add(line)
+
+
+def _case_id(line: LoggedOutcome) -> str | None:
+    return None if isinstance(line, StructureCheck) else line.case_id
+
+
+def _add_last_run(folder: SessionResults, summary: SessionSummary) -> None:
+    """Take from the last summary what only it records."""
+    known = folder.case_ids
+    folder.gated = {case: why for case, why in summary.gated.items() if case in known}
+    folder.lost = summary.lost
+    if summary.last_run is None or not summary.last_run.is_finished:
+        folder.lost = _without(summary.lost, known)
+    folder.reruns = dict(summary.reruns)
+    folder.kept = set(summary.kept)
+    folder.command, folder.shard = summary.command, summary.shard
+    folder.last_run = summary.last_run
+
+
+def _without(case_ids: Iterable[str], known: Collection[str]) -> tuple[str, ...]:
+    return tuple(case_id for case_id in case_ids if case_id not in known)

@@ -1,0 +1,66 @@
+"""Everything that a session's reports show, computed once for summary, pictures and page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pytest_autoquant.reports.charts.grid import GridCell, View, grid_cells, views
+from pytest_autoquant.reports.charts.group_shares import GroupShares, group_shares
+from pytest_autoquant.reports.charts.pareto import ParetoPoint, frontier
+from pytest_autoquant.reports.charts.size_stability import StabilityPoint, stability
+from pytest_autoquant.reports.scheme_report import agreement_sentence
+from pytest_autoquant.reports.session_results import SessionResults, most_sensitive_groups, origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewModel:
+    """One model, method and size: its grid, its frontier and its groups by case."""
+
+    view: View
+    cells: tuple[GridCell, ...]
+    frontier: tuple[ParetoPoint, ...]
+    groups: GroupShares
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the grid has a score."""
+        return any(cell.score is not None for cell in self.cells)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportModel:
+    """What the reports of a session or of a folder show.
+
+    Attributes:
+        sensitive: the most sensitive groups, each with its mean share of a case's total score.
+        origin: where the numbers come from: each label with its distinct values.
+        agreement: how well predictions rank the schemes; empty with fewer than two schemes.
+    """
+
+    results: SessionResults
+    views: tuple[ViewModel, ...]
+    stability: tuple[StabilityPoint, ...]
+    sensitive: tuple[tuple[str, float], ...]
+    origin: tuple[tuple[str, tuple[str, ...]], ...]
+    agreement: str
+
+
+def report_model(results: SessionResults) -> ReportModel:
+    """Compute what the reports show of ``results``."""
+    return ReportModel(
+        results=results,
+        views=tuple(_view_model(results, view) for view in views(results)),
+        stability=tuple(stability(results)),
+        sensitive=tuple(most_sensitive_groups(results.cases.values())),
+        origin=tuple(origin(results)),
+        agreement=agreement_sentence(results.schemes),
+    )
+
+
+def _view_model(results: SessionResults, view: View) -> ViewModel:
+    return ViewModel(
+        view=view,
+        cells=grid_cells(results, view),
+        frontier=frontier(results, view),
+        groups=group_shares(results, view),
+    )

@@ -1,0 +1,63 @@
+"""The lines that end a pytest run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from pytest_autoquant.reports.markdown import LOST_MEANS, number
+from pytest_autoquant.reports.session_report import SUMMARY_MARKDOWN, counts_sentence
+from pytest_autoquant.reports.session_results import SessionResults, most_sensitive_groups
+from pytest_autoquant.text import one_line
+
+#: Aliases and lost cases that the terminal lists by name; more are counted.
+_MOST_NAMES = 5
+
+
+def terminal_lines(results: SessionResults) -> list[str]:
+    """Return the summary that ends a pytest run; ``results`` are those of the session."""
+    lines = [counts_sentence(results)]
+    lines += [
+        f"  skipped {count:4d}  {status}: {reason}"
+        for status, reason, count in results.skip_counts()
+    ]
+    aliases = [f"{line.case_id} = {line.alias_of}" for line in results.by_status("alias")]
+    lines += _first("alias", aliases)
+    lines += [f"  failed {line.case_id}: {line.problem}" for line in results.failures]
+    lines += [f"  gate   {case_id}" for case_id in results.gated]
+    lines += _first("lost ", [f"{case_id}: {LOST_MEANS}" for case_id in results.lost])
+    lines += [
+        f"  scheme {found.scheme.name}: {found.allocation.effective_bits:.4g} bits per weight, KL "
+        f"{number(found.measured.kl)} nats per token"
+        for found in results.schemes.values()
+    ]
+    lines += _rerun_lines(results)
+    lines += _group_lines(results)
+    lines += [f"left out: {reason}" for reason in results.left_out]
+    lines += [f"NOT WRITTEN: {error}" for error in results.write_errors]
+    return [one_line(line) for line in lines]
+
+
+def _first(kind: str, entries: Sequence[str]) -> list[str]:
+    """Return the first few entries, one line each, and the number of the others."""
+    lines = [f"  {kind}  {entry}" for entry in entries[:_MOST_NAMES]]
+    if len(entries) > _MOST_NAMES:
+        more = len(entries) - _MOST_NAMES
+        lines.append(f"  {kind}  and {more} more, listed in {SUMMARY_MARKDOWN}")
+    return lines
+
+
+def _group_lines(results: SessionResults) -> list[str]:
+    ranked = most_sensitive_groups(results.cases.values())
+    if not ranked:
+        return []
+    return [
+        "most sensitive groups (q_proj is q, k and v; gate_proj is gate and up), by",
+        "mean share of a case's total score:",
+        *(f"  {i:2d}. {share:6.1%}  {group}" for i, (group, share) in enumerate(ranked, start=1)),
+    ]
+
+
+def _rerun_lines(results: SessionResults) -> list[str]:
+    reasons = Counter(results.reruns.values())
+    return [f"  re-run {count:4d}  changed: {reason}" for reason, count in reasons.most_common()]

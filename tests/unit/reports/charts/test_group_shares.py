@@ -1,0 +1,46 @@
+"""Shares of the total score by group, over the cases of a view."""
+
+from statistics import mean
+
+import pytest
+from pytest_autoquant.reports.charts.grid import View
+from pytest_autoquant.reports.charts.group_shares import GroupShares, group_shares
+from pytest_autoquant.reports.session_results import SessionResults
+
+VIEW = View(model="toy", method="gradient", size="small")
+
+
+def shares_of(*cases):
+    return group_shares(SessionResults(cases={case.case_id: case for case in cases}), VIEW)
+
+
+def test_groups_are_ordered_by_mean_share_and_cases_by_total(case_of):
+    found = shares_of(
+        case_of({"a": 1e9, "b": 3e9}, pair="worse"),
+        case_of({"a": 1e-9, "b": 1e-9, "c": 2e-9}, pair="better"),
+        case_of({"a": 1.0}, pair="elsewhere", size="large"),
+        case_of({"a": 1.0}, pair="alias", status="alias"),
+        case_of({"a": 0.0}, pair="zero"),
+        case_of({"a": None}, pair="infinite"),
+    )
+    assert [case_id.split("/")[1] for case_id in found.cases] == ["better", "worse"]
+    expected = {"b": (0.25, 0.75), "c": (0.5,), "a": (0.25, 0.25)}
+    assert {group.group for group in found.groups} == set(expected)
+    means = [group.mean for group in found.groups]
+    assert means == sorted(means, reverse=True)
+    for group in found.groups:
+        values = expected[group.group]
+        assert group.cases == len(values)
+        assert (group.mean, group.lowest, group.highest) == pytest.approx(
+            (mean(values), min(values), max(values))
+        )
+        assert group.shown[0] == f"{100 * mean(values):.1f}%"
+
+
+def test_share_that_overflows_is_not_a_number(case_of):
+    (group,) = shares_of(case_of({"a": 1.0}, total_score=5e-324)).groups
+    assert (group.mean, group.shown) == (None, ("n/a",) * 3)
+
+
+def test_view_without_cases_has_no_groups():
+    assert shares_of() == GroupShares()

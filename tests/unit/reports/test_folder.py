@@ -1,0 +1,221 @@
+"""A report folder after several runs: later runs hide and lose nothing of earlier ones."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from pytest_autoquant.manifests import outcome_log
+from pytest_autoquant.manifests.case_result import case_result_of
+from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
+from pytest_autoquant.manifests.scheme_manifest import dump_scheme
+from pytest_autoquant.reports import folder as folder_module
+from pytest_autoquant.reports.folder import read_folder
+from pytest_autoquant.reports.rebuild import rebuild
+from pytest_autoquant.reports.session_results import SessionResults
+from pytest_autoquant.reports.write import write_case, write_expected, write_summary
+
+MEASURED, OTHER = (
+    "toy/wint4_aint8/default/small/gradient",
+    "toy/wint4_aint8/w_group64/small/gradient",
+)
+SKIP = SkippedCase(case_id="toy/wfp4_afp8/default/small/gradient", status="needs-cuda", reason="r")
+CHECK = StructureCheck(
+    pair="wfp8_afp8",
+    granularity="default",
+    status="supported",
+    reason="",
+    format_name="F",
+    effective_bits=8.0,
+    digest="d",
+)
+SKIPPED = replace(SKIP, case_id=MEASURED)
+ERROR = FailedCase(case_id=MEASURED, problem="out of memory")
+
+
+@pytest.fixture
+def case(manifest):
+    """Return the manifest of a measured case with another id."""
+
+    def named(case_id):
+        granularity = case_id.split("/")[2]
+        return replace(
+            manifest, case=replace(manifest.case, case_id=case_id, granularity=granularity)
+        )
+
+    return named
+
+
+@pytest.fixture
+def run(tmp_path, case):
+    """Run a session into the folder: measured case ids, other outcomes, session attributes."""
+
+    def session(*outcomes, schemes=(), **attributes):
+        results = SessionResults(**attributes)
+        for outcome in outcomes:
+            if isinstance(outcome, str):
+                write_case(tmp_path, case(outcome))
+                results.add(case_result_of(case(outcome)))
+            elif isinstance(outcome, StructureCheck):
+                results.structures[outcome.pair, outcome.granularity] = outcome
+            else:
+                results.add(outcome)
+        for scheme in schemes:
+            path = tmp_path / scheme.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(dump_scheme(scheme))
+            results.schemes[scheme.case_id] = scheme
+        write_summary(tmp_path, results)
+        return results
+
+    return session
+
+
+def summary(root):
+    return json.loads((root / "summary.json").read_text(), parse_constant=pytest.fail)
+
+
+def states(results):
+    """Return the ids of the measured cases, the skips and the errors."""
+    return set(results.cases), set(results.skips), set(results.errors)
+
+
+def test_scheme_run_after_sweep_keeps_every_outcome_of_the_sweep(tmp_path, run, derived):
+    run(MEASURED, SKIP, CHECK, FailedCase(case_id=OTHER, problem="x"), command="pytest sweep")
+    run(schemes=[derived], command="pytest schemes")
+    for results in (read_folder(tmp_path), rebuild(tmp_path)):
+        assert states(results) == ({MEASURED}, {SKIP.case_id}, {OTHER})
+        assert list(results.structures.values()) == [CHECK]
+        assert list(results.schemes) == [derived.case_id]
+    document = summary(tmp_path)
+    counts = {name: document["counts"][name] for name in ("measured", "skipped", "failed")}
+    assert counts == {"measured": 1, "skipped": 1, "failed": 1}
+    assert document["command"] == "pytest schemes"
+    last = document["last_run"]
+    assert (last["cases"], last["structure"]) == ([derived.case_id], [])
+    assert (last["counts"]["schemes"], last["counts"]["measured"]) == (1, 0)
+    expected = "Last run: 1 schemes derived; all other outcomes here are from earlier runs."
+    assert expected in (tmp_path / "summary.md").read_text()
+    assert expected in (tmp_path / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("runs", "expected"),
+    [
+        ([[SKIPPED], [MEASURED]], ({MEASURED}, set(), set())),
+        ([[MEASURED], [SKIPPED]], ({MEASURED}, set(), set())),
+        ([[MEASURED], [ERROR]], ({MEASURED}, set(), {MEASURED})),
+        ([[ERROR], [MEASURED]], ({MEASURED}, set(), set())),
+        ([[MEASURED], [ERROR], [SKIP]], ({MEASURED}, {SKIP.case_id}, {MEASURED})),
+        ([[MEASURED], [ERROR], [MEASURED]], ({MEASURED}, set(), set())),
+        ([[ERROR], [SKIPPED]], (set(), {MEASURED}, set())),
+        ([[SKIPPED], [ERROR]], (set(), set(), {MEASURED})),
+        ([[MEASURED], [OTHER]], ({MEASURED, OTHER}, set(), set())),
+    ],
+)
+def test_state_of_a_case_after_several_runs(tmp_path, run, runs, expected):
+    for outcomes in runs:
+        run(*outcomes)
+    assert states(read_folder(tmp_path)) == expected
+    assert states(rebuild(tmp_path)) == expected
+
+
+def test_later_error_is_shown_beside_the_measured_scores(tmp_path, run):
+    run(MEASURED)
+    run(ERROR)
+    document, text = summary(tmp_path), (tmp_path / "summary.md").read_text()
+    assert document["counts"]["measured"] == document["counts"]["failed"] == 1
+    assert [case["total_score"] for case in document["cases"]] == [10.0]
+    assert "out of memory (the scores shown were measured before it failed)" in text.replace(
+        "\\", ""
+    )
+    assert "then failed: out of memory" in (tmp_path / "index.html").read_text()
+
+
+def test_rows_are_marked_only_if_there_was_more_than_one_run(tmp_path, run, render):
+    run(MEASURED, SKIP)
+    text = (tmp_path / "summary.md").read_text()
+    assert "Last run: 1 measured, 1 skipped; every outcome here is from it." in text
+    assert "run" not in render(text).tables[1][0]
+    run(OTHER)
+    (cases,) = [
+        table
+        for table in render((tmp_path / "summary.md").read_text()).tables
+        if "granularity" in table[0]
+    ]
+    assert [(row[1], row[-1]) for row in cases] == [
+        ("granularity", "run"),
+        ("default", "earlier"),
+        ("w_group64", "last"),
+    ]
+
+
+def test_lost_cases_are_those_of_the_last_run(tmp_path, run):
+    run(MEASURED, lost=("toy/gone/default/small/gradient",))
+    run(lost=(MEASURED,))
+    assert read_folder(tmp_path).lost == (MEASURED,)
+    assert set(read_folder(tmp_path).cases) == {MEASURED}
+    run(OTHER)
+    assert read_folder(tmp_path).lost == ()
+
+
+def test_gate_verdicts_of_cases_that_the_last_run_left_alone_are_kept(tmp_path, run):
+    run(MEASURED, OTHER, gated={MEASURED: "drifted", OTHER: "drifted"})
+    run(OTHER)
+    assert read_folder(tmp_path).gated == {MEASURED: "drifted"}
+
+
+def test_rebuilding_changes_no_file(tmp_path, run, derived):
+    run(MEASURED, SKIP, CHECK, kept={MEASURED}, reruns={MEASURED: "torch"}, gated={MEASURED: "g"})
+    run(ERROR, schemes=[derived], command="pytest", shard="1/2", lost=("toy/a/b/small/gradient",))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    rebuild(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_manifests_of_the_session_are_not_read_again(tmp_path, run, monkeypatch):
+    run(MEASURED)
+    read = []
+    original = folder_module.read_any
+
+    def counting(path, root):
+        read.append(path.relative_to(root).parts[2])
+        return original(path, root)
+
+    monkeypatch.setattr(folder_module, "read_any", counting)
+    run(OTHER)
+    assert read == ["default"]
+
+
+def test_killed_session_loses_only_what_sent_no_outcome(tmp_path, run, case):
+    run(MEASURED, SKIP)
+    expected = (MEASURED, OTHER, "toy/a/b/small/gradient", "toy/c/d/small/gradient")
+    write_expected(tmp_path, SessionResults(lost=expected, shard="1/2"))
+    assert len(summary(tmp_path)["cases"]) == 1
+    assert summary(tmp_path)["last_run"]["is_finished"] is False
+    write_case(tmp_path, case(OTHER))
+    outcome_log.append(tmp_path, FailedCase(case_id="toy/a/b/small/gradient", problem="x"))
+    results = read_folder(tmp_path)
+    assert results.lost == ("toy/c/d/small/gradient",)
+    assert states(results) == ({MEASURED, OTHER}, {SKIP.case_id}, {"toy/a/b/small/gradient"})
+
+
+def test_folder_without_a_log_is_read_from_its_summary(tmp_path, run):
+    run(MEASURED, SKIP, CHECK)
+    (tmp_path / outcome_log.OUTCOME_LOG).unlink()
+    run(OTHER)
+    results = read_folder(tmp_path)
+    assert states(results) == ({MEASURED, OTHER}, {SKIP.case_id}, set())
+    assert list(results.structures.values()) == [CHECK]
+
+
+def test_session_without_outcomes_leaves_no_log(tmp_path, run):
+    run(MEASURED)
+    assert not (tmp_path / outcome_log.OUTCOME_LOG).exists()
+
+
+def test_unreadable_manifest_of_an_earlier_run_is_named(tmp_path, run, case):
+    run(MEASURED)
+    (tmp_path / case(MEASURED).path).write_text("{")
+    run(OTHER)
+    (reason,) = summary(tmp_path)["left_out"]
+    assert reason.startswith(f"{case(MEASURED).path.as_posix()}: is not JSON")
