@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 import pytest
-import torch
-from builders import run_plan
+from builders import one_thread, run_plan
 from pytest_autoquant.errors import MeasurementError, ModelError, NotReplayableError
 from pytest_autoquant.grid.assignment import Assignment
 from pytest_autoquant.manifests.fingerprint import fingerprint_of
@@ -16,11 +15,9 @@ SWEEP_REASON = "scores every config of a size in one sweep"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def on_one_thread():
+    with one_thread():
+        yield
 
 
 @dataclass

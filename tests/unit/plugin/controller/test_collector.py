@@ -4,11 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
-from builders import changed, run_plan
+from builders import changed, run_plan, structure_check
 from pytest_autoquant.errors import RecordError, WriteError
 from pytest_autoquant.files import write_atomic
 from pytest_autoquant.manifests.outcome_log import OUTCOME_LOG, read
-from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase, StructureCheck
+from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase
 from pytest_autoquant.manifests.scheme_manifest import ExportRecord, dump_scheme, load_scheme
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest, read_manifest
 from pytest_autoquant.manifests.session_summary import read_summary
@@ -28,15 +28,7 @@ from pytest_autoquant.regression.baselines import PASSED, Outcome
 from pytest_autoquant.reports.write import write_case
 
 CASE = "tiny-qwen3-vl/wint4_aint8/a_per_token_dynamic/small/gradient"
-CHECK = StructureCheck(
-    pair="p",
-    granularity="g",
-    status="supported",
-    reason="",
-    format_name="F",
-    effective_bits=4.25,
-    digest="d",
-)
+CHECK = structure_check()
 SKIP = SkippedCase(case_id=CASE, status="needs-cuda", reason="no CUDA", effective_bits=4.125)
 FIRST, SECOND = "a.py::test_one[case]", "a.py::test_two[case]"
 
@@ -102,7 +94,7 @@ def test_outcomes_without_a_manifest_are_in_the_log_when_they_have_been_taken(tm
     assert read(tmp_path / "out") == (SKIP, failed, CHECK)
     assert collector.results.skips == {CASE: SKIP}
     assert collector.results.errors == {"m/other": failed}
-    assert collector.results.structures == {("p", "g"): CHECK}
+    assert collector.results.structures == {("wfp8_afp8", "default"): CHECK}
 
 
 def test_first_result_of_two_tests_of_one_case_stays(tmp_path, scored):

@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from builders import structure_check
 from pytest_autoquant.errors import RecordError
-from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase, StructureCheck
+from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase
 from pytest_autoquant.manifests.scheme_manifest import dump_scheme, load_scheme
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest, load_manifest
 from pytest_autoquant.plugin.messages.outcome import (
@@ -20,15 +21,7 @@ from pytest_autoquant.plugin.messages.outcome import (
 )
 
 CASE = "toy/wint4_aint8/default/small/gradient"
-CHECK = StructureCheck(
-    pair="p",
-    granularity="g",
-    status="supported",
-    reason="",
-    format_name="F",
-    effective_bits=4.25,
-    digest="d",
-)
+CHECK = structure_check()
 
 
 @pytest.fixture

@@ -1,12 +1,9 @@
 """What a worker selects, skips and attaches to test reports, in real runs on the embedded model."""
 
 import re
-from importlib import import_module
-from pathlib import Path
 
 import pytest
-import torch
-from builders import run_plan
+from builders import import_everything, one_thread
 from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase
 from pytest_autoquant.manifests.sensitivity_manifest import load_manifest
 from pytest_autoquant.plugin.messages.outcome import (
@@ -16,16 +13,6 @@ from pytest_autoquant.plugin.messages.outcome import (
     MeasuredCase,
     Skipped,
     load_report,
-)
-from pytest_autoquant.scoring.runner import MeasurementRunner
-
-#: Modules that import everything of ours that a run imports.
-RUN_TIME_MODULES = (
-    "pytest_autoquant.plugin.controller.hooks",
-    "pytest_autoquant.plugin.controller.reporting",
-    "pytest_autoquant.plugin.worker.hooks",
-    "pytest_autoquant.reports.terminal_report",
-    "vl_convert",
 )
 
 #: Hypothesis would be imported again in every run, which takes longer than the run.
@@ -38,21 +25,9 @@ MEASURE = "def test_it(aq_case, aq_measure):\n    aq_measure(aq_case)\n"
 
 @pytest.fixture(scope="module", autouse=True)
 def imported():
-    """Import everything that a run imports, the libraries by a measurement.
-
-    pytester forgets modules that an in-process run is the first to import, and neither torch nor
-    ModelOpt's patches of transformers survive being imported twice.
-    """
-    for name in RUN_TIME_MODULES:
-        import_module(name)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    plan = run_plan(Path(), device="cpu", score_size="1", pairs="wint8_afp16", sizes="small")
-    runner = MeasurementRunner(plan.settings, plan.source, lambda *_: None, print)
-    runner.configurations.check(plan.combinations[0])
-    runner.measure(plan.cases[0])
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        import_everything()
+        yield
 
 
 @pytest.fixture
