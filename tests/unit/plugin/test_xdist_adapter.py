@@ -20,9 +20,10 @@ from pytest_autoquant.plugin.xdist_adapter import (
     announce,
     announced,
 )
-from xdist.remote import WorkerInteractor, serialize_warning_message
+from xdist.dsession import DSession
+from xdist.remote import WorkerInteractor
 from xdist.scheduler import LoadScheduling, LoadScopeScheduling
-from xdist.workermanage import WorkerController, unserialize_warning_message
+from xdist.workermanage import WorkerController
 
 COLLECTED = CollectedCases(
     cases={"a.py::t[größe]": "toy/p/g/small/gradient"},
@@ -279,30 +280,11 @@ def test_xdist_has_the_attribute_that_our_scheduling_reads(scheduler, name, valu
     assert getattr(scheduler(Config(2), SILENT), name) == value
 
 
-def test_xdist_calls_the_scope_of_each_test():
-    scheduler = LoadScopeScheduling(Config(1), SILENT)
-    assert scheduler._split_scope("a.py::C::t") == "a.py::C"
-    assert "self._split_scope(nodeid)" in inspect.getsource(LoadScopeScheduling)
-
-
-def test_xdist_sends_recorded_warnings_to_the_controller():
-    assert inspect.isfunction(WorkerInteractor.pytest_warning_recorded)
-    source = inspect.getsource(WorkerController.process_from_remote)
-    assert 'eventname == "warning_recorded"' in source
+def test_xdist_scopes_a_test_by_its_class_unless_we_override_it():
+    assert LoadScopeScheduling(Config(1), SILENT)._split_scope("a.py::C::t") == "a.py::C"
 
 
 # The announcement
-
-
-class Hook:
-    """Takes what ``announce`` records, as pytest's hook does."""
-
-    def __init__(self):
-        self.kwargs = []
-        self.pytest_warning_recorded = self
-
-    def call_historic(self, *, kwargs):
-        self.kwargs.append(kwargs)
 
 
 def controller_config(shown=()):
@@ -312,15 +294,33 @@ def controller_config(shown=()):
     return SimpleNamespace(pluginmanager=manager), reporter
 
 
-def test_announcement_arrives_as_it_was_sent():
-    hook = Hook()
+class Hook:
+    """Takes the warnings that are recorded, as pytest's hook does."""
+
+    def __init__(self, call_historic):
+        self.pytest_warning_recorded = SimpleNamespace(call_historic=call_historic)
+
+
+def test_announcement_goes_through_xdist_from_worker_to_controller():
+    """From the worker's hook over xdist's event to the controller's hook."""
+    received = []
+    session = SimpleNamespace(
+        config=SimpleNamespace(hook=Hook(lambda kwargs: received.append(kwargs)))
+    )
+    controller = SimpleNamespace(
+        notify_inproc=lambda event, **data: getattr(DSession, f"worker_{event}")(session, **data),
+        log=lambda *_: None,
+    )
+    worker = SimpleNamespace(
+        sendevent=lambda event, **data: WorkerController.process_from_remote(
+            controller, (event, data)
+        )
+    )
+    hook = Hook(lambda kwargs: WorkerInteractor.pytest_warning_recorded(worker, **kwargs))
     announce(COLLECTED, SimpleNamespace(hook=hook))
-    (sent,) = hook.kwargs
-    parameters = inspect.signature(WorkerInteractor.pytest_warning_recorded).parameters
-    assert {*sent} == {*parameters} - {"self"}
-    received = unserialize_warning_message(serialize_warning_message(sent["warning_message"]))
+    (arrived,) = received
     config, _ = controller_config()
-    assert announced(received, config) == COLLECTED
+    assert announced(arrived["warning_message"], config) == COLLECTED
 
 
 def test_announcement_is_not_shown_as_a_warning():

@@ -1,5 +1,6 @@
 """The progress line in a terminal emulator, on a clock that the test sets."""
 
+import io
 from types import SimpleNamespace
 
 import pyte
@@ -27,13 +28,13 @@ class Screen:
     def pytest_writes(self, text):
         """Write as pytest does, which counts the width of its current line."""
         self._line = (self._line + text).rpartition("\n")[2]
-        self._feed(text)
+        self.feed(text)
 
     def write(self, text):
         self.num_writes += 1
-        self._feed(text)
+        self.feed(text)
 
-    def _feed(self, text):
+    def feed(self, text):
         self._stream.feed(text.replace("\n", "\r\n"))  # as the terminal's driver does
 
     @property
@@ -157,3 +158,41 @@ def test_output_that_goes_to_no_terminal_has_no_progress_line(pytester, clock):
     clock.now += 5.0
     line("score", 1, 2)
     line.stop()
+
+
+class TerminalFile(io.TextIOBase):
+    """A file that is a terminal, in front of the emulator."""
+
+    def __init__(self, screen):
+        self._screen = screen
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        self._screen.feed(text)
+        return len(text)
+
+
+@pytest.mark.parametrize("num_lines", [0, 9])
+def test_verbose_line_of_pytest_gets_its_result_beside_the_test_id(
+    pytester, monkeypatch, clock, screen, num_lines
+):
+    file = TerminalFile(screen)
+    monkeypatch.setattr("sys.stdout", file)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+    config = pytester.parseconfigure("-v", "-s", "--color=no")
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    line = ProgressLine(terminal_writer(config))
+    file.write("\n" * num_lines)
+    location = ("test_a.py", 1, f"test_case[{CASE}]")
+    reporter.pytest_runtest_logstart(nodeid=f"test_a.py::test_case[{CASE}]", location=location)
+    line.start(CASE)
+    clock.now += 2.0
+    line("score", 1, 9)
+    shown = f"test_a.py::test_case[{CASE}]"
+    assert screen.rows[-2:] == [shown, f"{CASE}: score 1/9, 2 s"]
+    line.stop()
+    reporter.write("PASSED")
+    assert screen.rows[-1] == f"{shown} PASSED"
