@@ -164,6 +164,15 @@ def test_config_that_cannot_run_fails_alone(int8):
     assert bench.phases == []
 
 
+def test_config_that_cannot_run_does_not_join_a_sweep():
+    bench = bench_of(pairs="wint8_afp16,wfp4_afp16", granularities="default")
+    fp4, int8 = bench.plan.cases
+    bench.measure(int8.test_id)
+    with pytest.raises(MeasurementError):
+        bench.measure(fp4.test_id)
+    assert "capture" in bench.phases  # it was not tried before
+
+
 # The model and the captions
 
 
