@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from builders import structure_check
 from pytest_autoquant.manifests import outcome_log
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
@@ -19,15 +20,7 @@ MEASURED, OTHER = (
     "toy/wint4_aint8/w_group64/small/gradient",
 )
 SKIP = SkippedCase(case_id="toy/wfp4_afp8/default/small/gradient", status="needs-cuda", reason="r")
-CHECK = StructureCheck(
-    pair="wfp8_afp8",
-    granularity="default",
-    status="supported",
-    reason="",
-    format_name="F",
-    effective_bits=8.0,
-    digest="d",
-)
+CHECK = structure_check()
 SKIPPED = replace(SKIP, case_id=MEASURED)
 ERROR = FailedCase(case_id=MEASURED, problem="out of memory")
 
