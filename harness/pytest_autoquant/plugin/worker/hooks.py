@@ -116,7 +116,11 @@ class Worker:
         self._config = config
         self._collected = CollectedCases()
         self._assignment: Assignment | None = None
-        self.progress = ProgressLine(terminal_writer(config))
+
+    @cached_property
+    def progress(self) -> ProgressLine:
+        """The progress line; pytest's terminal exists only once every plugin is configured."""
+        return ProgressLine(terminal_writer(self._config))
 
     @property
     def plan(self) -> RunPlan:
