@@ -104,10 +104,7 @@ def test_built_in_schemes_can_be_derived_and_exported(idle, tmp_path, name, root
             "ModelOpt exports wfp8_aint8 with default as FP8, for which a runtime computes fp8 "
             "weights (a scale per tensor) and fp8 activations (a scale per tensor)",
         ),
-        (
-            ("wfp16_afp8",),
-            "ModelOpt has no export of wfp16_afp8 with default that can be verified",
-        ),
+        (("wfp16_afp8",), "ModelOpt has no export of wfp16_afp8 with default that can be verified"),
     ],
 )
 def test_candidate_without_a_faithful_export_is_only_measured(idle, tmp_path, candidates, reason):
@@ -321,13 +318,7 @@ def test_checkpoint_holds_the_returned_manifest(exported):
     assert manifest.path == (folder / "scheme_manifest.json").relative_to(root)
     assert load_scheme((root / manifest.path).read_text(), source="x") == manifest
     assert [path.name for path in folder.parent.iterdir()] == ["mine"]
-    assert list(manifest.timing) == [
-        "score",
-        "solve",
-        "quantize and measure",
-        "export",
-        "check",
-    ]
+    assert list(manifest.timing) == ["score", "solve", "quantize and measure", "export", "check"]
 
 
 def test_manifest_describes_its_checkpoint(bench, exported):
@@ -339,10 +330,7 @@ def test_manifest_describes_its_checkpoint(bench, exported):
     assert export.bytes_after == (folder / "model.safetensors").stat().st_size
     assert export.bytes_before == sum(p.numel() * 4 for p in bench.model.module.parameters())
     assert export.violations == check_export(folder) != ()  # vLLM loads no INT4 by ModelOpt
-    assert (export.load, export.load_text) == (
-        "not tried",
-        "loading in vLLM was not asked for",
-    )
+    assert (export.load, export.load_text) == ("not tried", "loading in vLLM was not asked for")
     config = json.loads((folder / "hf_quant_config.json").read_text())["quantization"]
     algorithms = {"wint4_afp16": "W4A16_AWQ", "wfp8_afp8": "FP8"}
     assert {name: each["quant_algo"] for name, each in config["quantized_layers"].items()} == {

@@ -10,16 +10,7 @@ from pytest_autoquant.export.apply_scheme import GroupFormat
 from pytest_autoquant.export.verify_checkpoint import Verification, verify_checkpoint
 from pytest_autoquant.models.registry import REGISTRY
 from safetensors.torch import load_file, save_file
-from scheme_model import (
-    DOWN,
-    GATE_UP,
-    LAYERS,
-    OUT,
-    QKV,
-    export_scheme,
-    formats_of,
-    snapshot,
-)
+from scheme_model import DOWN, GATE_UP, LAYERS, OUT, QKV, export_scheme, formats_of, snapshot
 
 SOURCE = REGISTRY["tiny-qwen3-vl"]
 WEIGHTS = "model.safetensors"
