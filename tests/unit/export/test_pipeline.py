@@ -248,13 +248,6 @@ def test_activation_only_scheme_stores_16_bits(bench):
     assert manifest.measured.kl > 0
 
 
-def test_scheme_that_quantizes_nothing_does_no_damage(bench):
-    manifest = runner(bench).derive(mine("wfp8_afp8", measure="fraction_of_groups", amount=0.0))
-    assert {group.format for group in manifest.groups} == {None}
-    assert (manifest.measured.kl, manifest.measured.agreement) == (0.0, 1.0)
-    assert manifest.measured.loss == manifest.measured.loss_before
-
-
 def test_candidates_that_the_target_cannot_load_are_left_out(bench):
     manifest = runner(bench, target="vllm").derive(mine("wint4_afp16", "wfp8_afp8"))
     assert manifest.scheme.candidates == ("wfp8_afp8",)

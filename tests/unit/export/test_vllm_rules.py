@@ -1,6 +1,7 @@
 """Real exports break no rule; each edit of them breaks exactly the rules that it should."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -25,16 +26,9 @@ def broken(rule, *tensors):
     return {(rule, tensor) for tensor in tensors}
 
 
-def exclusion(*tensors):
-    return broken("exclusion", *tensors)
-
-
-def scales(*tensors):
-    return broken("scales", *tensors)
-
-
-def algorithm(*keys):
-    return broken("algorithm", *keys)
+(configs, algorithm, names, exclusion, fusion, scales, kv_cache, pre_quant_scale, vision) = (
+    partial(broken, rule) for rule in RULES
+)
 
 
 @pytest.mark.parametrize(
@@ -67,11 +61,8 @@ def test_export_by_modelopt_breaks_no_rule(exported, recipe, declared, num_quant
     [
         ("int8", algorithm("quant_algo")),
         ("cache_only", algorithm("quant_algo")),
-        ("q_only", broken("fusion", *(f"{Q.replace('.0.', f'.{n}.')}.weight" for n in range(6)))),
-        (
-            "gate_only",
-            broken("fusion", *(f"{GATE.replace('.0.', f'.{n}.')}.weight" for n in range(6))),
-        ),
+        ("q_only", fusion(*(f"{Q.replace('.0.', f'.{n}.')}.weight" for n in range(6)))),
+        ("gate_only", fusion(*(f"{GATE.replace('.0.', f'.{n}.')}.weight" for n in range(6)))),
     ],
 )
 def test_export_that_vllm_does_not_load_is_reported(exported, recipe, expected):
@@ -95,7 +86,7 @@ EDITS = {
     "no scales": ("fp8", lambda it: it.drop(SCALE, INPUT), exclusion(SCALE) | scales(INPUT)),
     "no scale per channel": ("channel", lambda it: it.drop(SCALE), exclusion(SCALE)),
     "plain but not excluded": ("fp8", lambda it: it.make_plain(DOWN), exclusion(SCALE)),
-    "one of q, k, v plain but not excluded": (
+    "k plain but not excluded": (
         "fp8",
         lambda it: it.make_plain(K),
         exclusion(f"{K}.weight_scale"),
@@ -134,37 +125,21 @@ EDITS = {
         lambda it: (it.config.pop("quantization_config"), setattr(it, "hf_config", None)),
         exclusion(WEIGHT),
     ),
-    "layer missing in quantized_layers": (
-        "formats",
-        lambda it: it.set_layers(**{DOWN: None}),
-        exclusion(WEIGHT),
-    ),
-    "plain layer in quantized_layers": (
-        "formats",
-        lambda it: it.make_plain(DOWN),
-        exclusion(SCALE),
-    ),
-    "excluded layer in quantized_layers": (
-        "formats",
-        lambda it: it.exclude(DOWN),
-        exclusion(WEIGHT),
-    ),
+    "unlisted layer": ("formats", lambda it: it.set_layers(**{DOWN: None}), exclusion(WEIGHT)),
+    "listed plain layer": ("formats", lambda it: it.make_plain(DOWN), exclusion(SCALE)),
+    "listed layer that is excluded": ("formats", lambda it: it.exclude(DOWN), exclusion(WEIGHT)),
     # fusion
     "k and v plain": (
         "fp8",
         lambda it: (it.make_plain(K, V), it.exclude(K, V)),
-        broken("fusion", f"{Q}.weight"),
+        fusion(f"{Q}.weight"),
     ),
-    "up plain": (
-        "fp8",
-        lambda it: (it.make_plain(UP), it.exclude(UP)),
-        broken("fusion", f"{GATE}.weight"),
-    ),
-    "q also excluded by name": ("mixed", lambda it: it.exclude(Q), broken("fusion", f"{Q}.weight")),
-    "two algorithms in a fused layer": (
+    "up plain": ("fp8", lambda it: (it.make_plain(UP), it.exclude(UP)), fusion(f"{GATE}.weight")),
+    "q also excluded by name": ("mixed", lambda it: it.exclude(Q), fusion(f"{Q}.weight")),
+    "unequal shards": (
         "formats",
         lambda it: it.set_layers(**{UP: "NVFP4"}),
-        broken("fusion", f"{GATE}.weight"),
+        fusion(f"{GATE}.weight"),
     ),
     # scales
     "no input scale": ("fp8", lambda it: it.drop(INPUT), scales(INPUT)),
@@ -187,7 +162,7 @@ EDITS = {
         lambda it: (it.put(SCALE, *[1.0] * 128), it.put(UP_INPUT, shape=[0])),
         scales(SCALE, UP_INPUT),
     ),
-    "scales of one element and one dimension": ("fp8", lambda it: it.put(SCALE, 0.5), set()),
+    "scale of one dimension": ("fp8", lambda it: it.put(SCALE, 0.5), set()),
     **{
         f"{name.rpartition('.')[2]} {value}": (
             "fp8",
@@ -207,16 +182,12 @@ EDITS = {
         lambda it: (it.put(SCALE, *[1.0] * 127), it.put(UP_SCALE, *[1.0] * 384, shape=[384, 1])),
         scales(SCALE, UP_SCALE),
     ),
-    "one NaN among scales per channel": (
+    "NaN scale of one channel": (
         "channel",
         lambda it: it.put(SCALE, *[1.0] * 127, math.nan),
         scales(SCALE),
     ),
-    "input scale beside scales per token": (
-        "channel",
-        lambda it: it.put(INPUT, 1.0),
-        scales(INPUT),
-    ),
+    "input scale and scales per token": ("channel", lambda it: it.put(INPUT, 1.0), scales(INPUT)),
     "NVFP4 scales not finite": (
         "nvfp4",
         lambda it: (it.put(f"{SCALE}_2", math.nan), it.put(UP_INPUT, math.inf)),
@@ -236,98 +207,93 @@ EDITS = {
         lambda it: declare_only(it, quant_method="awq"),
         algorithm("quant_method", "quant_algo"),
     ),
-    "empty quantization_config": ("plain", declare_only, algorithm("quant_method", "quant_algo")),
+    "empty config": ("plain", declare_only, algorithm("quant_method", "quant_algo")),
     "algorithm and method in another case": (
         "fp8",
         lambda it: it.declared.update(quant_algo="fp8", quant_method="ModelOpt_fp8"),
         set(),
     ),
-    "mixed precision without layers": (
+    "mixed without layers": (
         "plain",
         lambda it: declare_only(it, quant_method="modelopt", quant_algo="MIXED_PRECISION"),
         algorithm("quantized_layers"),
     ),
-    "MXFP8 in mixed precision": (
-        "formats",
-        lambda it: it.set_layers(**{DOWN: "MXFP8"}),
-        algorithm(WEIGHT),
-    ),
+    "MXFP8 layer": ("formats", lambda it: it.set_layers(**{DOWN: "MXFP8"}), algorithm(WEIGHT)),
     # kv-cache
     "KV scale without a config": (
         "plain",
         lambda it: it.put(f"{K}.k_scale", 1.0),
-        broken("kv-cache", f"{K}.k_scale"),
+        kv_cache(f"{K}.k_scale"),
     ),
     "quantized KV cache without scales": (
         "fp8",
         lambda it: declare(it, FLOAT8, "FP8"),
-        broken(
-            "kv-cache",
+        kv_cache(
             *(
                 f"model.language_model.layers.{n}.self_attn.{kind}_proj.{kind}_scale"
                 for n in range(6)
                 for kind in "kv"
-            ),
+            )
         ),
     ),
     "invalid KV scales": (
         "cache",
         lambda it: (it.put(f"{K}.k_scale", math.nan), it.put(f"{V}.v_scale", 1.0, 1.0)),
-        broken("kv-cache", f"{K}.k_scale", f"{V}.v_scale"),
+        kv_cache(f"{K}.k_scale", f"{V}.v_scale"),
     ),
     "NVFP4 KV cache": (
         "fp8",
         lambda it: declare(it, "NVFP4", "NVFP4"),
-        broken("kv-cache", "kv_cache_scheme"),
+        kv_cache("kv_cache_scheme"),
     ),
     "INT8 KV cache": (
         "plain",
         lambda it: declare_only(
             it, quant_method="modelopt", kv_cache_scheme={"type": "int", "num_bits": 8}
         ),
-        broken("kv-cache", "kv_cache_scheme") | algorithm("quant_algo"),
+        kv_cache("kv_cache_scheme") | algorithm("quant_algo"),
     ),
     # configs
-    "configs with two algorithms": (
+    "two algorithms": (
         "fp8",
         lambda it: it.hf_declared.update(quant_algo="NVFP4"),
-        broken("configs", "quant_algo"),
+        configs("quant_algo"),
     ),
-    "configs with two exclusions": (
+    "two exclusions": (
         "fp8",
         lambda it: it.hf_declared["exclude_modules"].append(DOWN),
-        broken("configs", "exclude_modules"),
+        configs("exclude_modules"),
     ),
-    "configs with two KV caches": (
+    "two KV caches": (
         "fp8",
         lambda it: it.hf_declared.update(kv_cache_quant_algo="FP8"),
-        broken("configs", "kv_cache_quant_algo"),
+        configs("kv_cache_quant_algo"),
     ),
-    "configs with two lists of layers": (
+    "two lists of layers": (
         "formats",
         lambda it: it.hf_declared["quantized_layers"].pop(DOWN),
-        broken("configs", "quantized_layers"),
+        configs("quantized_layers"),
     ),
     # names, pre-quant-scale, vision
     "names of another architecture": (
         "plain",
         lambda it: (it.zeros("model.layers.0.x.weight", BF16, 2), it.zeros("lm_head", BF16, 2)),
-        broken("names", "model.layers.0.x.weight", "lm_head"),
+        names("model.layers.0.x.weight", "lm_head"),
     ),
     "smoothed activations": (
         "fp8",
         lambda it: it.put(f"{DOWN}.pre_quant_scale", *[1.0] * 384),
-        broken("pre-quant-scale", f"{DOWN}.pre_quant_scale"),
+        pre_quant_scale(f"{DOWN}.pre_quant_scale"),
     ),
     "quantized vision weight": (
         "fp8",
         lambda it: it.zeros(f"{VISION}.weight", E4M3),
-        broken("vision", f"{VISION}.weight"),
+        vision(f"{VISION}.weight"),
     ),
     "vision scales": (
         "plain",
         lambda it: (it.put(f"{VISION}.input_scale", 1.0), it.put(f"{VISION}.pre_quant_scale", 1.0)),
-        broken("vision", f"{VISION}.input_scale", f"{VISION}.pre_quant_scale"),
+        vision(f"{VISION}.input_scale", f"{VISION}.pre_quant_scale"),
     ),
 }
 
