@@ -125,6 +125,37 @@ def changed(record, part, **values):
     return replace(record, **{part: replace(getattr(record, part), **values)})
 
 
+def structure_check(pair="p", granularity="g", status="supported", **given):
+    """Return the outcome of a structure case."""
+    from pytest_autoquant.manifests.outcomes import StructureCheck
+
+    values = {"reason": "", "format_name": "F", "effective_bits": 8.0, "digest": "d"} | given
+    return StructureCheck(pair=pair, granularity=granularity, status=status, **values)
+
+
+def results_of(*outcomes, **attributes):
+    """Return the results of a session: measured cases, skips, failures and structure checks."""
+    from pytest_autoquant.manifests.outcomes import StructureCheck
+    from pytest_autoquant.reports.session_results import SessionResults
+
+    results = SessionResults(**attributes)
+    for outcome in outcomes:
+        if isinstance(outcome, StructureCheck):
+            results.structures[outcome.pair, outcome.granularity] = outcome
+        else:
+            results.add(outcome)
+    return results
+
+
+def files_in(root):
+    """Return the bytes of every file below a folder, by path."""
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+
+
 def ignore_progress(phase, done, total):
     """A ``Progress`` that shows nothing."""
 

@@ -8,8 +8,6 @@ from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.reports import case_report as layers
 from pytest_autoquant.scoring.build_manifest import build_manifest
 
-HOSTILE = "<script>alert('x')</script>|`a`\n# [b](c) \\"
-SHOWN = "<script>alert('x')</script>|`a` # [b](c) \\"
 PREFIX = "model.language_model.layers.0"
 
 
@@ -37,27 +35,6 @@ def with_score(findings, index, score):
 
 def with_budget(findings, bits):
     return replace(findings, run_config=replace(findings.run_config, effective_bits=bits))
-
-
-@pytest.fixture
-def hostile_findings(findings):
-    """The same case with every free text turned hostile, module names too."""
-    renamed = {name: name.replace("layers.0", HOSTILE) for name in findings.layers}
-    groups = tuple(
-        replace(group, modules=tuple(renamed[name] for name in group.modules))
-        for group in findings.measurement.groups
-    )
-    return replace(
-        findings,
-        measurement=replace(findings.measurement, groups=groups, engine=HOSTILE),
-        layers={renamed[name]: layer for name, layer in findings.layers.items()},
-        alias_of=HOSTILE,
-        notes=(HOSTILE,),
-        data=replace(findings.data, captions=replace(findings.data.captions, name=HOSTILE)),
-        model=replace(findings.model, id=HOSTILE),
-        environment=replace(findings.environment, device_name=HOSTILE, torch=HOSTILE),
-        run_config=replace(findings.run_config, engine=HOSTILE, dtype=HOSTILE),
-    )
 
 
 def test_rows_go_from_most_to_least_sensitive_and_shares_add_up(manifest):
@@ -113,25 +90,6 @@ def test_json_report_carries_the_manifests_numbers_unrounded(manifest):
     ]
     members = [m for row in report["groups"] for m in row["modules"]]
     assert sorted(members) == sorted(manifest.layers)
-
-
-def test_hostile_names_break_neither_tables_nor_the_page(render, hostile_findings):
-    manifest = build_manifest(hostile_findings)
-    page = render(layer_report_markdown(manifest))
-    blocks = {"h1", "h2", "p", "ul", "li", "code", "img"}
-    assert page.tags == blocks | {"table", "thead", "tbody", "tr", "th", "td"}
-    assert page.images == ["layer-map.svg"]
-    assert [len(table) for table in page.tables] == [1 + 8, 1 + 3]
-    assert {len(row) for row in page.tables[1]} == {8}
-    in_code = SHOWN.replace("`", "'")
-    facts = dict(page.tables[0][1:])
-    assert facts["model"] == f"{in_code} (checkpoint weights)"
-    assert facts["status"] == f"alias of {in_code}"
-    assert facts["method"] == f"gradient, engine {SHOWN}"
-    assert facts["device"] == f"{SHOWN}, {SHOWN}"
-    assert facts["captions"] == f"4 calibrated, 3 scored (10 tokens) of {in_code}"
-    assert page.tables[1][1][1] == f"model.language_model.{in_code}.mlp.gate_proj"
-    assert f"Note: {SHOWN}" in page.text
 
 
 def test_failed_case_shows_its_problem_and_missing_numbers(render, findings):
