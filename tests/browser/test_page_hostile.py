@@ -16,6 +16,8 @@ QUOTES = "'\"`${alert(1)}`\\u003c<!--<script>"
 REVERSED = "\u202egpj.exe\u202c"
 LONG = "x" * 5000
 PROTOTYPE = "__proto__"
+pytestmark = pytest.mark.slow
+
 NAMES = (SCRIPT, IMAGE, QUOTES, REVERSED, LONG, PROTOTYPE, "constructor", "datum.score", "a\nb")
 WIDTHS = (1280, 390)
 

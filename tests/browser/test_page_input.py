@@ -82,6 +82,7 @@ def test_folder_without_manifests_has_a_page_whose_controls_work(page, report_of
     assert page.inner_text("#correlation") == ""
 
 
+@pytest.mark.slow
 def test_unreadable_manifests_are_named_and_the_others_shown(
     page, template, report_of, open_report, tmp_path
 ):
@@ -141,6 +142,7 @@ def test_manifest_from_before_the_harness_shows_unknown_fields(
     assert "/somewhere" not in page.content()
 
 
+@pytest.mark.slow
 def test_every_model_has_a_grid_of_its_own(page, template, report_of, open_report):
     case_id = template.case.case_id.replace(template.model.name, "other")
     other = replace(
@@ -154,16 +156,17 @@ def test_every_model_has_a_grid_of_its_own(page, template, report_of, open_repor
     assert sorted(options) == sorted(f"{size}, {m}" for m in (template.model.name, "other"))
 
 
-@pytest.mark.parametrize("status", ["needs-cuda", "unsupported"])
-def test_report_of_skips_alone_is_drawn(page, report_of, open_report, status):
+@pytest.mark.slow
+def test_report_of_skips_alone_is_drawn(page, report_of, open_report):
     case_id = "model/wnvfp4_afp16/default/small/gradient"
-    skip = SkippedCase(case_id=case_id, status=status, reason="why")
+    skip = SkippedCase(case_id=case_id, status="needs-cuda", reason="why")
     open_report(page, report_of(skips={case_id: skip}))
     (cell,) = cells(page, "grid")
-    assert cell["label"] == f"wnvfp4_afp16, default: skipped, {status}: why"
+    assert cell["label"] == "wnvfp4_afp16, default: skipped, needs-cuda: why"
     walk(page)
 
 
+@pytest.mark.slow
 def test_outcomes_of_several_runs_are_marked(page, template, report_of, open_report, tmp_path):
     """The first run measured and skipped, the last one failed: nothing of either is hidden."""
     large = f"{template.model.name}/wnvfp4_afp16/default/large/gradient"
