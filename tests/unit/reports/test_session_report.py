@@ -151,46 +151,32 @@ def test_many_aliases_are_cut_on_the_terminal_but_not_on_the_page(render, line):
     assert len(render(markdown_of(results)).tables[0]) == 1 + 8
 
 
-def with_gate(results, line):
-    """The same session of a shard, resumed and gated, in which two cases were lost."""
-    return replace(
+def test_gated_kept_and_lost_cases_are_in_every_report_of_a_resumed_shard(render, results, line):
+    reruns = dict.fromkeys((line.case_id, "lighter"), "torch 2.10 -> 2.11")
+    gated = replace(
         results,
         shard="2/3",
-        command="pytest --aq-pairs all",
         gated={line.case_id: "drifted: total score +9%"},
-        reruns={line.case_id: "torch 2.10 -> 2.11", "lighter": "torch 2.10 -> 2.11"},
+        reruns=reruns,
         kept={"lighter", "alias"},
         lost=("gone", "missing"),
         write_errors=[],
     )
-
-
-def test_json_summary_has_shard_reruns_kept_gated_and_lost_cases(results, line):
-    document = json_of(with_gate(results, line))
+    document = json_of(gated)
     counts = {name: document["counts"][name] for name in ("kept", "gated", "lost")}
     assert counts == {"kept": 2, "gated": 1, "lost": 2}
-    assert document["shard"] == "2/3"
-    assert document["gated"] == {line.case_id: "drifted: total score +9%"}
-    assert document["reruns"] == dict.fromkeys((line.case_id, "lighter"), "torch 2.10 -> 2.11")
+    assert (document["shard"], document["gated"]) == ("2/3", gated.gated)
+    assert document["reruns"] == reruns
     assert (document["kept"], document["lost"]) == (["alias", "lighter"], ["gone", "missing"])
-
-
-def test_terminal_names_gated_and_lost_cases_and_counts_reruns_by_reason(results, line):
-    plain, gated = terminal_lines(results), terminal_lines(with_gate(results, line))
-    assert gated[0] == (f"{plain[0]}, 2 kept from an earlier run, 1 stopped by the gate, 2 lost")
-    assert [text for text in gated[1:] if text not in plain] == [
+    plain, lines = terminal_lines(results), terminal_lines(gated)
+    assert lines[0] == f"{plain[0]}, 2 kept from an earlier run, 1 stopped by the gate, 2 lost"
+    assert [text for text in lines[1:] if text not in plain] == [
         f"  gate   {line.case_id}",
         "  lost   gone: was to run and sent no outcome",
         "  lost   missing: was to run and sent no outcome",
         "  re-run    2  changed: torch 2.10 -> 2.11",
     ]
-
-
-def test_gated_and_lost_cases_are_on_the_page_among_the_failed(render, results, line):
-    failed = render(markdown_of(with_gate(results, line))).tables[0]
-    assert failed[1:] == [
-        ["failed", "NaN"],
-        ["raised", "out of memory"],
+    assert render(markdown_of(gated)).tables[0][3:] == [
         [line.case_id, "drifted: total score +9%"],
         ["gone", "lost: was to run and sent no outcome"],
         ["missing", "lost: was to run and sent no outcome"],
