@@ -105,7 +105,7 @@ def test_square_gives_group_case_and_share_and_opens_the_case(swept, sweep):
     for step in range(40, 100, 4):
         place = box["x"] + box["width"] * step / 100
         swept.mouse.move(place, row)
-        places[swept.inner_text("#detail-groups")] = place
+        places.setdefault(swept.inner_text("#detail-groups"), place)
     places.pop("", None)
     expected = {
         f"{name} in {m['case']['pair']} {m['case']['granularity']}: "
@@ -117,6 +117,8 @@ def test_square_gives_group_case_and_share_and_opens_the_case(swept, sweep):
     assert places.keys() <= expected
     detail, place = places.popitem()
     _, case, _ = re.split(" in |: ", detail)
+    swept.mouse.move(place, row)
+    assert swept.inner_text("#detail-groups") == detail
     with drawing(swept):
         swept.mouse.click(place, row)
     chosen = swept.input_value("#case-choice")
