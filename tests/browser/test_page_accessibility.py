@@ -90,14 +90,6 @@ def test_labels_and_axes_are_readable(new_page, sweep, open_report, scheme):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_labels_of_a_full_grid_are_readable(new_page, large, open_report, scheme):
-    viewport = {"width": 2400, "height": 2000}
-    page = open_report(new_page(color_scheme=scheme, viewport=viewport), large)
-    assert unreadable_labels(page, 200) == {}
-
-
-@pytest.mark.slow
 def test_label_on_every_shade_of_the_scale_is_readable(page, template, tmp_path, open_report):
     """One row of totals in even steps of the log scale."""
     results = SessionResults()

@@ -107,15 +107,6 @@ def test_csv_has_no_formula_and_markdown_shows_names_as_they_are(copying, awkwar
 
 
 @pytest.mark.slow
-def test_csv_keeps_signed_numbers(swept):
-    go(swept, "#compare")
-    _, rows = downloaded(swept, "movers")
-    moved = [row[rows[0].index("moved (ranks)")] for row in rows[1:]]
-    assert any(text.startswith("-") for text in moved)
-    assert sum(map(int, moved)) == 0
-
-
-@pytest.mark.slow
 def test_copying_works_without_the_clipboard_permission(swept):
     go(swept, "#frontier")
     swept.evaluate("""() => {
