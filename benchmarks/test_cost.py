@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from pytest_autoquant.plugin.pytest_config import session_of
+from pytest_autoquant.plugin.pytest_config import plan_of
 from pytest_autoquant.scoring.engine import Measurement
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
+from pytest_autoquant.scoring.stock import StockEngine
 
 from tests.builders import ignore_progress
 
@@ -42,53 +43,58 @@ def memory_in_models():
 
 
 @pytest.fixture(scope="module")
-def bench(pytestconfig):
-    return session_of(pytestconfig).bench(ignore_progress, print)
+def runner(aq_runner):
+    return aq_runner
 
 
 @pytest.fixture(scope="module")
-def configs(pytestconfig, bench):
-    combinations = session_of(pytestconfig).combinations
-    supported = [c for c in combinations if bench.support(c).is_supported]
-    return {c.test_id: bench.config(c) for c in supported}
+def stock(aq_runner):
+    return StockEngine(aq_runner.model, method="gradient")
 
 
 @pytest.fixture(scope="module")
-def reference(bench, configs):
+def configs(pytestconfig, runner):
+    combinations = plan_of(pytestconfig).combinations
+    supported = [c for c in combinations if runner.support(c).is_supported]
+    return {c.test_id: runner.config(c) for c in supported}
+
+
+@pytest.fixture(scope="module")
+def reference(runner, stock, configs):
     """Seconds that stock AutoQuant takes for one case, the best of some."""
     if REFERENCE not in configs:
         pytest.skip(f"{REFERENCE} is not selected or does not run here")
-    config, data, taken = configs[REFERENCE], bench.data("small"), []
+    config, data, taken = configs[REFERENCE], runner.data("small"), []
     for _ in range(ROUNDS):
         started = time.perf_counter()
-        (outcome,) = bench.stock.score([config], data, ignore_progress).values()
+        (outcome,) = stock.score([config], data, ignore_progress).values()
         taken.append(time.perf_counter() - started)
         assert isinstance(outcome, Measurement)
     return min(taken)
 
 
-def sweep(bench, configs):
+def sweep(runner, configs):
     distinct = {config.digest: config for config in configs.values()}
-    engine, data = ReplayEngine(bench.model), bench.data("small")
+    engine, data = ReplayEngine(runner.model), runner.data("small")
     return engine.score(list(distinct.values()), data, ignore_progress)
 
 
 @pytest.mark.benchmark(timer=time_in_reference_cases)
-def test_time_of_a_sweep(benchmark, bench, configs, reference):
-    sweep(bench, configs)
+def test_time_of_a_sweep(benchmark, runner, configs, reference):
+    sweep(runner, configs)
     UNIT.seconds = reference
-    outcomes = benchmark.pedantic(sweep, args=(bench, configs), rounds=ROUNDS)
+    outcomes = benchmark.pedantic(sweep, args=(runner, configs), rounds=ROUNDS)
     benchmark.extra_info.update(unit="stock cases", reference_seconds=reference)
     assert all(isinstance(outcome, Measurement) for outcome in outcomes.values())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 @pytest.mark.benchmark(timer=memory_in_models)
-def test_peak_memory_of_a_sweep(benchmark, bench, configs):
-    model = sum(p.nbytes for p in bench.model.module.parameters())
+def test_peak_memory_of_a_sweep(benchmark, runner, configs):
+    model = sum(p.nbytes for p in runner.model.module.parameters())
 
     def measure():
-        outcomes = sweep(bench, configs)
+        outcomes = sweep(runner, configs)
         UNIT.memory = max(outcome.peak_cuda_bytes for outcome in outcomes.values()) / model
 
     def forget():

@@ -12,9 +12,10 @@ import torch
 from pytest_autoquant.calibration.batches import calibration_data
 from pytest_autoquant.calibration.captions import load_captions
 from pytest_autoquant.modelopt_support.quiet import quiet
-from pytest_autoquant.plugin.pytest_config import session_of
+from pytest_autoquant.plugin.pytest_config import plan_of
 from pytest_autoquant.scoring.engine import Measurement
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
+from pytest_autoquant.scoring.stock import StockEngine
 from torch.nn import functional
 
 from tests.builders import ignore_progress
@@ -24,24 +25,29 @@ PADDED_LENGTH, PADDED_BATCH = 512, 8
 
 
 @pytest.fixture(scope="module")
-def session(pytestconfig):
-    return session_of(pytestconfig)
+def plan(pytestconfig):
+    return plan_of(pytestconfig)
 
 
 @pytest.fixture(scope="module")
-def bench(session):
-    return session.bench(ignore_progress, print)
+def runner(aq_runner):
+    return aq_runner
 
 
 @pytest.fixture(scope="module")
-def size(session):
-    return session.sizes[0] if session.settings.sizes else "medium"
+def stock(aq_runner):
+    return StockEngine(aq_runner.model, method="gradient")
 
 
 @pytest.fixture(scope="module")
-def configs(session, bench):
-    supported = [c for c in session.combinations if bench.support(c).is_supported]
-    return {bench.config(c).digest: (c.test_id, bench.config(c)) for c in reversed(supported)}
+def size(plan):
+    return plan.sizes[0] if plan.settings.sizes else "medium"
+
+
+@pytest.fixture(scope="module")
+def configs(plan, runner):
+    supported = [c for c in plan.combinations if runner.support(c).is_supported]
+    return {runner.config(c).digest: (c.test_id, runner.config(c)) for c in reversed(supported)}
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +57,9 @@ def seconds():
 
 
 @pytest.mark.parametrize("tape_device", ["auto", "cpu"])
-def test_replay_sweep(benchmark, bench, configs, size, seconds, tape_device):
-    data, chosen = bench.data(size), [config for _, config in configs.values()]
-    engine = ReplayEngine(bench.model, tape_device=tape_device)
+def test_replay_sweep(benchmark, runner, configs, size, seconds, tape_device):
+    data, chosen = runner.data(size), [config for _, config in configs.values()]
+    engine = ReplayEngine(runner.model, tape_device=tape_device)
     engine.score(chosen, data, ignore_progress)
     outcomes = benchmark.pedantic(
         engine.score, args=(chosen, data, ignore_progress), rounds=3, iterations=1
@@ -66,19 +72,19 @@ def test_replay_sweep(benchmark, bench, configs, size, seconds, tape_device):
     print(
         f"\n{len(chosen)} configs, {data.scored_tokens} scored tokens, tape on {tape_device}: "
         f"capture {measured.timing['capture']:.2f} s, sweep {measured.timing['sweep']:.2f} s, "
-        f"peak {peak:.1f} GiB of GPU memory, model {model_gibibytes(bench):.1f}"
+        f"peak {peak:.1f} GiB of GPU memory, model {model_gibibytes(runner):.1f}"
     )
 
 
-def model_gibibytes(bench):
-    return sum(p.nbytes for p in bench.model.module.parameters()) / 2**30
+def model_gibibytes(runner):
+    return sum(p.nbytes for p in runner.model.module.parameters()) / 2**30
 
 
 @pytest.mark.parametrize("count", [1, 8, 32, 64, 10_000])
-def test_cost_of_one_more_config(benchmark, bench, configs, size, count):
-    data = bench.data(size)
+def test_cost_of_one_more_config(benchmark, runner, configs, size, count):
+    data = runner.data(size)
     chosen = [config for _, config in configs.values()][:count]
-    engine = ReplayEngine(bench.model)
+    engine = ReplayEngine(runner.model)
     outcomes = benchmark.pedantic(engine.score, args=(chosen, data, ignore_progress), rounds=1)
     sweep = next(iter(outcomes.values())).timing["sweep"]
     benchmark.extra_info.update(configs=len(chosen), sweep=sweep)
@@ -86,12 +92,12 @@ def test_cost_of_one_more_config(benchmark, bench, configs, size, count):
 
 
 @pytest.mark.parametrize("score_size", [16, 32, 64, 128])
-def test_cost_of_one_more_scored_token(benchmark, bench, configs, size, score_size):
+def test_cost_of_one_more_scored_token(benchmark, runner, configs, size, score_size):
     captions = load_captions(None, size)
-    ids = bench.model.tokenize(captions.lines)
+    ids = runner.model.tokenize(captions.lines)
     data = calibration_data(captions, ids, batch_size=32, score_size=score_size)
     chosen = [config for _, config in configs.values()]
-    engine = ReplayEngine(bench.model)
+    engine = ReplayEngine(runner.model)
     outcomes = benchmark.pedantic(engine.score, args=(chosen, data, ignore_progress), rounds=1)
     timing = next(iter(outcomes.values())).timing
     benchmark.extra_info.update(timing, tokens=data.scored_tokens)
@@ -108,27 +114,27 @@ def stock_cases(configs):
     return chosen
 
 
-def test_stock_with_our_batches(benchmark, bench, configs, size, seconds):
-    chosen, data = stock_cases(configs), bench.data(size)
-    bench.stock.score(chosen[:1], bench.data("small"), ignore_progress)
-    benchmark.pedantic(bench.stock.score, args=(chosen, data, ignore_progress), rounds=1)
+def test_stock_with_our_batches(benchmark, runner, stock, configs, size, seconds):
+    chosen, data = stock_cases(configs), runner.data(size)
+    stock.score(chosen[:1], runner.data("small"), ignore_progress)
+    benchmark.pedantic(stock.score, args=(chosen, data, ignore_progress), rounds=1)
     seconds["stock, our batches, per case"] = benchmark.stats.stats.min / len(chosen)
 
 
-def padded_batches(bench, size):
-    rows = [row for batch in bench.data(size).batches for row in batch.rows]
-    ids = torch.zeros(len(rows), PADDED_LENGTH, dtype=torch.long, device=bench.device)
+def padded_batches(runner, size):
+    rows = [row for batch in runner.data(size).batches for row in batch.rows]
+    ids = torch.zeros(len(rows), PADDED_LENGTH, dtype=torch.long, device=runner.device)
     mask = torch.zeros_like(ids)
     for i, row in enumerate(rows):
         ids[i, : len(row)], mask[i, : len(row)] = torch.tensor(row), 1
     return list(zip(ids.split(PADDED_BATCH), mask.split(PADDED_BATCH), strict=True))
 
 
-def test_stock_with_the_usual_padded_batches(benchmark, bench, configs, size, seconds):
+def test_stock_with_the_usual_padded_batches(benchmark, runner, configs, size, seconds):
     import modelopt.torch.quantization as mtq
     from pytest_autoquant.models.restore import preserved
 
-    module, batches = bench.model.module, padded_batches(bench, size)
+    module, batches = runner.model.module, padded_batches(runner, size)
 
     def forward(module, batch):
         return module(input_ids=batch[0], attention_mask=batch[1], use_cache=False).logits
@@ -149,7 +155,7 @@ def test_stock_with_the_usual_padded_batches(benchmark, bench, configs, size, se
                     loss_func=loss,
                     num_calib_steps=len(batches),
                     num_score_steps=len(batches),
-                    disabled_layers=list(bench.model.others),
+                    disabled_layers=list(runner.model.others),
                     verbose=False,
                 )
 

@@ -2,8 +2,15 @@
 
 import hashlib
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib import import_module
+from pathlib import Path
+
+from pytest_autoquant.manifests.outcomes import StructureCheck
+from pytest_autoquant.options.run_plan import RunPlan
+from pytest_autoquant.options.settings import RawValue, read_settings
 
 #: Elements of HTML that have no end tag.
 _VOID = {
@@ -125,17 +132,30 @@ def changed(record, part, **values):
     return replace(record, **{part: replace(getattr(record, part), **values)})
 
 
-def structure_check(pair="p", granularity="g", status="supported", **given):
-    """Return the outcome of a structure case."""
-    from pytest_autoquant.manifests.outcomes import StructureCheck
+def settings_of(*, in_ini=False, **values):
+    """Read settings from raw values by option name, as on the command line or in the ini file."""
+    return read_settings(
+        lambda option: RawValue(
+            value=values.get(option.name),
+            origin=f"ini option {option.ini}" if in_ini else option.flag,
+            is_on_command_line=not in_ini,
+        )
+    )
 
-    values = {"reason": "", "format_name": "F", "effective_bits": 8.0, "digest": "d"} | given
-    return StructureCheck(pair=pair, granularity=granularity, status=status, **values)
+
+def run_plan(rootdir=Path(), **values):
+    """Plan a run from raw option values on the command line."""
+    return RunPlan.of(settings_of(**values), rootdir)
+
+
+def structure_check(pair="wfp8_afp8", granularity="default", status="supported", **values):
+    """Build the result of a structure case."""
+    defaults = {"reason": "", "format_name": "F", "effective_bits": 8.0, "digest": "d"}
+    return StructureCheck(pair=pair, granularity=granularity, status=status, **(defaults | values))
 
 
 def results_of(*outcomes, **attributes):
     """Return the results of a session: measured cases, skips, failures and structure checks."""
-    from pytest_autoquant.manifests.outcomes import StructureCheck
     from pytest_autoquant.reports.session_results import SessionResults
 
     results = SessionResults(**attributes)
@@ -154,6 +174,41 @@ def files_in(root):
         for path in root.rglob("*")
         if path.is_file()
     }
+
+
+@contextmanager
+def one_thread():
+    """Let torch use one thread: several test processes share the cores."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def import_everything():
+    """Import everything that a run imports, the libraries by a measurement.
+
+    pytester forgets modules that an in-process run is the first to import, and neither torch nor
+    ModelOpt's patches of transformers survive being imported twice.
+    """
+    for name in (
+        "pytest_autoquant.plugin.controller.hooks",
+        "pytest_autoquant.plugin.controller.reporting",
+        "pytest_autoquant.plugin.worker.hooks",
+        "pytest_autoquant.reports.terminal_report",
+        "vl_convert",
+    ):
+        import_module(name)
+    from pytest_autoquant.scoring.runner import MeasurementRunner
+
+    plan = run_plan(device="cpu", score_size="1", pairs="wint8_afp16", sizes="small")
+    runner = MeasurementRunner(plan.settings, plan.source, ignore_progress, print)
+    runner.configurations.check(plan.combinations[0])
+    runner.measure(plan.cases[0])
 
 
 def ignore_progress(phase, done, total):

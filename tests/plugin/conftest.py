@@ -14,6 +14,7 @@ import pytest
 
 # Once per process as well: a second import would make second classes.
 import vl_convert  # noqa: F401 - once per process, and pytester forgets what its runs import
+from builders import import_everything, one_thread
 
 CASES = Path(__file__).resolve().parents[2] / "cases"
 
@@ -175,27 +176,7 @@ def comparable(path):
 
 @pytest.fixture(scope="session")
 def modelopt():
-    """Everything a measurement imports, imported by a measurement.
-
-    pytester forgets modules that an in-process run is the first to import, and neither torch nor
-    ModelOpt's patches of transformers survive being imported twice.
-    """
-    import torch
-    from pytest_autoquant.options.run_plan import RunPlan
-    from pytest_autoquant.options.settings import RawValue, read_settings
-    from pytest_autoquant.scoring.runner import MeasurementRunner
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    given = {"pairs": "wint8_afp16", "granularities": "default", "sizes": "small", "device": "cpu"}
-    settings = read_settings(
-        lambda option: RawValue(
-            value=given.get(option.name), origin=option.flag, is_on_command_line=False
-        )
-    )
-    plan = RunPlan.of(settings, Path())
-    runner = MeasurementRunner(settings, plan.source, lambda *_: None, print)
-    runner.configurations.check(plan.combinations[0])
-    runner.measure(plan.cases[0])
-    yield
-    torch.set_num_threads(threads)
+    """Everything that a run imports, imported by a measurement."""
+    with one_thread():
+        import_everything()
+        yield

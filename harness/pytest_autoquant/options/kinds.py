@@ -113,7 +113,10 @@ def _bits(raw: object) -> float:
 def _path(raw: object) -> Path:
     if not re.search(r"\S", str(raw)):
         raise ValueError(raw)
-    return Path(str(raw)).expanduser()
+    try:
+        return Path(str(raw)).expanduser()
+    except RuntimeError:  # the home folder of a user that does not exist
+        raise ValueError(raw) from None
 
 
 TEXT = Kind(ini_type="string", metavar="TEXT", allowed="text", convert=str)

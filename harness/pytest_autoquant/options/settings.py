@@ -92,11 +92,13 @@ def read_settings(lookup: Callable[[Option], RawValue]) -> Settings:
     raw = {option.name: lookup(option) for option in OPTIONS}
     values = {option.name: _value(option, raw[option.name]) for option in OPTIONS}
     settings = Settings(**{field.name: values[field.name] for field in fields(Settings)})
-    on_command_line = frozenset(
-        name for name, found in raw.items() if found.is_on_command_line and found.value is not None
-    )
-    check_rules(settings, on_command_line)
+    check_rules(settings, frozenset(name for name, found in raw.items() if _is_asked_for(found)))
     return settings
+
+
+def _is_asked_for(raw: RawValue) -> bool:
+    """Whether the command line sets the option; a flag that it switches off needs no effect."""
+    return raw.is_on_command_line and raw.value is not None and raw.value is not False
 
 
 def _value(option: Option, raw: RawValue) -> Any:

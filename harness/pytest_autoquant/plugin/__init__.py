@@ -27,7 +27,7 @@ MARKERS = (
     "regression gate",
 )
 _FIXTURES = frozenset(
-    ("aq_case", "aq_combination", "aq_scheme", "aq_measure", "aq_check", "aq_derive")
+    ("aq_case", "aq_combination", "aq_scheme", "aq_measure", "aq_check", "aq_derive", "aq_runner")
 )
 _CASES = "pytest_autoquant.cases"
 _WORKER, _CONTROLLER = "autoquant-worker", "autoquant-controller"

@@ -2,8 +2,11 @@
 
 Private or undocumented names, each with a test in ``tests/unit/plugin/test_xdist_adapter.py``:
 
-- ``LoadScopeScheduling.assigned_work``, ``.workqueue``, ``._reschedule``, ``._split_scope`` and
-  ``.remove_node``, to deal whole parts and never to run again a test that killed its worker;
+- ``LoadScopeScheduling.assigned_work``, ``.workqueue``, ``.collection``, ``._reschedule``,
+  ``._split_scope`` and ``.remove_node``, to deal whole parts and never to run again a test that
+  killed its worker;
+- ``LoadScheduling.collection``, ``.node2collection`` and ``.numnodes``, to choose the scheduling
+  once every worker has collected;
 - a worker's ``pytest_warning_recorded`` reaches the controller, in order, before the worker's
   ``pytest_xdist_node_collection_finished``: the only public hook that carries data of a worker
   there before tests run. Node ids alone do not tell whose a test is.

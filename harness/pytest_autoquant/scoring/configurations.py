@@ -36,7 +36,7 @@ class Configurations:
         """The device that cases run on.
 
         Raises:
-            ModelError: an unknown device, or one that this machine does not have.
+            UsageError: an unknown device, or one that this machine does not have.
         """
         return resolve_device(self._device_name)
 

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from itertools import pairwise
 
 import pytest
+from builders import settings_of
 from pytest_autoquant.allocation.scheme import Scheme, allocate, builtin_schemes
 from pytest_autoquant.allocation.scored_group import ScoredGroup
 from pytest_autoquant.calibration.batches import calibration_data, captions_digest
@@ -21,7 +22,6 @@ from pytest_autoquant.grid.case import Combination, SchemeCase
 from pytest_autoquant.manifests.scheme_manifest import load_scheme
 from pytest_autoquant.modelopt_support.status import SUPPORTED, Status
 from pytest_autoquant.models.registry import REGISTRY
-from pytest_autoquant.options.settings import RawValue, read_settings
 from pytest_autoquant.scoring.runner import MeasurementRunner
 from scheme_model import VOCABULARY
 from scipy.stats import spearmanr
@@ -36,12 +36,7 @@ SHORT = CaptionSet(
 
 
 def open_bench(model="tiny-qwen3-vl"):
-    values = {"device": "cpu", "model": model}
-    settings = read_settings(
-        lambda option: RawValue(
-            value=values.get(option.name), origin=option.name, is_on_command_line=False
-        )
-    )
+    settings = settings_of(device="cpu", model=model)
     return MeasurementRunner(settings, REGISTRY[model], lambda *_: None, print)
 
 

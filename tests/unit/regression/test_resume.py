@@ -1,4 +1,4 @@
-"""Cases that an earlier run measured: found by case, and only if they are complete."""
+"""What an earlier run measured: found by case, and only where it is complete."""
 
 from dataclasses import replace
 
@@ -7,8 +7,8 @@ from builders import changed
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.manifests.fingerprint import differences, fingerprint_of
 from pytest_autoquant.manifests.layout import case_path
-from pytest_autoquant.manifests.outcome_log import append
-from pytest_autoquant.manifests.outcomes import FailedCase
+from pytest_autoquant.manifests.outcome_log import OUTCOME_LOG, append
+from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
 from pytest_autoquant.regression.resume import EarlierRun, earlier_manifest, read_earlier
 from pytest_autoquant.reports.write import write_case
@@ -19,27 +19,21 @@ def case(findings):
     return findings.case
 
 
-def test_earlier_manifest_is_read(tmp_path, case, manifest):
-    write_case(tmp_path, manifest)
-    assert earlier_manifest(tmp_path, case) == manifest
+@pytest.mark.parametrize("values", [{}, {"status": "alias", "alias_of": "toy/first"}])
+def test_measured_case_and_alias_are_found(tmp_path, case, manifest, values):
+    earlier = changed(manifest, "case", **values)
+    write_case(tmp_path, earlier)
+    assert earlier_manifest(tmp_path, case) == earlier
 
 
-def test_alias_counts_as_measured(tmp_path, case, manifest):
-    alias = changed(manifest, "case", status="alias", alias_of="toy/first")
-    write_case(tmp_path, alias)
-    assert earlier_manifest(tmp_path, case) == alias
-
-
-def test_failed_case_has_no_earlier_manifest(tmp_path, case, manifest):
-    write_case(tmp_path, changed(manifest, "case", status="failed", problems=("out of memory",)))
+@pytest.mark.parametrize(
+    "values", [{"status": "failed", "problems": ("out of memory",)}, {"case_id": "toy/another"}]
+)
+def test_failed_case_and_manifest_of_another_case_are_not_taken(tmp_path, case, manifest, values):
+    path = write_case(tmp_path, manifest)
+    path.write_text(dump_manifest(changed(manifest, "case", **values)))
     assert earlier_manifest(tmp_path, case) is None
-
-
-def test_manifest_of_another_case_is_not_taken(tmp_path, case, manifest):
-    path = tmp_path / case_path(case)
-    write_case(tmp_path, manifest)
-    path.write_text(dump_manifest(changed(manifest, "case", case_id="toy/another")))
-    assert earlier_manifest(tmp_path, case) is None
+    assert read_earlier(tmp_path, [case]) == EarlierRun()
 
 
 @pytest.mark.parametrize(
@@ -47,6 +41,8 @@ def test_manifest_of_another_case_is_not_taken(tmp_path, case, manifest):
     [
         (b"", "is not JSON: "),
         (b"{", "is not JSON: "),
+        (b"\xff", "is not JSON: "),
+        (b"[]", "is not a manifest: it has no schema_version"),
         (b'{"schema_version": 1}', "is not a valid manifest: "),
         (b'{"schema_version": 99}', "was written by a newer version: schema 99"),
     ],
@@ -58,7 +54,7 @@ def test_unreadable_manifest_is_named_and_its_case_measured_again(
     path.write_bytes(content)
     with pytest.raises(RecordError):
         earlier_manifest(tmp_path, case)
-    earlier = read_earlier(tmp_path, [case])
+    earlier = read_earlier(tmp_path, [replace(case, size="large"), case])
     assert earlier.fingerprints == {}
     (sentence,) = earlier.unreadable
     assert sentence.startswith(f"{path}: {problem}")
@@ -72,18 +68,27 @@ def test_folder_in_place_of_a_manifest_is_ignored(tmp_path, case):
 
 def test_fingerprints_are_read_by_case(tmp_path, case, manifest):
     write_case(tmp_path, manifest)
-    earlier = read_earlier(tmp_path, [replace(case, size="large"), case])
-    assert earlier == EarlierRun(fingerprints={case.case_id: fingerprint_of(manifest)})
-
-
-def test_case_whose_own_assertion_failed_is_not_kept(tmp_path, case, manifest):
-    write_case(tmp_path, manifest)
-    append(tmp_path, FailedCase(case_id=case.case_id, problem="assert 1 == 2"))
-    assert read_earlier(tmp_path, [case]) == EarlierRun()
+    cases = [replace(case, size="large"), case]
+    expected = EarlierRun(fingerprints={case.case_id: fingerprint_of(manifest)})
+    assert read_earlier(tmp_path, cases) == expected
 
 
 def test_missing_folder_has_no_fingerprints(tmp_path, case):
     assert read_earlier(tmp_path / "away", [case]) == EarlierRun()
+
+
+def test_case_whose_test_failed_after_it_was_measured_is_not_kept(tmp_path, case, manifest):
+    write_case(tmp_path, manifest)
+    append(tmp_path, FailedCase(case_id=case.case_id, problem="assert 0.2 < 0.1"))
+    assert read_earlier(tmp_path, [case]) == EarlierRun()
+    append(tmp_path, SkippedCase(case_id=case.case_id, status="needs-cuda", reason="no CUDA"))
+    assert list(read_earlier(tmp_path, [case]).fingerprints) == [case.case_id]
+
+
+def test_corrupt_outcome_log_is_refused_with_its_line(tmp_path, case):
+    (tmp_path / OUTCOME_LOG).write_text("{}\n")
+    with pytest.raises(RecordError, match=rf"{OUTCOME_LOG}, line 1"):
+        read_earlier(tmp_path, [case])
 
 
 def test_editing_the_package_keeps_what_was_measured(tmp_path, case, manifest):

@@ -21,7 +21,7 @@ MEASURED, OTHER = (
     "toy/wint4_aint8/w_group64/small/gradient",
 )
 SKIP = SkippedCase(case_id="toy/wfp4_afp8/default/small/gradient", status="needs-cuda", reason="r")
-CHECK = structure_check("wfp8_afp8")
+CHECK = structure_check()
 SKIPPED = replace(SKIP, case_id=MEASURED)
 ERROR = FailedCase(case_id=MEASURED, problem="out of memory")
 

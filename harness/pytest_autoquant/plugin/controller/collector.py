@@ -59,6 +59,9 @@ class TestEnd:
     state: bytes | None = None
 
 
+#: The gate's outcomes, the worst last: it counts where one test measures several cases.
+_SEVERITY = (Outcome.PASSED, Outcome.SKIPPED, Outcome.FAILED)
+
 #: Outcomes that leave no manifest.
 LoggedOutcome = SkippedCase | FailedCase | StructureCheck
 
@@ -122,7 +125,6 @@ class Collector:
         is a failure.
         """
         case_id = self._collected.case_ids.get(end.nodeid)
-        self._open.discard(end.nodeid)
         if case_id is not None and end.failure is not None:
             self._failed.add(case_id)
         try:
@@ -130,8 +132,10 @@ class Collector:
             if end.outcomes is None and case_id is not None:
                 verdict = self._take_silent(case_id, end)
         except AutoquantError as error:
+            self._open.discard(end.nodeid)
             self.results.write_errors.append(str(error))
             return Verdict(outcome=Outcome.FAILED, text=str(error))
+        self._open.discard(end.nodeid)  # not earlier: a case that is interrupted here is lost
         if case_id is not None and end.failure is not None and not self._has_failed(case_id):
             self._log(FailedCase(case_id=case_id, problem=end.failure))
         if end.failure is not None:
@@ -168,7 +172,7 @@ class Collector:
             return PASSED
         report = load_report(end.outcomes)
         verdicts = [self._take_one(outcome, report, end) for outcome in report.outcomes]
-        return max(verdicts, key=lambda verdict: verdict.outcome is not Outcome.PASSED)
+        return max(verdicts, key=lambda verdict: _SEVERITY.index(verdict.outcome))
 
     def _take_one(self, outcome: object, report: WorkerReport, end: TestEnd) -> Verdict:
         match outcome:
@@ -205,7 +209,10 @@ class Collector:
         manifest = load_manifest(outcome.manifest, source="a worker's report")
         case_id = manifest.case.case_id
         if case_id not in self.results.written:
+            failed = self.results.errors.get(case_id)
             self._write(manifest, end.state)
+            if failed is not None:
+                self.results.add(failed)  # another test of the case failed
         if outcome.rerun is not None:
             self.results.reruns[case_id] = outcome.rerun
         return self._judge(manifest, report, end)

@@ -65,7 +65,6 @@ class Gate:
 
     def _note(self, case_id: str, verdict: Verdict) -> Verdict:
         self.num_judged += verdict.outcome is not Outcome.SKIPPED
-        self.failures.pop(case_id, None)
         if verdict.outcome is Outcome.FAILED:
             self.failures[case_id] = verdict.text
         return verdict

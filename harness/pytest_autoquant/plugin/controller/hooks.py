@@ -140,7 +140,11 @@ class Controller:
             return
         collected = self._collected or CollectedCases()
         if collected.num_selected == 0:
-            asking = [option.flag for option in given_options(self._config) if option.is_measuring]
+            asking = [
+                option.flag
+                for option in given_options(self._config)
+                if option.is_measuring and self._config.getoption(option.ini) is not False
+            ]
             if asking:
                 raise pytest.UsageError(
                     f"{asking[0]}: no case was selected, so nothing is measured; select cases, "

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pytest_autoquant.manifests.outcomes import StructureCheck
     from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
     from pytest_autoquant.manifests.sensitivity_manifest import Manifest
+    from pytest_autoquant.scoring.runner import MeasurementRunner
 
 
 @pytest.fixture
@@ -36,6 +37,17 @@ def aq_derive(request: pytest.FixtureRequest) -> Iterator[Callable[[SchemeCase],
     worker = worker_of(request.config)
     yield lambda case: worker.derive(request.node, case)
     worker.progress.stop()
+
+
+@pytest.fixture(scope="session")
+def aq_runner(request: pytest.FixtureRequest) -> MeasurementRunner:
+    """Return what measures in this process: the model, the configs, the captions' batches.
+
+    For tests and benchmarks that look below a case; ``aq_measure`` writes manifests, this does not.
+    """
+    from pytest_autoquant.plugin.worker.hooks import worker_of
+
+    return worker_of(request.config).runner
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ _OUTCOMES: pytest.StashKey[list[Outcome]] = pytest.StashKey()
 _STATE = pytest.StashKey["bytes | None"]()
 _RERUN = pytest.StashKey[str]()
 _REFUSED = pytest.StashKey[str]()
-_USES_US = frozenset(("aq_measure", "aq_check", "aq_derive"))
+_USES_US = frozenset(("aq_measure", "aq_check", "aq_derive", "aq_runner"))
 
 
 class AutoquantWarning(UserWarning):

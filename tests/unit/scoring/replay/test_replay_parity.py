@@ -12,7 +12,6 @@ import pytest
 from builders import calibration_of, ignore_progress, model_state
 from pytest_autoquant.plugin.pytest_config import plan_of
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
-from pytest_autoquant.scoring.runner import MeasurementRunner
 from pytest_autoquant.scoring.stock import StockEngine
 
 #: Largest relative difference of a group's score, by the model's dtype.
@@ -27,14 +26,8 @@ SAMPLE = (
 
 
 @pytest.fixture(scope="module")
-def runner(pytestconfig):
-    plan = plan_of(pytestconfig)
-    return MeasurementRunner(plan.settings, plan.source, ignore_progress, print)
-
-
-@pytest.fixture(scope="module")
-def model(runner):
-    return runner.model
+def model(aq_runner):
+    return aq_runner.model
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +36,12 @@ def data(model):
 
 
 @pytest.fixture(scope="module")
-def configs(pytestconfig, runner):
+def configs(pytestconfig, aq_runner):
     """Distinct configs that run on the device, by the name of a combination."""
     distinct = {}
     for combination in plan_of(pytestconfig).combinations:
-        if runner.support(combination).is_supported:
-            config = runner.config(combination)
+        if aq_runner.support(combination).is_supported:
+            config = aq_runner.config(combination)
             distinct.setdefault(config.digest, (combination.test_id, config))
     return dict(distinct.values())
 

@@ -1,12 +1,35 @@
-"""Which worker runs which test, on workers that run what they are sent without a process."""
+"""What the plugin needs of xdist: scheduling by part, and data from a worker before tests run.
 
+Scheduling is driven on workers that run what they are sent without a process; xdist's scheduler is
+the real one.
+"""
+
+import inspect
+import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytest_autoquant.plugin.xdist_scheduling import Scheduling
+from pytest_autoquant.plugin.messages.collected import CollectedCases
+from pytest_autoquant.plugin.xdist_adapter import (
+    CollectedAnnouncement,
+    Scheduling,
+    announce,
+    announced,
+)
+from xdist.dsession import DSession
+from xdist.remote import WorkerInteractor
+from xdist.scheduler import LoadScheduling, LoadScopeScheduling
+from xdist.workermanage import WorkerController
+
+COLLECTED = CollectedCases(
+    cases={"a.py::t[größe]": "toy/p/g/small/gradient"},
+    others=("a.py::s",),
+    num_selected=2,
+)
 
 
 @dataclass(eq=False)
@@ -55,10 +78,10 @@ class Run:
     """A run of a collection on workers, as xdist's controller drives it."""
 
     def __init__(self, collection, parts, workers):
-        self.asked = []
+        self.calls = []
 
         def parts_of(node_ids, count):
-            self.asked.append((list(node_ids), count))
+            self.calls.append((list(node_ids), count))
             return parts
 
         self.collection = list(collection)
@@ -81,15 +104,15 @@ class Run:
         self.scheduler.mark_test_complete(worker, worker.ran[-1])
 
     def crash(self, worker):
-        """Let a worker die, and put another in its place; returns the test that is given up."""
+        """Let a worker die, and put another in its place; returns the test that it crashed on."""
         self.workers.remove(worker)
-        given_up = self.scheduler.remove_node(worker)
+        crashed = self.scheduler.remove_node(worker)
         new = Worker(f"{worker.name}'")
         self.workers.append(new)
         self.scheduler.add_node(new)
         self.scheduler.add_node_collection(new, self.collection)
         self.scheduler.schedule()
-        return given_up
+        return crashed
 
     def finish(self):
         """Let the workers take turns until nothing is left to run."""
@@ -109,7 +132,7 @@ class Run:
 CASES = {f"test_case[{part}-{i}]": part for i in range(4) for part in range(3)}
 
 
-def test_each_part_goes_to_one_worker_and_different_parts_to_different_ones():
+def test_each_part_runs_on_one_worker_of_its_own():
     run = Run(CASES, CASES, workers=3)
     run.finish()
     done = [run.tests_of(worker) for worker in run.workers]
@@ -117,19 +140,19 @@ def test_each_part_goes_to_one_worker_and_different_parts_to_different_ones():
     assert [{CASES[test] for test in tests} for tests in done] == [{0}, {1}, {2}]
 
 
-def test_the_cases_of_a_part_run_in_the_order_of_collection():
+def test_cases_of_a_part_run_in_the_order_of_collection():
     run = Run(CASES, CASES, workers=3)
     run.finish()
     assert run.tests_of(run.workers[1]) == [test for test, part in CASES.items() if part == 1]
 
 
-def test_the_parts_are_asked_for_once_with_all_tests_and_the_number_of_workers():
+def test_parts_are_computed_once_from_all_tests_and_the_number_of_workers():
     run = Run([*CASES, "test_other"], CASES, workers=3)
     run.finish()
-    assert run.asked == [([*CASES, "test_other"], 3)]
+    assert run.calls == [([*CASES, "test_other"], 3)]
 
 
-def test_other_tests_are_handed_out_one_by_one():
+def test_tests_that_are_no_cases_are_dealt_one_by_one():
     others = [f"test_other.py::test_{i}" for i in range(12)]
     run = Run(others, {}, workers=3)
     # At first every worker gets two of them, as one is always kept back.
@@ -138,7 +161,7 @@ def test_other_tests_are_handed_out_one_by_one():
     assert sorted(test for worker in run.workers for test in run.tests_of(worker)) == sorted(others)
 
 
-def test_every_test_runs_once_where_cases_and_others_are_mixed():
+def test_cases_and_other_tests_run_once_each():
     tests = [*CASES, *(f"test_other.py::test_{i}" for i in range(7))]
     run = Run(tests, CASES, workers=2)
     run.finish()
@@ -147,13 +170,13 @@ def test_every_test_runs_once_where_cases_and_others_are_mixed():
     )
 
 
-def test_workers_without_a_part_are_sent_home():
+def test_workers_without_a_part_are_shut_down():
     run = Run(CASES, dict.fromkeys(CASES, 0), workers=3)
     assert [worker.shutting_down for worker in run.workers] == [True, True, True]
     assert [len(worker.sent) for worker in run.workers] == [12, 0, 0]
 
 
-def test_the_test_that_a_worker_died_on_is_given_up_and_the_rest_of_its_part_runs():
+def test_rest_of_a_part_runs_after_the_test_that_killed_its_worker():
     run = Run(CASES, CASES, workers=3)
     victim = run.workers[0]
     run.step(victim)
@@ -164,7 +187,7 @@ def test_the_test_that_a_worker_died_on_is_given_up_and_the_rest_of_its_part_run
     assert [test for test in after if CASES[test] == 0] == ["test_case[0-2]", "test_case[0-3]"]
 
 
-def test_what_a_dead_worker_left_stays_together():
+def test_rest_of_a_part_stays_on_one_worker():
     run = Run(CASES, CASES, workers=3)
     run.start_next(run.workers[1])
     run.crash(run.workers[1])
@@ -175,7 +198,7 @@ def test_what_a_dead_worker_left_stays_together():
     ]
 
 
-def test_a_worker_that_dies_on_its_last_test_leaves_nothing():
+def test_worker_that_dies_on_its_last_test_leaves_nothing():
     run = Run(["a", "b"], {"a": 0, "b": 1}, workers=2)
     run.start_next(run.workers[0])
     assert run.crash(run.workers[0]) == "a"
@@ -183,13 +206,13 @@ def test_a_worker_that_dies_on_its_last_test_leaves_nothing():
     assert [run.tests_of(worker) for worker in run.workers] == [["b"], []]
 
 
-def test_a_worker_that_has_finished_is_removed_without_a_crash():
+def test_finished_worker_is_removed_without_a_crashed_test():
     run = Run(CASES, CASES, workers=3)
     run.finish()
     assert [run.scheduler.remove_node(worker) for worker in run.workers] == [None] * 3
 
 
-def test_a_test_that_kills_every_worker_is_still_given_up_only_once():
+def test_test_that_kills_its_worker_is_not_run_again():
     run = Run(CASES, dict.fromkeys(CASES, 0), workers=1)
     for expected in list(CASES)[:3]:
         run.start_next(run.workers[0])
@@ -198,7 +221,7 @@ def test_a_test_that_kills_every_worker_is_still_given_up_only_once():
     assert run.tests_of(run.workers[0]) == list(CASES)[3:]
 
 
-def test_a_worker_in_place_of_a_dead_one_gets_more_than_the_one_test_it_keeps_back():
+def test_replacement_of_a_dead_worker_gets_two_tests():
     run = Run(["a", "b", "c"], {}, workers=1)
     run.start_next(run.workers[0])
     run.crash(run.workers[0])
@@ -207,7 +230,7 @@ def test_a_worker_in_place_of_a_dead_one_gets_more_than_the_one_test_it_keeps_ba
 
 @settings(deadline=None, max_examples=200)
 @given(data=st.data())
-def test_whoever_dies_every_test_runs_once_and_none_that_was_running_runs_again(data):
+def test_every_test_runs_once_whichever_workers_die(data):
     parts = data.draw(st.lists(st.none() | st.integers(0, 3), min_size=1, max_size=20))
     collection = [f"test_{i}" for i in range(len(parts))]
     run = Run(
@@ -231,3 +254,88 @@ def test_whoever_dies_every_test_runs_once_and_none_that_was_running_runs_again(
     for worker in run.workers:
         started.update(run.tests_of(worker))
     assert started == Counter(collection)
+
+
+# Names of xdist that are private or undocumented
+
+
+@pytest.mark.parametrize("name", ["_reschedule", "_split_scope", "remove_node", "schedule"])
+def test_xdist_has_the_method_that_case_scheduling_calls_or_overrides(name):
+    assert inspect.isfunction(getattr(LoadScopeScheduling, name))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "name", "value"),
+    [
+        (LoadScopeScheduling, "assigned_work", {}),
+        (LoadScopeScheduling, "workqueue", {}),
+        (LoadScopeScheduling, "collection", None),
+        (LoadScheduling, "collection", None),
+        (LoadScheduling, "node2collection", {}),
+        (LoadScheduling, "numnodes", 2),
+        (LoadScheduling, "nodes", []),
+    ],
+)
+def test_xdist_has_the_attribute_that_our_scheduling_reads(scheduler, name, value):
+    assert getattr(scheduler(Config(2), SILENT), name) == value
+
+
+def test_xdist_scopes_a_test_by_its_class_unless_we_override_it():
+    assert LoadScopeScheduling(Config(1), SILENT)._split_scope("a.py::C::t") == "a.py::C"
+
+
+# The announcement
+
+
+def controller_config(shown=()):
+    """A config whose terminal reporter shows these warnings."""
+    reporter = SimpleNamespace(stats={"warnings": [SimpleNamespace(message=m) for m in shown]})
+    manager = SimpleNamespace(get_plugin=lambda name: reporter)
+    return SimpleNamespace(pluginmanager=manager), reporter
+
+
+class Hook:
+    """Takes the warnings that are recorded, as pytest's hook does."""
+
+    def __init__(self, call_historic):
+        self.pytest_warning_recorded = SimpleNamespace(call_historic=call_historic)
+
+
+def test_announcement_goes_through_xdist_from_worker_to_controller():
+    """From the worker's hook over xdist's event to the controller's hook."""
+    received = []
+    session = SimpleNamespace(
+        config=SimpleNamespace(hook=Hook(lambda kwargs: received.append(kwargs)))
+    )
+    controller = SimpleNamespace(
+        notify_inproc=lambda event, **data: getattr(DSession, f"worker_{event}")(session, **data),
+        log=lambda *_: None,
+    )
+    worker = SimpleNamespace(
+        sendevent=lambda event, **data: WorkerController.process_from_remote(
+            controller, (event, data)
+        )
+    )
+    hook = Hook(lambda kwargs: WorkerInteractor.pytest_warning_recorded(worker, **kwargs))
+    announce(COLLECTED, SimpleNamespace(hook=hook))
+    (arrived,) = received
+    config, _ = controller_config()
+    assert announced(arrived["warning_message"], config) == COLLECTED
+
+
+def test_announcement_is_not_shown_as_a_warning():
+    message = CollectedAnnouncement(COLLECTED.dump())
+    recorded = warnings.WarningMessage(message, CollectedAnnouncement, "x.py", 0)
+    config, reporter = controller_config([f"x.py:0: {message}", "another"])
+    assert announced(recorded, config) == COLLECTED
+    assert [warning.message for warning in reporter.stats["warnings"]] == ["another"]
+    config, reporter = controller_config([f"x.py:0: {message}"])
+    assert announced(recorded, config) == COLLECTED
+    assert reporter.stats == {}
+
+
+def test_other_warnings_announce_nothing():
+    recorded = warnings.WarningMessage(UserWarning("x"), UserWarning, "x.py", 0)
+    config, reporter = controller_config(["x"])
+    assert announced(recorded, config) is None
+    assert [warning.message for warning in reporter.stats["warnings"]] == ["x"]

@@ -1,0 +1,341 @@
+"""The measuring runner on the embedded model: what is scored together, and by which engine."""
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+from builders import one_thread, run_plan
+from pytest_autoquant.errors import MeasurementError, ModelError, NotReplayableError
+from pytest_autoquant.grid.assignment import Assignment
+from pytest_autoquant.manifests.fingerprint import fingerprint_of
+from pytest_autoquant.modelopt_support.status import Status
+from pytest_autoquant.options.run_plan import RunPlan
+from pytest_autoquant.scoring.runner import MeasurementRunner
+
+SWEEP_REASON = "scores every config of a size in one sweep"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_one_thread():
+    with one_thread():
+        yield
+
+
+@dataclass
+class Bench:
+    """A runner with its plan, and what it showed.
+
+    Attributes:
+        phases: phases of which progress was reported, since the list was cleared.
+        warnings: messages that the runner warned with.
+    """
+
+    plan: RunPlan
+    earlier: dict = field(default_factory=dict)
+    phases: list = field(default_factory=list)
+    warnings: list = field(default_factory=list)
+
+    def __post_init__(self):
+        self.runner = MeasurementRunner(
+            self.plan.settings,
+            self.plan.source,
+            lambda phase, done, total: self.phases.append(phase),
+            self.warnings.append,
+            earlier=self.earlier,
+        )
+        self.runner.assign(self.plan.assign(self.plan.cases, workers=1))
+
+    def case(self, name):
+        """Return a case by its test id."""
+        return self.plan.case_named(name)
+
+    def measure(self, name):
+        """Measure a case; return its manifest and the phases that it took."""
+        self.phases.clear()
+        manifest = self.runner.measure(self.case(name)).manifest
+        return manifest, set(self.phases)
+
+
+def bench_of(*, earlier=None, **options):
+    """Open a runner for these options; four captions are scored."""
+    defaults = {"device": "cpu", "sizes": "small", "score_size": "4"}
+    return Bench(plan=run_plan(**(defaults | options)), earlier=earlier or {})
+
+
+def scores(manifest):
+    return {name: group.scores for name, group in manifest.layer_sensitivity.items()}
+
+
+@pytest.fixture(scope="module")
+def int8():
+    """A runner of weight-only INT8, whose default is per output channel, and what it measured."""
+    bench = bench_of(pairs="wint8_afp16")
+    granularities = ("a_per_token_dynamic", "default", "w_per_out_channel", "w_per_tensor")
+    cases = [bench.case(f"wint8_afp16-{name}-small") for name in granularities]
+    bench.runner.assign(bench.plan.assign(cases, workers=1))
+    return bench, {case.test_id: bench.measure(case.test_id) for case in cases}
+
+
+# Sweeps and aliases
+
+
+def test_first_case_of_a_batch_scores_the_whole_batch(int8):
+    _, measured = int8
+    first, *others = [phases for _, phases in measured.values()]
+    assert {"capture", "sweep"} & first
+    assert others == [set()] * 3
+
+
+def test_case_with_the_config_of_an_earlier_one_is_its_alias(int8):
+    _, measured = int8
+    default, _ = measured["wint8_afp16-default-small"]
+    alias, _ = measured["wint8_afp16-w_per_out_channel-small"]
+    tensor, _ = measured["wint8_afp16-w_per_tensor-small"]
+    assert (default.case.status, default.case.alias_of) == ("measured", None)
+    assert (alias.case.status, alias.case.alias_of) == ("alias", default.case.case_id)
+    assert (tensor.case.status, tensor.case.alias_of) == ("measured", None)
+    assert scores(alias) == scores(default) != scores(tensor)
+    assert alias.timing == {}
+    assert {"capture", "sweep", "total"} == {*default.timing}
+
+
+def test_case_without_effect_measures_for_no_other(int8):
+    """It precedes the default, whose config it has, and the plugin skips it."""
+    bench, measured = int8
+    name = "wint8_afp16-a_per_token_dynamic-small"
+    assert next(iter(measured)) == name
+    assert bench.runner.support(bench.case(name).combination).status is Status.NO_EFFECT
+    default, _ = measured["wint8_afp16-default-small"]
+    assert measured[name][0].case.alias_of == default.case.case_id
+
+
+def test_original_is_the_first_selected_case_also_of_another_shard():
+    bench = bench_of(pairs="wint8_afp16", granularities="default,w_per_out_channel")
+    default, same = bench.plan.cases
+    bench.runner.assign(Assignment(selected=(default, same), parts={same.case_id: 0}))
+    manifest, phases = bench.measure(same.test_id)
+    assert manifest.case.alias_of == default.case_id
+    assert "sweep" in phases
+    bench.runner.assign(Assignment(selected=(same,), parts={same.case_id: 0}))
+    assert bench.measure(same.test_id)[0].case.alias_of is None
+
+
+def test_case_of_another_part_or_size_is_scored_by_itself():
+    bench = bench_of(pairs="wint8_afp16,wint4_afp16", granularities="default", sizes="small,medium")
+    int8, int4, medium, _ = bench.plan.cases
+    parts = {int8.case_id: 0, int4.case_id: 1, medium.case_id: 0}
+    bench.runner.assign(Assignment(selected=bench.plan.cases, parts=parts))
+    assert "sweep" in bench.measure(int8.test_id)[1]
+    assert "sweep" in bench.measure(int4.test_id)[1]
+    assert bench.measure(int4.test_id)[1] == set()
+    assert {"capture", "sweep"} <= bench.measure(medium.test_id)[1]
+
+
+def test_combinations_of_a_scheme_are_scored_together(int8):
+    bench, measured = int8
+    wanted = [
+        bench.case(f"{name}-small").combination
+        for name in ("wint8_afp16-default", "wint4_afp16-default", "wfp8_afp16-default")
+    ]
+    bench.phases.clear()
+    before, int4, fp8 = bench.runner.scores("small", wanted)
+    assert "sweep" in bench.phases
+    manifest, _ = measured["wint8_afp16-default-small"]
+    per_token = [group.score / manifest.dataset.num_scored_tokens for group in before.groups]
+    assert per_token == [group.importance for group in manifest.layer_sensitivity.values()]
+    assert len({b.groups[0].score for b in (before, int4, fp8)}) == 3
+    bench.phases.clear()
+    assert bench.runner.scores("small", wanted[1:]) == (int4, fp8)
+    assert bench.phases == []
+
+
+def test_config_that_cannot_run_fails_alone(int8):
+    """MXFP4 needs CUDA; on the CPU its quantizer raises in the first forward."""
+    bench, _ = int8
+    case = bench.case("wfp4_afp16-default-small")
+    assert not bench.runner.support(case.combination).is_supported
+    with pytest.raises(
+        MeasurementError, match=f"^{case.test_id} could not be measured: "
+    ) as caught:
+        bench.runner.measure(case)
+    assert "Traceback" in caught.value.trace
+    bench.phases.clear()
+    with pytest.raises(MeasurementError):
+        bench.runner.measure(case)
+    assert bench.phases == []
+
+
+def test_config_that_cannot_run_does_not_join_a_sweep():
+    bench = bench_of(pairs="wint8_afp16,wfp4_afp16", granularities="default")
+    fp4, int8 = bench.plan.cases
+    bench.measure(int8.test_id)
+    with pytest.raises(MeasurementError):
+        bench.measure(fp4.test_id)
+    assert "capture" in bench.phases  # it was not tried before
+
+
+# The model and the captions
+
+
+def test_model_that_cannot_be_loaded_is_tried_once(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"not safetensors")
+    bench = bench_of(model=str(tmp_path), pairs="wint8_afp16", granularities="default")
+    errors = []
+    for _ in range(2):
+        with pytest.raises(ModelError) as caught:
+            bench.runner.measure(bench.plan.cases[0])
+        errors.append(caught.value)
+    assert errors[0] is errors[1]
+    assert [phase for phase in bench.phases if phase.startswith("load")] == [
+        f"load {bench.plan.source.name}"
+    ]
+
+
+def test_too_few_captions_are_warned_of_once_and_noted_in_every_manifest(tmp_path):
+    captions = tmp_path / "mine.txt"
+    captions.write_text("A dog runs over the beach.\nTwo cats sleep.\nHm\n")
+    bench = bench_of(
+        captions=str(captions), pairs="wint8_afp16", granularities="default,w_per_tensor"
+    )
+    manifests = [bench.measure(case.test_id)[0] for case in bench.plan.cases]
+    assert len(bench.warnings) == len(set(bench.warnings)) >= 1
+    assert all(set(bench.warnings) <= set(manifest.case.notes) for manifest in manifests)
+    assert "mine.txt" in bench.warnings[0]
+
+
+# Engines
+
+
+@pytest.fixture(scope="module")
+def stock_only(tmp_path_factory):
+    """A folder with a pair and a granularity that only stock AutoQuant can score."""
+    folder = tmp_path_factory.mktemp("conf")
+    (folder / "quant_pair").mkdir()
+    (folder / "quant_pair" / "smooth.yaml").write_text(
+        "name: smooth\nweight: int8\nactivation: int8\n"
+        "format_name: INT8_SMOOTHQUANT_CFG\nexperimental: true\n"
+    )
+    (folder / "quant_granularity").mkdir()
+    (folder / "quant_granularity" / "a_blocks.yaml").write_text(
+        'name: a_blocks\nquant_cfg_overrides:\n  "*input_quantizer": {block_sizes: {"-1": 16}}\n'
+    )
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "engine", "refusal"),
+    [
+        ({}, "wint8_aint8-default-small", "replay", None),
+        ({"engine": "replay"}, "wint8_aint8-default-small", "replay", None),
+        ({"engine": "modelopt"}, "wint8_aint8-default-small", "modelopt", None),
+        ({}, "smooth-default-small", "modelopt", "needs more than recorded ranges"),
+        ({}, "wint8_aint8-a_blocks-small", "modelopt", "has static blocks"),
+    ],
+)
+def test_engine_is_chosen_by_option_and_config(stock_only, options, name, engine, refusal):
+    bench = bench_of(conf=stock_only, **options)
+    assert bench.runner.fingerprint(bench.case(name)).engine == engine
+    if refusal is not None:
+        forced = bench_of(conf=stock_only, engine="replay")
+        with pytest.raises(MeasurementError) as caught:
+            forced.runner.measure(forced.case(name))
+        assert str(caught.value).startswith("--aq-engine replay cannot score this case: ")
+        assert refusal in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "engine", "reason"),
+    [
+        ({"engine": "modelopt"}, "modelopt", "asked for with --aq-engine"),
+        (
+            {"method": "kl_div"},
+            "modelopt",
+            "the replay engine cannot score this case: method kl_div needs the whole model",
+        ),
+        (
+            {"save_state": True},
+            "modelopt",
+            "the replay engine cannot score this case: --aq-save-state asks for ModelOpt's own "
+            "search state",
+        ),
+    ],
+)
+def test_manifest_says_which_engine_scored_and_why(options, engine, reason):
+    bench = bench_of(pairs="wint8_afp16", granularities="default", score_size="1", **options)
+    measured = bench.runner.measure(bench.plan.cases[0])
+    run = measured.manifest.run_config
+    assert (run.engine, run.engine_reason) == (engine, reason)
+    assert (measured.state is not None) == ("save_state" in options)
+    assert measured.manifest.case.status == "measured"
+
+
+def test_replay_says_why_it_scored(int8):
+    _, measured = int8
+    assert {(m.run_config.engine, m.run_config.engine_reason) for m, _ in measured.values()} == {
+        ("replay", SWEEP_REASON)
+    }
+
+
+def run_a_linear_twice_once(bench):
+    """Let the first forward of the model run a linear twice, which one record cannot hold."""
+    mlp = bench.runner.model.module.model.language_model.layers[0].mlp
+
+    def run_again(module, args, output):
+        handle.remove()
+        module.gate_proj(args[0])
+
+    handle = mlp.register_forward_hook(run_again)
+
+
+def test_size_that_cannot_be_replayed_is_scored_by_stock_autoquant():
+    bench = bench_of(
+        pairs="wint8_afp16",
+        granularities="default,w_per_tensor",
+        sizes="small,medium",
+        score_size="1",
+    )
+    small, other, medium, _ = bench.plan.cases
+    run_a_linear_twice_once(bench)
+    for case in (small, other):
+        manifest, phases = bench.measure(case.test_id)
+        assert manifest.run_config.engine == "modelopt"
+        assert manifest.run_config.engine_reason.startswith(
+            "the replay engine cannot score this case: "
+        )
+        assert "runs several times per forward" in manifest.run_config.engine_reason
+        assert "score" in phases
+    manifest, _ = bench.measure(medium.test_id)
+    assert (manifest.run_config.engine, manifest.run_config.engine_reason) == (
+        "replay",
+        SWEEP_REASON,
+    )
+
+
+def test_size_that_cannot_be_replayed_fails_where_replay_is_asked_for():
+    bench = bench_of(pairs="wint8_afp16", granularities="default", engine="replay")
+    run_a_linear_twice_once(bench)
+    with pytest.raises(NotReplayableError, match="runs several times per forward"):
+        bench.measure("wint8_afp16-default-small")
+
+
+# Resumed runs
+
+
+def test_case_measured_on_the_same_inputs_has_no_changes(int8):
+    _, measured = int8
+    default, tensor = (measured[f"wint8_afp16-{g}-small"][0] for g in ("default", "w_per_tensor"))
+    earlier = {
+        default.case.case_id: fingerprint_of(default),
+        tensor.case.case_id: replace(fingerprint_of(tensor), torch="2.0.0", device="cuda"),
+    }
+    bench = bench_of(
+        pairs="wint8_afp16", granularities="default,w_per_tensor,w_group64", earlier=earlier
+    )
+    kept, changed, new = bench.plan.cases
+    assert bench.runner.changes(kept) == ()
+    assert [change.field for change in bench.runner.changes(changed)] == ["device", "torch"]
+    assert bench.runner.changes(new) is None
+    assert bench.phases[0].startswith("load")
+    assert "sweep" in bench.measure(changed.test_id)[1]
+    assert bench.measure(new.test_id)[1] == set()
+    assert "sweep" in bench.measure(kept.test_id)[1]
