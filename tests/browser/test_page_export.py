@@ -115,4 +115,5 @@ def test_copying_works_without_the_clipboard_permission(swept):
     }""")
     tools(swept, "frontier").get_by_role("button", name="Copy as Markdown").click()
     tools(swept, "frontier").get_by_role("status").get_by_text("copied").wait_for()
+    assert swept.evaluate("taken").startswith("| case | ")
     assert swept.locator("textarea").count() == 0
