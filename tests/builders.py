@@ -148,18 +148,32 @@ def run_plan(rootdir=Path(), **values):
     return RunPlan.of(settings_of(**values), rootdir)
 
 
-def structure_check(**values):
+def structure_check(pair="wfp8_afp8", granularity="default", status="supported", **values):
     """Build the result of a structure case."""
-    defaults = {
-        "pair": "wfp8_afp8",
-        "granularity": "default",
-        "status": "supported",
-        "reason": "",
-        "format_name": "F",
-        "effective_bits": 8.0,
-        "digest": "d",
+    defaults = {"reason": "", "format_name": "F", "effective_bits": 8.0, "digest": "d"}
+    return StructureCheck(pair=pair, granularity=granularity, status=status, **(defaults | values))
+
+
+def results_of(*outcomes, **attributes):
+    """Return the results of a session: measured cases, skips, failures and structure checks."""
+    from pytest_autoquant.reports.session_results import SessionResults
+
+    results = SessionResults(**attributes)
+    for outcome in outcomes:
+        if isinstance(outcome, StructureCheck):
+            results.structures[outcome.pair, outcome.granularity] = outcome
+        else:
+            results.add(outcome)
+    return results
+
+
+def files_in(root):
+    """Return the bytes of every file below a folder, by path."""
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file()
     }
-    return StructureCheck(**(defaults | values))
 
 
 @contextmanager
