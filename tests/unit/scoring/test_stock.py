@@ -4,23 +4,13 @@ import io
 import math
 
 import pytest
-from builders import calibration_of, ignore_progress, model_state
-from pytest_autoquant.formats.effective_config import resolve
-from pytest_autoquant.formats.granularity import Granularity
-from pytest_autoquant.formats.quant_pair import QuantPair
-from pytest_autoquant.grid.vocabulary import load_vocabulary
-from pytest_autoquant.modelopt_support.presets import load_preset
+from builders import awq_config, calibration_of, config_of, ignore_progress, model_state
 from pytest_autoquant.models.next_token import next_token_logits, next_token_loss
 from pytest_autoquant.models.restore import preserved
 from pytest_autoquant.scoring.engine import Failure
 from pytest_autoquant.scoring.stock import StockEngine
 
-VOCABULARY = load_vocabulary()
 LAYER = "model.language_model.layers.2"
-
-
-def config(pair, granularity="default"):
-    return resolve(VOCABULARY.pairs[pair], VOCABULARY.granularities[granularity])
 
 
 def measure(engine, effective, data, progress=ignore_progress):
@@ -53,7 +43,7 @@ def steps():
 def measured(tiny, data, steps):
     """INT8 weights and activations, with ModelOpt's search state."""
     engine = StockEngine(tiny, method="gradient", save_state=True)
-    return measure(engine, config("wint8_aint8"), data, lambda *step: steps.append(step))
+    return measure(engine, config_of("wint8_aint8"), data, lambda *step: steps.append(step))
 
 
 def test_groups_are_modelopts_and_cover_every_linear(tiny, measured):
@@ -110,14 +100,13 @@ def test_score_is_the_squared_gradient_weighted_output_change(tiny, data):
         expected += float((taped["g"] * (taped["x"] @ change.T)).square().sum())
     handle.remove()
     tiny.module.zero_grad(set_to_none=True)
-    found = scores(tiny, config("wint8_afp16"), data)[f"{name}.quant_recipe"]
+    found = scores(tiny, config_of("wint8_afp16"), data)[f"{name}.quant_recipe"]
     assert found == pytest.approx(expected / data.scored_tokens, rel=2e-3)
 
 
 @pytest.mark.parametrize(
     ("pair", "granularity", "method"),
     [
-        ("wint4_aint8", "default", "gradient"),
         ("wfp8_afp8", "recipe_match_channel_token", "gradient"),
         ("wint4_afp16", "w_group64", "kl_div"),
     ],
@@ -125,8 +114,8 @@ def test_score_is_the_squared_gradient_weighted_output_change(tiny, data):
 def test_score_does_not_depend_on_the_batch_size(tiny, pair, granularity, method):
     small, large = (calibration_of(tiny, batch_size=size, score_size=8) for size in (1, 32))
     assert len(small.scored) == 8 > len(large.scored)
-    assert scores(tiny, config(pair, granularity), small, method) == pytest.approx(
-        scores(tiny, config(pair, granularity), large, method), rel=1e-4
+    assert scores(tiny, config_of(pair, granularity), small, method) == pytest.approx(
+        scores(tiny, config_of(pair, granularity), large, method), rel=1e-4
     )
 
 
@@ -134,32 +123,20 @@ def test_score_size_captions_are_scored_and_all_calibrate(tiny, measured, data):
     few = calibration_of(tiny, score_size=4)
     assert sum(len(batch.rows) for batch in few.scored) == 4
     assert sum(len(batch.rows) for batch in few.batches) == 16
-    few_scores, all_scores = scores(tiny, config("wint8_aint8"), few), per_token(measured, data)
+    few_scores, all_scores = scores(tiny, config_of("wint8_aint8"), few), per_token(measured, data)
     assert few_scores.keys() == all_scores.keys()
     assert all(few_scores[name] != score for name, score in all_scores.items())
 
 
 def test_activation_only_scores_are_not_clamped(tiny, data):
     """Both formats store 16 bits, so ModelOpt's ``min(score, previous)`` would give 0."""
-    found = scores(tiny, config("wfp16_aint8"), data)
+    found = scores(tiny, config_of("wfp16_aint8"), data)
     assert min(found.values()) > 0
 
 
-AWQ = QuantPair(
-    name="awq",
-    weight="int4",
-    activation="fp16",
-    format_name="INT4_AWQ_CFG",
-    experimental=True,
-    from_preset=True,
-)
-
-
 @pytest.mark.parametrize("method", ["gradient", "kl_div"])
-@pytest.mark.parametrize("pair", [VOCABULARY.pairs["wint4_aint8"], AWQ], ids=lambda p: p.name)
-def test_model_is_restored_bit_for_bit(tiny, pair, method):
-    plain = Granularity(name="default")
-    effective = resolve(pair, plain, load_preset(pair) if pair.from_preset else None)
+@pytest.mark.parametrize("effective", [config_of("wint4_aint8"), awq_config()], ids=["max", "awq"])
+def test_model_is_restored_bit_for_bit(tiny, effective, method):
     before = model_state(tiny.module)
     found = scores(tiny, effective, calibration_of(tiny, score_size=4), method)
     assert min(found.values()) > 0
@@ -175,13 +152,13 @@ def test_interrupted_measurement_restores_the_model(tiny, data):
 
     engine = StockEngine(tiny, method="gradient")
     with pytest.raises(KeyboardInterrupt):
-        measure(engine, config("wint8_aint8"), data, interrupt)
+        measure(engine, config_of("wint8_aint8"), data, interrupt)
     assert model_state(tiny.module) == before
 
 
 def test_config_that_raises_fails_alone(tiny):
     engine, data = StockEngine(tiny, method="gradient"), calibration_of(tiny, score_size=4)
-    broken, fine = config("wfp8_afp16"), config("wint8_afp16")
+    broken, fine = config_of("wfp8_afp16"), config_of("wint8_afp16")
     broken.entries[1]["cfg"]["num_bits"] = -1
     before = model_state(tiny.module)
     outcomes = engine.score([broken, fine], data, ignore_progress)
@@ -194,5 +171,5 @@ def test_scores_of_a_model_with_nan_are_nan(tiny):
     norm = tiny.module.get_submodule(f"{LAYER}.input_layernorm")
     with preserved(norm, weights=True):
         norm.weight.data[0] = math.nan
-        found = scores(tiny, config("wint8_afp16"), calibration_of(tiny, score_size=4))
+        found = scores(tiny, config_of("wint8_afp16"), calibration_of(tiny, score_size=4))
     assert all(math.isnan(score) for score in found.values())
