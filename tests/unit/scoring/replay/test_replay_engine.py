@@ -158,8 +158,8 @@ def test_out_of_memory_is_retried_with_fewer_tokens(tiny, data, swept, out_of_me
     assert sum(num_tokens[1:]) == num_tokens[0] * len(tiny.linears)
 
 
-def test_out_of_memory_in_every_attempt_is_the_outcome(tiny, data, out_of_memory):
-    num_tokens = out_of_memory(10**6)
+def test_out_of_memory_in_every_attempt_is_the_outcome(tiny, out_of_memory):
+    num_tokens, data = out_of_memory(10**6), calibration_of(tiny, score_size=1)
     outcome = ReplayEngine(tiny).score([FP8, INT4], data, ignore_progress)
     assert outcome[FP8.digest] is outcome[INT4.digest]
     assert re.fullmatch(
