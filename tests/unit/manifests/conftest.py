@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 import pytest
-from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
+from builders import structure_check
+from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
 from pytest_autoquant.manifests.scheme_manifest import (
     ExportRecord,
     GroupDecision,
@@ -65,15 +66,6 @@ def summary():
         selection_bits=7.5,
         is_satisfied=True,
     )
-    structure = StructureCheck(
-        pair="p",
-        granularity="g",
-        status="supported",
-        reason="",
-        format_name="F",
-        effective_bits=8.0,
-        digest="d",
-    )
     return SessionSummary(
         counts=counts,
         shard="2/3",
@@ -86,7 +78,7 @@ def summary():
         reruns={"toy/p/g/small/gradient": "torch 1 -> 2"},
         kept=("k",),
         lost=("l",),
-        structure=(structure,),
+        structure=(structure_check(),),
         most_sensitive_groups=(GroupShare(group="mlp", mean_share=0.6),),
         left_out=("x.json: is not JSON",),
         write_errors=("y.json: cannot be written: No space left on device",),

@@ -59,11 +59,8 @@ def test_script_trains_every_embedded_model():
     assert embedded == list(ARCHITECTURES) == list(CLASSES)
 
 
-def test_folder_is_smaller_than_4_mebibytes(folder):
+def test_architecture_has_a_vision_tower_and_the_folder_is_small(tiny, folder):
     assert sum(path.stat().st_size for path in folder.iterdir()) < 4 * 2**20
-
-
-def test_architecture_has_a_vision_tower(tiny):
     assert tiny.record.architecture == CLASSES[tiny.record.name]
     assert len(tiny.module.model.visual.blocks) == 2
     assert not any("visual" in linear.name for linear in tiny.linears)

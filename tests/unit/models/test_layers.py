@@ -8,35 +8,19 @@ from pytest_autoquant.models.layers import (
 )
 from pytest_autoquant.models.registry import REGISTRY
 
-#: (out_features, in_features) of q, k, v, o, gate, up and down in each of 36 decoder layers.
-FULL_SIZE = {
-    "qwen3-vl-4b": [
-        (4096, 2560),
-        (1024, 2560),
-        (1024, 2560),
-        (2560, 4096),
-        (9728, 2560),
-        (9728, 2560),
-        (2560, 9728),
-    ],
-    "qwen2.5-vl-3b": [
-        (2048, 2048),
-        (256, 2048),
-        (256, 2048),
-        (2048, 2048),
-        (11008, 2048),
-        (11008, 2048),
-        (2048, 11008),
-    ],
-}
 NAMES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-@pytest.mark.parametrize("name", FULL_SIZE)
-def test_full_size_architecture_needs_no_checkpoint(name):
+@pytest.mark.parametrize(
+    ("name", "hidden", "query", "key", "inner"),
+    [("qwen3-vl-4b", 2560, 4096, 1024, 9728), ("qwen2.5-vl-3b", 2048, 2048, 256, 11008)],
+)
+def test_full_size_architecture_needs_no_checkpoint(name, hidden, query, key, inner):
     linears = architecture_linears(REGISTRY[name], trust_remote_code=False)
     assert [x.name.rpartition(".")[2] for x in linears] == NAMES * 36
-    assert [(x.out_features, x.in_features) for x in linears] == FULL_SIZE[name] * 36
+    attention = [(query, hidden), (key, hidden), (key, hidden), (hidden, query)]
+    mlp = [(inner, hidden), (inner, hidden), (hidden, inner)]
+    assert [(x.out_features, x.in_features) for x in linears] == [*attention, *mlp] * 36
 
 
 def test_linears_are_the_decoders_in_module_order(qwen3):

@@ -197,6 +197,9 @@ def test_alias_has_the_scores_of_the_measured_case_and_no_time(findings, manifes
     assert (alias.case.status, alias.case.alias_of) == ("alias", measured_as)
     assert alias.layer_sensitivity == manifest.layer_sensitivity
     assert alias.timing == {}
+    failed = with_groups(findings, scores=(nan, 1.0, 1.0))
+    case = build_manifest(replace(failed, alias_of=measured_as)).case
+    assert (case.status, case.alias_of) == ("failed", measured_as)
     assert {name: manifest.timing[name] for name in ("calibrate", "score")} == {
         "calibrate": 1.5,
         "score": 2.5,
@@ -206,12 +209,6 @@ def test_alias_has_the_scores_of_the_measured_case_and_no_time(findings, manifes
 def test_total_time_counts_from_the_start_of_the_case(findings):
     started = time.perf_counter() - 7.0
     assert 7.0 <= build_manifest(replace(findings, started=started)).timing["total"] < 3600.0
-
-
-def test_alias_of_a_failed_measurement_fails(findings):
-    broken = with_groups(findings, scores=(nan, 1.0, 1.0))
-    case = build_manifest(replace(broken, alias_of="other")).case
-    assert (case.status, case.alias_of) == ("failed", "other")
 
 
 def test_dataset_counts_the_captions_used(manifest):
