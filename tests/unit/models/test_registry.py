@@ -78,20 +78,17 @@ def test_existing_folder_wins_over_the_same_hub_id(checkpoint, monkeypatch):
     assert find_model("org/name", random_weights=False).location == str(folder)
 
 
-def test_folder_without_config_is_refused(checkpoint):
-    (checkpoint / "config.json").unlink()
-    with pytest.raises(ModelError) as caught:
-        find_model(str(checkpoint), random_weights=True)
-    assert str(caught.value).startswith(f"model folder {checkpoint}: has no config.json")
-
-
-def test_folder_without_weights_is_refused_unless_they_are_random(checkpoint):
+def test_folder_without_config_or_weights_is_refused(checkpoint):
     (checkpoint / "model.safetensors").unlink()
     with pytest.raises(ModelError) as caught:
         find_model(str(checkpoint), random_weights=False)
     assert f"model folder {checkpoint}: has no *.safetensors" in str(caught.value)
     assert "--aq-weights random" in str(caught.value)
     assert find_model(str(checkpoint), random_weights=True).location == str(checkpoint)
+    (checkpoint / "config.json").unlink()
+    with pytest.raises(ModelError) as caught:
+        find_model(str(checkpoint), random_weights=True)
+    assert str(caught.value).startswith(f"model folder {checkpoint}: has no config.json")
 
 
 @pytest.mark.parametrize("name", ["tiny-qwen3-vl", "tiny-qwen2.5-vl", "org/name", "."])

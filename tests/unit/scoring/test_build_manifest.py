@@ -135,14 +135,6 @@ def test_score_that_is_not_finite_fails_the_case_and_names_the_group(findings, b
     assert load_manifest(text, source="x") == manifest
 
 
-def test_case_without_a_finite_score_has_a_manifest(findings):
-    manifest = build_manifest(with_groups(findings, scores=(nan, nan, nan)))
-    assert manifest.case.problems == (
-        f"scores are not finite in 3 groups: {ATTENTION}, {OUTPUT}, {MLP}",
-    )
-    assert load_manifest(dump_manifest(manifest), source="x") == manifest
-
-
 @pytest.mark.parametrize("unit", [1.0, 1e-12])
 @pytest.mark.parametrize(("attention", "mlp", "worse"), [(3, 2, ATTENTION), (2, 3, MLP)])
 def test_score_that_is_not_finite_leaves_the_choice_among_the_others_unchanged(
@@ -170,25 +162,42 @@ def test_linears_without_a_score_are_named_and_belong_to_no_group(findings):
     assert manifest.num_quantized_layers == 6
 
 
-def test_group_whose_quantizers_were_off_fails_the_case(findings):
+def without_groups(findings):
+    return replace(findings, measurement=replace(findings.measurement, groups=()))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem", "num_quantized"),
+    [
+        (
+            lambda findings: with_groups(findings, quantized=(False, True, True)),
+            f"quantizers were off in 1 groups: {ATTENTION}",
+            3,
+        ),
+        (
+            lambda findings: with_groups(findings, scores=(nan, nan, nan)),
+            f"scores are not finite in 3 groups: {ATTENTION}, {OUTPUT}, {MLP}",
+            6,
+        ),
+        (without_groups, "nothing was quantized: AutoQuant searched no layer group", 0),
+    ],
+    ids=["quantizers off", "no finite score", "no groups"],
+)
+def test_measurement_with_a_problem_fails_the_case_and_has_a_manifest(
+    findings, change, problem, num_quantized
+):
+    manifest = build_manifest(change(findings))
+    assert (manifest.case.status, manifest.case.problems) == ("failed", (problem,))
+    assert manifest.num_quantized_layers == num_quantized
+    assert load_manifest(dump_manifest(manifest), source="x") == manifest
+
+
+def test_layers_of_a_group_are_quantized_if_its_quantizers_were_on(findings):
     manifest = build_manifest(with_groups(findings, quantized=(False, True, True)))
-    assert manifest.case.status == "failed"
-    assert manifest.case.problems == (f"quantizers were off in 1 groups: {ATTENTION}",)
-    assert manifest.num_quantized_layers == 3
     assert {n for n, layer in manifest.layers.items() if not layer.quantized} == {
         f"model.language_model.layers.0.self_attn.{x}_proj" for x in "qkv"
     }
-
-
-def test_measurement_without_groups_fails_the_case(findings):
-    empty = replace(findings, measurement=replace(findings.measurement, groups=()))
-    manifest = build_manifest(empty)
-    assert manifest.case.status == "failed"
-    assert manifest.case.problems == ("nothing was quantized: AutoQuant searched no layer group",)
-    assert manifest.num_quantized_layers == 0
-    assert manifest.sensitivity_ranking == ()
-    assert manifest.autoquant_state.effective_bits == 16.0
-    assert load_manifest(dump_manifest(manifest), source="x") == manifest
+    assert build_manifest(without_groups(findings)).autoquant_state.effective_bits == 16.0
 
 
 def test_alias_has_the_scores_of_the_measured_case_and_no_time(findings, manifest):
