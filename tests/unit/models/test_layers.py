@@ -7,6 +7,7 @@ from pytest_autoquant.models.layers import (
     other_weighted_modules,
 )
 from pytest_autoquant.models.registry import REGISTRY
+from torch import nn
 
 NAMES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -41,6 +42,14 @@ def test_vision_tower_and_head_are_not_measured(tiny):
     assert all(x.name.startswith("model.language_model.layers.") for x in tiny.linears)
     assert "lm_head" in tiny.others
     assert "model.visual.patch_embed.proj" in tiny.others
+
+
+def test_convolution_in_the_decoder_is_not_measured():
+    decoder = nn.Sequential(nn.Linear(4, 4), nn.Conv1d(4, 4, 2))
+    decoder.get_decoder = lambda: decoder
+    linears = language_model_linears(decoder)
+    assert [linear.name for linear in linears] == ["0"]
+    assert other_weighted_modules(decoder, linears) == ("1",)
 
 
 def test_fused_experts_are_one_linear_with_all_their_weights():
