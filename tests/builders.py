@@ -225,6 +225,33 @@ def load_tiny(name="tiny-qwen3-vl", **options):
     return load_model(REGISTRY[name], **options)
 
 
+def config_of(pair, granularity="default"):
+    """Resolve the effective config of a built-in pair and granularity."""
+    from pytest_autoquant.formats.effective_config import resolve
+    from pytest_autoquant.grid.vocabulary import load_vocabulary
+
+    vocabulary = load_vocabulary()
+    return resolve(vocabulary.pairs[pair], vocabulary.granularities[granularity])
+
+
+def awq_config():
+    """Resolve a user's pair over ModelOpt's AWQ preset, whose calibration changes weights."""
+    from pytest_autoquant.formats.effective_config import resolve
+    from pytest_autoquant.formats.granularity import Granularity
+    from pytest_autoquant.formats.quant_pair import QuantPair
+    from pytest_autoquant.modelopt_support.presets import load_preset
+
+    pair = QuantPair(
+        name="awq",
+        weight="int4",
+        activation="fp16",
+        format_name="INT4_AWQ_CFG",
+        experimental=True,
+        from_preset=True,
+    )
+    return resolve(pair, Granularity(name="default"), load_preset(pair))
+
+
 def calibration_of(model, size="small", *, batch_size=32, score_size=128):
     """Batch the built-in captions of a size for a model."""
     from pytest_autoquant.calibration.batches import calibration_data
