@@ -94,7 +94,8 @@ class Workshop:
         weights = load_file(spoilt / "model.safetensors")
         weights[f"{SPOILT}.weight"][:, 0] *= 20  # an outlier in every row's scale
         save_file(weights, spoilt / "model.safetensors", metadata={"format": "pt"})
-        builtin = (EMBEDDED.parent / "captions.txt").read_text().splitlines()
+        captions = Path(pytest_autoquant.__file__).parent / "calibration" / "data" / "captions.txt"
+        builtin = captions.read_text().splitlines()
         self.captions = [line for line in builtin if line.strip()][:16]
 
     def run(self, name, *arguments, model="plain", captions=None, block=32, **given):
