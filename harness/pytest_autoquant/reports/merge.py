@@ -29,6 +29,7 @@ from pytest_autoquant.manifests.session_summary import (
     read_summary,
 )
 from pytest_autoquant.reports.folder import add_outcomes, read_outcomes
+from pytest_autoquant.reports.ownership import refuse_foreign_files
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_summary
 
@@ -73,7 +74,8 @@ def merge(folders: Sequence[Path], target: Path, *, partial: bool = False) -> Se
         RecordError: a folder has no summary or an unreadable record; two folders hold the same
             case; cases differ in what they measured; shards are missing or cases lost, unless
             ``partial``. Nothing is written then.
-        WriteError: the target cannot be written.
+        WriteError: the target cannot be written, or holds a file of somebody else under the name of a
+            report.
     """
     sources = [_read(folder) for folder in folders]
     problems = [*_duplicates(sources), *_incompatible(sources)]
@@ -82,6 +84,7 @@ def merge(folders: Sequence[Path], target: Path, *, partial: bool = False) -> Se
     if problems:
         raise RecordError("\n".join(problems))
     check_writable(target)
+    refuse_foreign_files(target)
     results = SessionResults()
     for source in sources:
         for path, manifest in source.manifests.items():

@@ -106,17 +106,11 @@ def test_render_of_a_missing_folder_is_a_one_line_error(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_render_of_an_empty_folder_writes_a_page_and_exits_1(tmp_path, capsys):
-    assert cli.main(["render", str(tmp_path)]) == 1
-    shown = capsys.readouterr()
-    assert shown.err == ""
-    left_out, counts, wrote = shown.out.splitlines()
-    assert left_out == (
-        "left out: no *_autoquant_lm_quant_manifest.json is here; run some cases first"
-    )
-    assert counts == f"{tmp_path}: 0 measured, 0 aliases, 0 failed, 0 skipped, 0 structure cases"
-    assert wrote == f"wrote {tmp_path / 'index.html'}"
-    assert "is here; run some cases first" in (tmp_path / "index.html").read_text()
+def test_render_of_an_empty_folder_exits_2_and_writes_nothing(tmp_path, capsys):
+    assert cli.main(["render", str(tmp_path)]) == 2
+    said = f"aq-harness: {tmp_path}: holds no manifest; run some cases first\n"
+    assert capsys.readouterr() == ("", said)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_render_escapes_a_folder_name_that_is_not_text(reports, aq_harness):

@@ -10,6 +10,7 @@ from pytest_autoquant.errors import WriteError
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcomes import SkippedCase
 from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
+from pytest_autoquant.reports.ownership import MARK
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_layer_reports, write_summary
 
@@ -89,7 +90,7 @@ def test_summary_does_not_depend_on_the_order_in_which_cases_arrived(tmp_path, s
 
 
 def test_only_views_with_a_score_have_a_picture_and_outdated_ones_are_deleted(tmp_path, case_of):
-    (tmp_path / "grid-toy-large.svg").write_text("of an earlier run")
+    (tmp_path / "grid-toy-large.svg").write_text(MARK)
     results = SessionResults()
     for case in (case_of(), case_of(method="kl_div"), case_of({"a": None}, model="broken")):
         results.add(case)
@@ -103,11 +104,11 @@ def test_only_views_with_a_score_have_a_picture_and_outdated_ones_are_deleted(tm
 
 def test_log_that_cannot_be_read_is_named_and_left_as_it_is(tmp_path, case_of):
     log = tmp_path / "outcomes.jsonl"
-    log.write_text("{\n")
+    log.write_text('{"schema_version": 1}\n')
     results = SessionResults()
     results.add(case_of())
     results.add(SkippedCase(case_id="toy/p/g/small/gradient", status="s", reason="r"))
     write_summary(tmp_path, results)
-    assert log.read_text() == "{\n"
+    assert log.read_text() == '{"schema_version": 1}\n'
     (reason,) = json.loads((tmp_path / "summary.json").read_text())["left_out"]
     assert reason.startswith("outcomes.jsonl, line 1: ")
