@@ -98,8 +98,7 @@ def test_merged_shards_are_the_unsharded_run_file_for_file(
 def test_a_missing_shard_is_refused_unless_it_may_be(refused, shards, folders, tmp_path):
     message = refused(folders[0], folders[2])
     assert (
-        message
-        == "shards 2/3 are missing; pass their folders too, or --partial to merge without them"
+        message == "missing shards: 2/3; pass their folders too, or --partial to merge without them"
     )
     some = map(str, (folders[0], folders[2]))
     partial = shards.harness("merge", *some, "--partial", "--into", str(tmp_path / "partial"))

@@ -32,6 +32,7 @@ from pytest_autoquant.reports.markdown import (
 from pytest_autoquant.reports.report_model import ReportModel
 from pytest_autoquant.reports.scheme_report import SCHEMES_MARKDOWN
 from pytest_autoquant.reports.session_results import SessionResults
+from pytest_autoquant.text import counted
 
 SUMMARY_MARKDOWN = "summary.md"
 
@@ -101,17 +102,18 @@ def counts_sentence(results: SessionResults) -> str:
     counts = results.counts
     parts = [
         f"{counts.measured} measured",
-        f"{counts.alias} aliases",
+        counted(counts.alias, "alias"),
         f"{counts.failed} failed",
         f"{counts.skipped} skipped" + (f" ({why})" if why else ""),
-        f"{counts.structure} structure cases",
+        counted(counts.structure, "structure case"),
     ]
     return ", ".join([*parts, *_rare_counts(counts)])
 
 
 def _rare_counts(counts: OutcomeCounts) -> Iterator[str]:
+    if counts.schemes:
+        yield f"{counted(counts.schemes, 'scheme')} derived"
     for count, what in (
-        (counts.schemes, "schemes derived"),
         (counts.kept, "kept from an earlier run"),
         (counts.gated, "stopped by the gate"),
         (counts.lost, "lost"),
@@ -135,13 +137,13 @@ def last_run_sentences(results: SessionResults) -> tuple[str, ...]:
 def _run(run: LastRun) -> str:
     counts = run.counts
     common = (
-        (counts.measured, "measured"),
-        (counts.alias, "aliases"),
-        (counts.failed, "failed"),
-        (counts.skipped, "skipped"),
-        (counts.structure, "structure cases"),
+        (counts.measured, f"{counts.measured} measured"),
+        (counts.alias, counted(counts.alias, "alias")),
+        (counts.failed, f"{counts.failed} failed"),
+        (counts.skipped, f"{counts.skipped} skipped"),
+        (counts.structure, counted(counts.structure, "structure case")),
     )
-    parts = [f"{count} {what}" for count, what in common if count]
+    parts = [what for count, what in common if count]
     shard = "" if run.shard is None else f"shard {run.shard}, "
     return shard + (", ".join([*parts, *_rare_counts(counts)]) or "no case")
 

@@ -146,7 +146,7 @@ def test_missing_shards_are_named(tmp_path, ran, measured):
         ran("b", [measured["w_group64"]], shard="4/4"),
     ]
     assert refusal(folders, tmp_path / "merged") == (
-        "shards 1/4, 3/4 are missing; pass their folders too, or --partial to merge without them"
+        "missing shards: 1/4, 3/4; pass their folders too, or --partial to merge without them"
     )
 
 
@@ -232,7 +232,7 @@ def test_case_measured_in_one_folder_and_not_in_another_is_refused(tmp_path, ran
 def test_folder_given_twice_is_refused_even_if_partial(tmp_path, ran, measured):
     folder = ran("a", [measured["default"]])
     text = refusal([folder, folder], tmp_path / "merged", partial=True)
-    assert text.startswith(f"{folder} and {folder} both hold toy/wint4_aint8/default")
+    assert text == f"{folder}: was passed more than once; pass it once"
 
 
 # Measured on different things
@@ -305,7 +305,7 @@ def test_all_problems_are_reported_together(tmp_path, ran, measured):
         ran("b", [other], shard="2/3"),
     ]
     problems = refusal(folders, tmp_path / "merged").splitlines()
-    told = ("both hold", "torch differs", "shards 3/3 are missing", "lost toy/gone")
+    told = ("both hold", "torch differs", "missing shards: 3/3", "lost toy/gone")
     assert [said in problem for said, problem in zip(told, problems, strict=True)] == [True] * 4
 
 
@@ -316,7 +316,7 @@ def test_folder_without_a_summary_is_refused(tmp_path, ran, measured):
     folder = ran("a", [measured["default"]])
     (folder / "summary.json").unlink()
     assert refusal([folder], tmp_path / "merged") == (
-        f"{folder / 'summary.json'}: cannot be read: No such file or directory"
+        f"{folder}: holds no summary.json; pass the report folder of a run"
     )
 
 
@@ -360,3 +360,14 @@ def test_target_that_cannot_be_written_is_refused(tmp_path, ran, measured):
     with pytest.raises(WriteError, match=r"taken: cannot be written"):
         merge([folder], tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == "a file in the way"
+
+
+def test_folders_that_are_no_reports_or_passed_twice_are_all_named(tmp_path, ran, measured):
+    folder = ran("a", [measured["default"]])
+    away, empty = tmp_path / "away", tmp_path / "empty"
+    empty.mkdir()
+    assert refusal([folder, away, folder, empty], tmp_path / "merged").splitlines() == [
+        f"{folder}: was passed more than once; pass it once",
+        f"{away}: no such folder; pass the report folder of a run",
+        f"{empty}: holds no summary.json; pass the report folder of a run",
+    ]

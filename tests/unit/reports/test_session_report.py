@@ -191,7 +191,7 @@ def test_hostile_text_breaks_neither_tables_nor_the_page(render, line):
 
 def test_counts_are_one_sentence(results):
     assert counts_sentence(results) == (
-        "2 measured, 1 aliases, 2 failed, 12 skipped (needs-cuda 12), 3 structure cases"
+        "2 measured, 1 alias, 2 failed, 12 skipped (needs-cuda 12), 3 structure cases"
     )
 
 

@@ -161,7 +161,7 @@ def test_linears_without_a_score_are_named_and_belong_to_no_group(findings):
     manifest = build_manifest(replace(findings, layers={**findings.layers, **extra}))
     names = ", ".join(list(extra)[:5])
     assert manifest.case.status == "failed"
-    assert manifest.case.problems == (f"7 linears have no score: {names} and 2 more",)
+    assert manifest.case.problems == (f"no score for 7 linears: {names} and 2 more",)
     unscored = manifest.layers["model.language_model.layers.6.mlp.extra"]
     assert (unscored.group, unscored.quantized, unscored.selected) == ("", False, False)
     assert (unscored.out_features, unscored.in_features, unscored.padded_to) == (8, 8, 16)

@@ -20,6 +20,7 @@ from pytest_autoquant.plugin.pytest_config import (
     only_looks,
     plan_of,
 )
+from pytest_autoquant.text import counted
 
 if TYPE_CHECKING:
     from pytest_autoquant.plugin.controller.collector import Collector
@@ -250,8 +251,9 @@ class Controller:
         for path in self._summary:
             terminalreporter.line(f"wrote {_short(path, self._config)}")
         if self.collector.results.written:
+            manifests = counted(len(self.collector.results.written), "manifest")
             terminalreporter.line(
-                f"wrote {len(self.collector.results.written)} manifests and layer reports under "
+                f"wrote {manifests} and layer reports under "
                 f"{_short(plan_of(self._config).root, self._config)}"
             )
 

@@ -37,7 +37,7 @@ from pytest_autoquant.reports.session_report import (
     run_of,
 )
 from pytest_autoquant.reports.session_results import SessionResults
-from pytest_autoquant.text import well_formed
+from pytest_autoquant.text import counted, well_formed
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -107,6 +107,7 @@ def _template() -> Template:
         "percent": percent,
         "bits": bits,
         "quantized": quantized,
+        "counted": counted,
         "address": lambda text: quote(well_formed(text), safe=""),
         "case_name": CaseId.parse,
         "problem": problem_of,
