@@ -100,7 +100,9 @@ def _heed_ctrl_c():
 def make_project(folder):
     """Give ``folder`` the case files and an ini file that makes it a rootdir."""
     shutil.copytree(CASES, folder / "cases", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers\n")
+    (folder / "pytest.ini").write_text(
+        "[pytest]\naddopts = --strict-markers -p no:hypothesispytest\n"
+    )
     return folder
 
 

@@ -1,47 +1,59 @@
-"""A long case shows where it stands on a terminal, although pytest captures output."""
+"""The progress line in a real terminal leaves pytest's own lines whole."""
 
 import re
 
 import pytest
 
-CASE = "wint8_afp16-default-medium"
-LONG_CASE = (
-    *("-p", "no:cacheprovider", "cases/test_sensitivity.py", "--aq-device=cpu"),
-    *("--aq-method=kl_div", "--aq-pairs=wint8_afp16", "--aq-granularities=default"),
-    "--aq-sizes=medium",
+pexpect = pytest.importorskip("pexpect")
+pyte = pytest.importorskip("pyte")
+
+CASES = ("wint8_afp16-default-small", "wint8_afp16-w_per_tensor-small")
+ARGUMENTS = (
+    "cases/test_sensitivity.py -v -p no:cacheprovider --aq-device=cpu --aq-pairs=wint8_afp16 "
+    "--aq-granularities=default,w_per_tensor --aq-sizes=small --aq-engine=modelopt"
 )
-ERASE = "\r\x1b[K"
-SHOWN = re.compile(rf"{re.escape(ERASE + CASE)}: (\w+) (\d+)/(\d+), (\d+) s")
+AT_ONCE = """
+from pytest_autoquant.plugin.worker import progress_line
+
+progress_line.QUIET_SECONDS = progress_line.REFRESH_SECONDS = 0.0
+"""
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
+@pytest.fixture
+def screen(project, monkeypatch):
+    """Run pytest -v in a terminal of 100 x 24; return its final screen and everything it got."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-def test_a_terminal_shows_phase_batch_and_elapsed_seconds_and_loses_them_at_the_end(project):
-    pytest.importorskip("pexpect")
-    child = project.spawn_pytest(" ".join(LONG_CASE), expect_timeout=120)
-    text = child.read().decode()
+    monkeypatch.setenv("COLUMNS", "100")
+    project.makeconftest(AT_ONCE)
+    child = project.spawn_pytest(ARGUMENTS, expect_timeout=120)
+    child.setwinsize(24, 100)
+    sent = child.read()
     child.close()
     assert child.exitstatus == 0
-    shown = [(phase, *map(int, numbers)) for phase, *numbers in SHOWN.findall(text)]
-    assert len(shown) >= 3
-    assert {phase for phase, *_ in shown} <= {"calibrate", "score"}
-    scored = [(done, total) for phase, done, total, _ in shown if phase == "score"]
-    assert scored == sorted(scored)
-    assert all(0 <= done <= total for done, total in scored)
-    seconds = [elapsed for *_, elapsed in shown]
-    assert seconds == sorted(seconds)
-    assert seconds[0] >= 1
-    after = text[text.rindex(f"{CASE}: ") :]
-    assert after.index(ERASE) < after.index("1 passed")
+    shown = pyte.HistoryScreen(100, 24, history=1000)
+    pyte.ByteStream(shown).feed(sent)
+    return shown, sent.decode()
 
 
-def test_nothing_is_shown_where_output_is_no_terminal(project, modelopt):
-    result = project.runpytest_inprocess(*LONG_CASE, "--durations=0", "-v")
-    result.assert_outcomes(passed=1)
-    (seconds,) = re.findall(r"^([\d.]+)s call", result.stdout.str(), re.MULTILINE)
-    assert float(seconds) > 1
+def rows(shown):
+    above = ["".join(line[x].data for x in range(100)) for line in shown.history.top]
+    return [row.rstrip() for row in (*above, *shown.display)]
+
+
+def test_progress_is_shown_and_pytests_lines_keep_id_result_and_percentage(screen):
+    shown, sent = screen
+    counts = re.findall(rf"{CASES[0]}: score (\d+)/(\d+), \d+ s", sent)
+    assert counts
+    assert all(int(done) <= int(total) for done, total in counts)
+    lines = rows(shown)
+    for case, percentage in zip(CASES, ("50%", "100%"), strict=True):
+        (line,) = (line for line in lines if f"test_sensitivity[{case}]" in line)
+        assert re.fullmatch(rf"cases/\S+\[{case}\] PASSED +\[ *{percentage}\]", line)
+    assert not any(re.search(r"\d+/\d+, \d+ s", line) for line in lines)
+
+
+def test_nothing_is_shown_where_output_is_not_a_terminal(project, modelopt):
+    project.makeconftest(AT_ONCE)
+    result = project.runpytest_inprocess(*ARGUMENTS.split())
+    result.assert_outcomes(passed=2)
     assert not re.search(r"\d+/\d+, \d+ s", result.stdout.str() + result.stderr.str())
-    assert ERASE not in result.stdout.str() + result.stderr.str()

@@ -72,7 +72,7 @@ def names(*allowed: str) -> Kind:
     return Kind(
         ini_type="args",
         metavar="NAME,...",
-        allowed=f"{words}, separated by commas",
+        allowed=f"{words}, separated by commas (a list in TOML)",
         convert=convert,
     )
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pytest_autoquant.calibration.captions import CaptionSet, load_captions, load_held_out
+from pytest_autoquant.calibration.sizes import SIZES
 from pytest_autoquant.errors import UsageError
 from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.grid.assignment import Assignment
@@ -106,6 +107,24 @@ class RunPlan:
         return Case(
             model=self.source.name, combination=combination, size=size, method=self.settings.method
         )
+
+    def combination_named(self, name: str) -> Combination:
+        """Return a pair under a granularity by its test id, such as ``wint4_aint8-w_group64``.
+
+        Raises:
+            UsageError: an unknown pair or granularity.
+        """
+        return self.case_named(f"{name}-{next(iter(SIZES))}").combination
+
+    def scheme_named(self, name: str) -> SchemeCase:
+        """Return a scheme by its name.
+
+        Raises:
+            UsageError: an unknown scheme.
+        """
+        size = self.sizes[-1]
+        (case,) = scheme_cases(self.known, [name], model=self.source.name, size=size)
+        return case
 
     def assign(self, selected: Sequence[Case], *, workers: int) -> Assignment:
         """Keep this shard's cases and deal them to workers.

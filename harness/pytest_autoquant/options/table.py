@@ -33,7 +33,6 @@ class Option:
 
     Attributes:
         is_for_gate: has no effect without ``--aq-baseline``.
-        is_measuring: asks for something that only a run with cases can do.
     """
 
     name: str
@@ -41,7 +40,6 @@ class Option:
     help: str
     default: Any = None
     is_for_gate: bool = False
-    is_measuring: bool = True
 
     @property
     def flag(self) -> str:
@@ -172,13 +170,11 @@ OPTIONS: tuple[Option, ...] = (
         name="report_dir",
         kind=PATH,
         help="folder of manifests and reports",
-        is_measuring=False,
     ),
     Option(
         name="publish",
         kind=FLAG,
         help="write to reports/ instead of reports/tmp/",
-        is_measuring=False,
     ),
     Option(name="save_state", kind=FLAG, help="also save ModelOpt's search state per case"),
     Option(name="trust_remote_code", kind=FLAG, help="let a checkpoint's own Python code run"),
@@ -186,7 +182,6 @@ OPTIONS: tuple[Option, ...] = (
         name="record_host",
         kind=FLAG,
         help="record host name, user name and paths in manifests and reports",
-        is_measuring=False,
     ),
     Option(
         name="shard",

@@ -8,6 +8,7 @@ them. Workers measure, the controller writes; without xdist one process is both.
 from __future__ import annotations
 
 import os
+import re
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ _FIXTURES = frozenset(
     ("aq_case", "aq_combination", "aq_scheme", "aq_measure", "aq_check", "aq_derive", "aq_runner")
 )
 _CASES = "pytest_autoquant.cases"
+#: An option of ours, help for all options, or a file of further arguments.
+_OURS = re.compile(r"(?<![A-Za-z0-9_-])(--aq-|aq_)|^(-h|--help|@.*)$")
 _WORKER, _CONTROLLER = "autoquant-worker", "autoquant-controller"
 
 
@@ -50,7 +53,8 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) 
     these names stay free.
     """
     known = early_config.known_args_namespace
-    names_cases = any(argument.startswith(_CASES) for argument in known.file_or_dir)
+    paths = known.file_or_dir or early_config.getini("testpaths")
+    names_cases = any(argument.startswith(_CASES) for argument in paths)
     is_used = not {"--gpu-only", "--structure-only"}.isdisjoint(args)
     if known.pyargs and names_cases and is_used and not known.noconftest:
         conftest = import_module(f"{_CASES}.conftest")
@@ -81,13 +85,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Start one worker per GPU in a run of ours."""
-    if not any(name.startswith("aq_") for name in vars(config.option)):
+    """Start one worker per GPU in a run of ours; what the user says to xdist goes first."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    from pytest_autoquant.plugin.pytest_config import is_configured
+
+    if not is_configured(config):
         return None
     from pytest_autoquant.plugin.controller.hooks import num_workers
-    from pytest_autoquant.plugin.pytest_config import is_asked_for
 
-    return num_workers(config) if is_asked_for(config) else None
+    return num_workers(config)
 
 
 def activate(config: pytest.Config) -> None:
@@ -123,4 +130,4 @@ def _mentions_us(config: pytest.Config) -> bool:
     words += getattr(config.option, "override_ini", None) or []
     if config.inipath is not None:
         words.append(config.inipath.read_text(encoding="utf-8", errors="replace"))
-    return any("aq_" in word or "--aq" in word or word in ("-h", "--help") for word in words)
+    return any(_OURS.search(word) for word in words)

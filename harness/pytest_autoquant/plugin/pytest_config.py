@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,20 @@ PARAMETERS = (CASE, COMBINATION, SCHEME)
 
 _PLAN = pytest.StashKey["RunPlan"]()
 _IS_DECLARED = pytest.StashKey[bool]()
+
+#: Files that pytest takes its configuration from, as of pytest 9.
+_INI_FILES = (
+    "pytest.toml",
+    ".pytest.toml",
+    "pytest.ini",
+    ".pytest.ini",
+    "pyproject.toml",
+    "tox.ini",
+    "setup.cfg",
+)
+
+#: Paths that are used after tests began, which may change the working directory.
+_WRITTEN_LATER = ("report_dir", "baseline", "tape_dir", "captions")
 
 
 def add_options(parser: pytest.Parser, config: pytest.Config) -> None:
@@ -78,7 +93,32 @@ def given_options(config: pytest.Config) -> tuple[Option, ...]:
         return ()
     from pytest_autoquant.options.table import OPTIONS
 
-    return tuple(o for o in OPTIONS if config.getoption(o.ini, None) is not None)
+    return tuple(o for o in OPTIONS if config.getoption(o.ini, None) not in (None, False))
+
+
+def typed_options(config: pytest.Config) -> tuple[Option, ...]:
+    """Return those of our options that the user typed; ``addopts`` is a project's standing wish."""
+    words = config.invocation_params.args
+    return tuple(
+        option
+        for option in given_options(config)
+        if any(word == option.flag or word.startswith(f"{option.flag}=") for word in words)
+    )
+
+
+def is_configured(config: pytest.Config) -> bool:
+    """Whether any of our options is set, on the command line or in ini."""
+    return is_asked_for(config) or _IS_DECLARED in config.stash
+
+
+def is_end_of_test(report: pytest.TestReport) -> bool:
+    """Whether a report ends a test.
+
+    Attempts that pytest-rerunfailures repeats and subtests (their reports have a context) do not.
+    """
+    if str(report.outcome) == "rerun" or hasattr(report, "context"):
+        return False
+    return report.when == "call" or (report.when == "setup" and not report.passed)
 
 
 def is_asked_for(config: pytest.Config) -> bool:
@@ -93,8 +133,7 @@ def is_worker(config: pytest.Config) -> bool:
 
 def only_looks(config: pytest.Config) -> bool:
     """Whether pytest was asked to show what it would do instead of doing it."""
-    option = config.option
-    return bool(option.collectonly or option.setuponly or option.setupplan)
+    return any(config.getoption(name, False) for name in ("collectonly", "setuponly", "setupplan"))
 
 
 def parameter(item: pytest.Item, name: str) -> Any:
@@ -133,11 +172,19 @@ def _lookup(config: pytest.Config, option: Option) -> RawValue:
     given = config.getoption(option.ini, None)
     if given is not None:
         flag = option.off_flag if given is False else option.flag
+        if option.name in _WRITTEN_LATER:
+            given = _below(config.invocation_params.dir, given)
         return RawValue(value=given, origin=flag, is_on_command_line=True)
     value = _ini_value(config, option)
     if value is not None and option.kind is PATH:
-        value = str(config.rootpath / value)
+        inipath = config.inipath
+        value = _below(config.rootpath if inipath is None else inipath.parent, value)
     return RawValue(value=value, origin=f"ini option {option.ini}", is_on_command_line=False)
+
+
+def _below(folder: Path, value: str) -> str:
+    """Return a path relative to a folder as an absolute one; an empty value stays empty."""
+    return str(folder / Path(value).expanduser()) if value.strip() else value
 
 
 def _ini_value(config: pytest.Config, option: Option) -> Any:
@@ -172,9 +219,27 @@ def _check_rootdir(config: pytest.Config) -> None:
         if option.kind is not PATH or value not in arguments:
             continue
         given = (here / Path(value)).resolve()
-        is_moved = not here.is_relative_to(root) or (config.inipath is None and root != here)
+        is_moved = not here.is_relative_to(root) or (
+            root != here and (config.inipath is None or _has_nearer_ini(here, root))
+        )
         if is_moved and given.is_relative_to(root) and not given.is_relative_to(here):
             raise UsageError(
                 f"{option.flag} {value}: pytest took this path for a test path and set its root "
                 f"directory to {root}; write {option.flag}={value}"
             )
+
+
+def _has_nearer_ini(here: Path, root: Path) -> bool:
+    """Whether a folder from ``here`` up to below ``root`` has an ini file of pytest."""
+    folders = [folder for folder in (here, *here.parents) if root in folder.parents]
+    return any(_configures_pytest(folder / name) for folder in folders for name in _INI_FILES)
+
+
+def _configures_pytest(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    if "pytest" in path.name:
+        return True
+    return (
+        re.search(r"^\[(tool[.:])?pytest\b", path.read_text("utf-8", "replace"), re.M) is not None
+    )

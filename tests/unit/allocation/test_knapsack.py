@@ -1,4 +1,4 @@
-"""Selection under a bit budget, against brute force, a MILP solver and greedy selections."""
+"""Selection under a bit budget, against brute force, a MILP solver and ModelOpt's selection."""
 
 from fractions import Fraction
 from itertools import pairwise, product
@@ -17,7 +17,6 @@ FORMAT_BITS = (4.0, 4.125, 4.25, 4.5, 8.0, 16.0)
 # Weights and budgets that occur in language models, not multiples chosen to suit a solver.
 weight_counts = st.integers(1, 6).map(lambda blocks: blocks * 65536)
 budgets = st.integers(3 * 64, 17 * 64).map(lambda steps: steps / 64)
-magnitudes = st.sampled_from((1e3, 1.0, 1e-6, 1e-9, 1e-12))
 
 
 def group(*candidates, weights=64):
@@ -35,18 +34,19 @@ def quantize_or_not(scores, weights, bits=4.125):
 
 
 @st.composite
-def problems(draw, most_groups, most_candidates=4):
-    """Groups with scores of one magnitude, and a budget."""
-    magnitude = draw(magnitudes)
+def problems(draw, most_groups):
+    """Groups with scores of one magnitude, and up to five budgets."""
+    magnitude = draw(st.sampled_from((1e3, 1.0, 1e-6, 1e-9, 1e-12)))
     candidate = st.tuples(
         st.integers(0, 999).map(lambda score: score * magnitude), st.sampled_from(FORMAT_BITS)
     )
     one = st.builds(
         lambda candidates, weights: group(*candidates, weights=weights),
-        st.lists(candidate, min_size=1, max_size=most_candidates),
+        st.lists(candidate, min_size=1, max_size=4),
         weight_counts,
     )
-    return draw(st.lists(one, min_size=1, max_size=most_groups)), draw(budgets)
+    groups = draw(st.lists(one, min_size=1, max_size=most_groups))
+    return groups, draw(st.lists(budgets, min_size=1, max_size=5))
 
 
 def stored_bits(groups, chosen):
@@ -66,8 +66,7 @@ def brute_force(groups, budget):
     allowed = Fraction(budget) * num_weights(groups)
     choices = product(*(range(len(g.scores)) for g in groups))
     return min(
-        (total_score(groups, c) for c in choices if stored_bits(groups, c) <= allowed),
-        default=None,
+        (total_score(groups, c) for c in choices if stored_bits(groups, c) <= allowed), default=None
     )
 
 
@@ -76,10 +75,9 @@ def milp_score(groups, budget):
     owner = np.repeat(np.arange(len(groups)), [len(g.scores) for g in groups])
     scores = np.concatenate([g.scores for g in groups])
     units = np.concatenate([np.array(g.bits) * 8 * g.weights / 65536 for g in groups])
-    largest = scores.max() or 1.0
     count = len(owner)
     result = milp(
-        scores / largest * 1e3,
+        scores / (scores.max() or 1.0) * 1e3,
         integrality=np.ones(count),
         bounds=Bounds(0, 1),
         constraints=[
@@ -89,19 +87,6 @@ def milp_score(groups, budget):
         options={"mip_rel_gap": 0.0},
     )
     return None if result.x is None else float(scores[result.x > 0.5].sum())
-
-
-def greedy_score(groups, budget, order):
-    """The score when groups are quantized by ascending ``order`` until the budget is met."""
-    chosen = [1] * len(groups)
-    allowed = Fraction(budget) * num_weights(groups)
-    for i in sorted(
-        range(len(groups)), key=lambda i: order(groups[i].scores[0], groups[i].weights)
-    ):
-        if stored_bits(groups, chosen) <= allowed:
-            break
-        chosen[i] = 0
-    return total_score(groups, chosen)
 
 
 def check_numbers(groups, budget, selection):
@@ -121,64 +106,32 @@ def check_numbers(groups, budget, selection):
 # --- the selection is optimal
 
 
-@settings(deadline=None, max_examples=150)
-@given(problem=problems(most_groups=5), more=st.lists(budgets, max_size=4))
-def test_score_is_the_least_of_all_choices_at_every_budget(problem, more):
-    groups, budget = problem
-    selections = select_formats_by_budget(groups, [budget, *more])
-    for selection, each in zip(selections, [budget, *more], strict=True):
-        check_numbers(groups, each, selection)
-        best = brute_force(groups, each)
-        assert selection.is_satisfied == (best is not None)
-        if best is not None:
-            assert selection.score == pytest.approx(best, rel=1e-9, abs=0)
-
-
-@settings(deadline=None, max_examples=60)
-@given(problem=problems(most_groups=30), more=st.lists(budgets, min_size=1, max_size=4))
-def test_score_of_many_groups_equals_the_milp_solvers(problem, more):
-    groups, budget = problem
-    selections = select_formats_by_budget(groups, [budget, *more])
-    for selection, each in zip(selections, [budget, *more], strict=True):
-        check_numbers(groups, each, selection)
-        best = milp_score(groups, each)
+def check_least(problem, least_score, rel, of_largest):
+    """Compare the score at every budget with another solver's."""
+    groups, amounts = problem
+    for selection, budget in zip(select_formats_by_budget(groups, amounts), amounts, strict=True):
+        check_numbers(groups, budget, selection)
+        best = least_score(groups, budget)
         assert selection.is_satisfied == (best is not None)
         if best is not None:
             largest = max(max(g.scores) for g in groups)
-            assert selection.score == pytest.approx(best, rel=1e-6, abs=1e-9 * largest)
-
-
-@settings(deadline=None, max_examples=40)
-@given(
-    scores=st.lists(st.integers(1, 10**6), min_size=20, max_size=150),
-    magnitude=magnitudes,
-    budget=st.integers(5 * 64, 15 * 64).map(lambda steps: steps / 64),
-    data=st.data(),
-)
-def test_no_greedy_selection_scores_less(scores, magnitude, budget, data):
-    weights = data.draw(st.lists(weight_counts, min_size=len(scores), max_size=len(scores)))
-    groups = quantize_or_not([score * magnitude for score in scores], weights)
-    selection = select_formats(groups, budget)
-    assert selection.effective_bits <= budget
-    for order in (
-        lambda score, weight: score,
-        lambda score, weight: score / weight,
-        lambda score, weight: -weight,
-    ):
-        assert selection.score <= greedy_score(groups, budget, order) * (1 + 1e-9)
-
-
-@settings(deadline=None, max_examples=30)
-@given(problem=problems(most_groups=20), more=st.lists(budgets, min_size=2, max_size=5))
-def test_larger_budget_never_scores_more(problem, more):
-    groups, budget = problem
-    selections = select_formats_by_budget(groups, sorted([budget, *more]))
-    scores = [selection.score for selection in selections if selection.is_satisfied]
-    assert all(b <= a * (1 + 1e-9) for a, b in pairwise(scores))
+            assert selection.score == pytest.approx(best, rel=rel, abs=of_largest * largest)
 
 
 @settings(deadline=None, max_examples=60)
-@given(exponents=st.lists(st.floats(-12, 0), min_size=2, max_size=8), data=st.data())
+@given(problem=problems(most_groups=4))
+def test_score_is_the_least_of_all_choices_at_every_budget(problem):
+    check_least(problem, brute_force, rel=1e-9, of_largest=0)
+
+
+@settings(deadline=None, max_examples=25)
+@given(problem=problems(most_groups=30))
+def test_score_of_many_groups_equals_the_milp_solvers(problem):
+    check_least(problem, milp_score, rel=1e-6, of_largest=1e-9)
+
+
+@settings(deadline=None, max_examples=30)
+@given(exponents=st.lists(st.floats(-12, 0), min_size=2, max_size=7), data=st.data())
 def test_scores_twelve_decades_apart_are_compared_exactly(exponents, data):
     weights = data.draw(st.lists(weight_counts, min_size=len(exponents), max_size=len(exponents)))
     budget = data.draw(st.integers(5 * 64, 16 * 64).map(lambda steps: steps / 64))
@@ -192,7 +145,7 @@ def test_group_with_a_large_score_does_not_hide_differences_between_small_scores
     assert select_formats(groups, budget=14.0).chosen == (1, 1, 0, 1)
 
 
-@pytest.mark.parametrize("unit", [1.0, 1e-6, 1e-9, 1e-12, 1e-30])
+@pytest.mark.parametrize("unit", [1.0, 1e-12, 1e-30])
 def test_selection_does_not_depend_on_the_unit_of_the_scores(unit):
     # 291 of 600 weights must be quantized: the three small groups score more than the large one.
     groups = quantize_or_not([s * unit for s in (5.0, 4.0, 3.0, 3.5)], [100, 100, 100, 300])
@@ -203,7 +156,7 @@ def test_selection_does_not_depend_on_the_unit_of_the_scores(unit):
 # --- budgets
 
 
-@pytest.mark.parametrize("chosen", list(product((0, 1), repeat=4)))
+@pytest.mark.parametrize("chosen", [(0, 0, 0, 0), (0, 1, 1, 0), (1, 0, 0, 1), (1, 1, 1, 1)])
 def test_budget_equal_to_the_stored_bits_is_met(chosen):
     weights = [2560 * 4096, 2560 * 1024, 2560 * 9728, 2560 * 2560]
     groups = [
@@ -215,18 +168,17 @@ def test_budget_equal_to_the_stored_bits_is_met(chosen):
     assert (selection.chosen, selection.effective_bits) == (chosen, budget)
 
 
-@pytest.mark.parametrize("below", [1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5])
+@pytest.mark.parametrize("below", [1e-12, 1e-9, 1e-5])
 def test_budget_slightly_below_the_stored_bits_excludes_that_choice_only(below):
-    groups = quantize_or_not(
-        [0.78, 0.63, 0.39, 0.88, 0.04], [131072, 131072, 262144, 65536, 262144]
-    )
+    weights = [131072, 131072, 262144, 65536, 262144]
+    groups = quantize_or_not([0.78, 0.63, 0.39, 0.88, 0.04], weights)
     budget = float(stored_bits(groups, (1, 1, 1, 1, 0)) / num_weights(groups)) * (1 - 2 * below)
     selection = select_formats(groups, budget)
     assert selection.effective_bits <= budget
     assert selection.score == pytest.approx(brute_force(groups, budget))
 
 
-@pytest.mark.parametrize("budget", [0.0, 1.0, 5.0, 5.3749])
+@pytest.mark.parametrize("budget", [0.0, 5.3749])
 def test_budget_that_cannot_be_met_selects_the_smallest_candidates(budget):
     groups = [
         group((2.0, 8.0), (9.0, 4.5), (0.0, 16.0), weights=300),
@@ -234,15 +186,9 @@ def test_budget_that_cannot_be_met_selects_the_smallest_candidates(budget):
     ]
     selection = select_formats(groups, budget)
     assert not selection.is_satisfied
-    assert selection.chosen == (1, 1)
+    assert (selection.chosen, selection.score) == ((1, 1), 10.0)
     assert selection.effective_bits == selection.minimum_effective_bits == 5.375
-    assert selection.score == 10.0
     assert select_formats(groups, 5.375).is_satisfied
-
-
-def test_budget_of_16_bits_quantizes_nothing():
-    selection = select_formats(quantize_or_not([1e-9, 2e-9], [64, 64]), budget=16.0)
-    assert (selection.chosen, selection.score) == ((1, 1), 0.0)
 
 
 def test_selections_keep_the_order_of_the_budgets():
@@ -262,33 +208,10 @@ def test_candidates_with_equal_bits_are_selected_by_score():
     assert (selection.chosen, selection.effective_bits) == ((1, 0), 16.0)
 
 
-def test_any_of_groups_with_equal_scores_may_be_quantized():
-    selections = select_formats_by_budget(
-        quantize_or_not([1.0] * 6, [64] * 6), [16.0 - i for i in range(12)]
-    )
-    assert [s.score for s in selections] == [0, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
-
-
-def test_groups_may_differ_in_their_number_of_candidates():
-    groups = [
-        group((5.0, 4.125), (1.0, 8.0), (0.0, 16.0), weights=256),
-        group((0.0, 16.0), weights=64),
-        group((2.0, 4.25), (0.0, 16.0), weights=128),
-        group((0.5, 8.0), weights=64),
-    ]
-    for budget in (b / 4 for b in range(20, 65, 3)):
-        selection = select_formats(groups, budget)
-        check_numbers(groups, budget, selection)
-        if selection.is_satisfied:
-            assert selection.score == pytest.approx(brute_force(groups, budget))
-
-
-@pytest.mark.parametrize("budget", [8.0, 9.0, 10.0])
-def test_groups_may_have_hundreds_of_candidates(budget):
+def test_groups_may_have_hundreds_of_candidates():
     row = [(1000.0 - i, 4 + i / 32) for i in range(200)]
     groups = [group(*row, (0.0, 16.0), weights=65536) for _ in range(3)]
-    selection = select_formats(groups, budget)
-    assert selection.score == pytest.approx(milp_score(groups, budget))
+    assert select_formats(groups, 9.0).score == pytest.approx(milp_score(groups, 9.0))
 
 
 def test_groups_without_a_common_size_are_selected_exactly():
@@ -303,20 +226,6 @@ def test_bits_that_are_not_floats_are_compared_exactly():
     groups = [group(*candidates, weights=65536), group(*candidates, weights=131072)]
     selection = select_formats(groups, 8.0)
     assert (selection.chosen, selection.score) == ((1, 1), 4.0)
-
-
-def test_qwen3_vl_4b_scores_as_the_milp_solver():
-    """36 layers of q/k/v, o, gate/up and down, in FP8 or INT4."""
-    shapes = (4096 * 2560 + 2 * 1024 * 2560, 4096 * 2560, 2 * 9728 * 2560, 9728 * 2560)
-    groups = [
-        group((9 * score, 4.125), (score, 8.0), (0.0, 16.0), weights=weights)
-        for i, weights in enumerate(weights for _ in range(36) for weights in shapes)
-        for score in [(37 * i % 101 + 1) / 7]
-    ]
-    for budget, selection in zip(
-        (5.5, 9.0), select_formats_by_budget(groups, [5.5, 9.0]), strict=True
-    ):
-        assert selection.score == pytest.approx(milp_score(groups, budget), rel=1e-6)
 
 
 # --- ModelOpt's own selection
@@ -356,6 +265,7 @@ def modelopt_selection(loss_scale, budget):
     return groups, tuple(stat["formats"].index(recipes[name]) for name, stat in stats.items())
 
 
+@pytest.mark.slow
 def test_modelopt_selects_worse_groups_when_scores_are_small():
     budget = 11.0
     groups, theirs = modelopt_selection(2.0**12, budget)

@@ -23,10 +23,8 @@ def scheme(tmp_path):
     ("measure", "raw", "amount"),
     [
         ("fraction_of_groups", "0.3", 0.3),
-        ("fraction_of_groups", "1", 1.0),
         ("fraction_of_weights", "0", 0.0),
         ("effective_bits", "16", 16.0),
-        ("effective_bits", "4.5", 4.5),
     ],
 )
 def test_scheme_is_read_with_its_one_measure(scheme, measure, raw, amount):
@@ -46,36 +44,23 @@ def test_scheme_is_read_with_its_one_measure(scheme, measure, raw, amount):
         ),
         (BITS + "8\nbits: 8\n", f"unknown key 'bits'; allowed: name, candidates, {MEASURES}"),
         ("name: mine\neffective_bits: 8\n", "key 'candidates' is missing"),
-        ("candidates: [wfp8_afp8]\neffective_bits: 8\n", "key 'name' is missing"),
         (BITS.replace("mine", "a-b") + "8\n", "name must consist of a-z, 0-9 and _ only, got"),
+        (BITS.replace("[wfp8_afp8]", "wfp8_afp8") + "8\n", "candidates must be a list, got"),
+        (BITS.replace("wfp8_afp8", "null") + "8\n", "candidates.0 must be text, got"),
+        (BITS.replace("wfp8_afp8", "") + "8\n", "scheme 'mine': candidates must not be empty"),
         *[
-            (BITS.replace("[wfp8_afp8]", raw) + "8\n", "candidates must be a list, got")
-            for raw in ("wfp8_afp8", "null", "8", "{wfp8_afp8: 1}")
+            (f"{BITS}{raw}\n", "effective_bits must be a number, got")
+            for raw in ("true", "null", "[8]", "'8'", "2026-01-01", "1e999")
         ],
-        *[
-            (BITS.replace("[wfp8_afp8]", raw) + "8\n", "candidates.0 must be text, got")
-            for raw in ("[8]", "[null]", "[[a]]")
-        ],
-        (
-            BITS.replace("[wfp8_afp8]", "[]") + "8\n",
-            "scheme 'mine': candidates must not be empty",
-        ),
-        *[
-            (f"{SCHEME}{measure}: {raw}\n", f"{measure} must be a number, got")
-            for measure in MEASURES.split(", ")
-            for raw in ("true", "null", "[8]", "{a: 1}", "'8'", "eight", "2026-01-01", "1e999")
-        ],
-        *[
-            (f"{SCHEME}fraction_of_weights: {raw}\n", "scheme 'mine': fraction_of_weights must be")
-            for raw in ("1.5", "-1", ".nan", ".inf")
-        ],
+        (f"{SCHEME}fraction_of_groups: '1'\n", "fraction_of_groups must be a number, got '1'"),
+        (f"{SCHEME}fraction_of_weights: .nan\n", "scheme 'mine': fraction_of_weights must be in"),
         *[
             (f"{BITS}{raw}\n", "scheme 'mine': effective_bits must be in (0, 16], got")
-            for raw in ("0", "-0.0", "16.5", ".nan", "-.inf", "8:30", "9" * 300)
+            for raw in ("0", "-.inf", "8:30", "9" * 300)
         ],
         *[
             (f"{BITS}{raw}\n", "effective_bits must be a number that a 64-bit float can hold, got")
-            for raw in ("1" + "0" * 400, "-1" + "0" * 400, "9" * 4200)
+            for raw in ("-1" + "0" * 400, "9" * 4200)
         ],
     ],
     ids=lambda text: ascii(text[-30:]),

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from builders import load_tiny
 from edited_export import EditedExport, export_embedded
 from pytest_autoquant.calibration.captions import load_captions, load_held_out
-from scheme_model import batches_of, load_embedded
+from scheme_model import batches_of
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,7 +19,7 @@ def one_thread():
 @pytest.fixture(scope="session")
 def tiny():
     """The embedded Qwen3-VL in fp32."""
-    return load_embedded("tiny-qwen3-vl")
+    return load_tiny()
 
 
 @pytest.fixture(scope="session")

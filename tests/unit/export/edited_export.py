@@ -3,12 +3,11 @@
 import json
 
 import torch
+from builders import load_tiny
 from pytest_autoquant.calibration.captions import load_captions
 from pytest_autoquant.export.checkpoint_files import INDEX, WEIGHTS
 from pytest_autoquant.export.vllm_rules.configs import CONFIG, HF_CONFIG
 from pytest_autoquant.models.layers import language_model_linears
-from pytest_autoquant.models.loading import load_model
-from pytest_autoquant.models.registry import REGISTRY
 from safetensors.torch import load_file, save_file
 
 FP8 = {"num_bits": (4, 3), "axis": None}
@@ -90,7 +89,7 @@ def export_to(folder, module, rows, recipe):
 
 def export_embedded(folder, model, recipe):
     """Export one of the embedded models."""
-    loaded = load_model(REGISTRY[model], device=torch.device("cpu"), dtype=torch.bfloat16)
+    loaded = load_tiny(model, dtype=torch.bfloat16)
     rows = loaded.tokenize(load_captions(None, "small").lines[:2])
     export_to(folder, loaded.module, rows, recipe)
     return folder

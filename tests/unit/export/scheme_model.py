@@ -7,8 +7,6 @@ from pytest_autoquant.export.verify_checkpoint import calibrated_input_scales, v
 from pytest_autoquant.export.write_checkpoint import write_checkpoint
 from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.grid.vocabulary import load_vocabulary
-from pytest_autoquant.models.loading import load_model
-from pytest_autoquant.models.registry import REGISTRY
 
 VOCABULARY = load_vocabulary()
 LAYERS = "model.language_model.layers"
@@ -16,10 +14,6 @@ QKV = tuple(f"{LAYERS}.0.self_attn.{each}_proj" for each in "qkv")
 OUT = (f"{LAYERS}.0.self_attn.o_proj",)
 GATE_UP = (f"{LAYERS}.1.mlp.gate_proj", f"{LAYERS}.1.mlp.up_proj")
 DOWN = (f"{LAYERS}.1.mlp.down_proj",)
-
-
-def load_embedded(name):
-    return load_model(REGISTRY[name], device=torch.device("cpu"), dtype=torch.float32)
 
 
 def batches_of(model, captions, count, batch_size=8):
@@ -41,6 +35,25 @@ def formats_of(*chosen):
         for candidate, *groups in chosen
         for modules in groups
     )
+
+
+MIXTURE = formats_of(("wfp8_afp8", QKV), ("wint4_afp16", GATE_UP))
+
+
+def quantizers(module):
+    """Return ModelOpt's quantizers by name."""
+    from modelopt.torch.quantization.nn import TensorQuantizer
+
+    return {n: part for n, part in module.named_modules() if isinstance(part, TensorQuantizer)}
+
+
+def logits_of(model, batches):
+    """Return the logits that predict a token, of each batch."""
+    with torch.no_grad():
+        return [
+            model.module(input_ids=model.tensor(batch), use_cache=False).logits[:, :-1].numpy()
+            for batch in batches
+        ]
 
 
 def export_scheme(model, source, formats, batches, folder):

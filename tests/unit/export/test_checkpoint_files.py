@@ -18,6 +18,7 @@ TENSORS = {
     "m.weight_scale": np.array([[0.5, 2.0]], np.float32),
     "m.bias": np.zeros(2, np.float32),
 }
+FILES = {"m.weight": FIRST, "m.weight_scale": SECOND, "m.bias": SECOND}
 
 
 @pytest.fixture
@@ -29,12 +30,10 @@ def folder(tmp_path):
 
 @pytest.fixture
 def sharded(tmp_path):
-    """A checkpoint of two files and an index; ``m.weight`` is in the first."""
-    files = {"m.weight": FIRST, "m.weight_scale": SECOND, "m.bias": SECOND}
+    """A checkpoint of two files and an index."""
     for file in (FIRST, SECOND):
-        part = {name: TENSORS[name] for name in files if files[name] == file}
-        save_file(part, tmp_path / file)
-    write_index(tmp_path, files)
+        save_file({name: TENSORS[name] for name in FILES if FILES[name] == file}, tmp_path / file)
+    write_index(tmp_path, FILES)
     return tmp_path
 
 
@@ -69,40 +68,25 @@ PLAIN_NAME = "must be the name of a .safetensors file in the same folder"
 
 
 @pytest.mark.parametrize(
-    ("file", "message"),
-    [
-        ("../model.safetensors", PLAIN_NAME),
-        ("/etc/model.safetensors", PLAIN_NAME),
-        ("x\\..\\model.safetensors", PLAIN_NAME),
-        ("a\0.safetensors", PLAIN_NAME),
-        ("a\x1b[2J.safetensors", PLAIN_NAME),
-        ("config.json", PLAIN_NAME),
-        ("", PLAIN_NAME),
-        (7, PLAIN_NAME),
-        ("a" * 3000 + ".safetensors", "no such file"),
-        ("missing.safetensors", "missing.safetensors: no such file"),
-        (SECOND, f"maps m.weight to {SECOND}, which does not hold it"),
-    ],
-    ids=lambda value: ascii(value)[:30],
-)
-def test_index_must_map_tensors_to_files_that_hold_them(sharded, file, message):
-    write_index(sharded, {"m.weight": file, "m.weight_scale": SECOND, "m.bias": SECOND})
-    refused(sharded, message)
-
-
-@pytest.mark.parametrize(
     ("weight_map", "message"),
     [
-        (
-            {"m.weight": SECOND, "m.weight_scale": FIRST, "m.bias": SECOND},
-            f"maps m.weight to {SECOND}, but {FIRST} holds it",
+        *(
+            (FILES | {"m.weight": file}, PLAIN_NAME)
+            for file in (
+                "../model.safetensors",
+                "x\\..\\model.safetensors",
+                "a\0.safetensors",
+                "a\x1b[2J.safetensors",
+                "config.json",
+                7,
+            )
         ),
+        (FILES | {"m.weight": "a" * 3000 + ".safetensors"}, "no such file"),
+        (FILES | {"m.weight": SECOND}, f"maps m.weight to {SECOND}, which does not hold it"),
+        (FILES | {"m.bias": FIRST}, f"maps m.bias to {FIRST}, but {SECOND} holds it"),
         ({"m.weight": FIRST, "m.bias": SECOND}, f"to no file, but {SECOND} holds it"),
-        (
-            {"m.weight": FIRST, "m.weight_scale": SECOND, "m.bias": SECOND, "x": FIRST},
-            f"maps x to {FIRST}, which does not hold it",
-        ),
-        *((each, "weight_map must be an object") for each in (None, {}, [], "x", 7)),
+        (FILES | {"x": FIRST}, f"maps x to {FIRST}, which does not hold it"),
+        *((each, "weight_map must be an object") for each in (None, {}, [])),
     ],
 )
 def test_index_that_contradicts_the_files_is_refused(sharded, weight_map, message):
@@ -122,37 +106,30 @@ def test_weights_may_be_a_link_out_of_the_folder(folder, tmp_path_factory):
     assert set(read_tensors(folder)) == set(TENSORS)
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, INDEX])
-@pytest.mark.parametrize("kind", ["missing", "pipe", "folder", "broken link"])
-def test_anything_but_a_file_is_refused(folder, name, kind):
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        (WEIGHTS, lambda path: None),
+        (WEIGHTS, os.mkfifo),
+        (INDEX, lambda path: path.mkdir()),
+        (INDEX, lambda path: path.symlink_to("missing")),
+    ],
+    ids=["missing", "pipe", "folder", "broken link"],
+)
+def test_anything_but_a_file_is_refused(folder, name, make):
     (folder / name).unlink(missing_ok=True)
-    if kind == "pipe":
-        os.mkfifo(folder / name)
-    elif kind == "folder":
-        (folder / name).mkdir()
-    elif kind == "broken link":
-        (folder / name).symlink_to("missing")
-    elif name == INDEX:
-        assert set(read_tensors(folder)) == set(TENSORS)
-        return
+    make(folder / name)
     refused(folder, f"{name}: no such file; give a complete folder")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not valid JSON"),
         (b'{"architectures": ["Qwen3VL', "not valid JSON"),
         (b'{"a": NaN}', "not valid JSON"),
-        (b'{"a": -Infinity}', "not valid JSON"),
-        (b'{"a": "\\ud800"}', "not valid JSON"),
         (b"\xff\xfe\x00", "not valid JSON"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
-        (b"[" * 100_000, "not valid JSON"),
         (b"[]", "must hold a JSON object"),
-        (b"null", "must hold a JSON object"),
     ],
-    ids=lambda value: ascii(value)[:24],
 )
 def test_json_that_is_not_an_object_is_refused(tmp_path, content, message):
     path = tmp_path / "config.json"
@@ -167,13 +144,13 @@ def test_json_above_the_limit_is_not_read(tmp_path, monkeypatch):
     refused(path, "larger than 100 bytes", read_object)
 
 
-def with_entry(**changes):
-    """Change the header's entry of ``m.weight``."""
+def with_entry(name, **changes):
+    """Change the header's entry of a tensor."""
 
     def damage(content):
         begin = 8 + struct.unpack("<Q", content[:8])[0]
         header = json.loads(content[8:begin])
-        header["m.weight"].update(changes)
+        header[name].update(changes)
         start = json.dumps(header).encode()
         return struct.pack("<Q", len(start)) + start + content[begin:]
 
@@ -183,42 +160,15 @@ def with_entry(**changes):
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda content: b"",
         lambda content: content[:7],
-        lambda content: content[:100],
         lambda content: content[:-1],
-        lambda content: content + b"\0",
-        lambda content: b"\xff" * 8 + content[8:],
-        with_entry(dtype="F3"),
-        with_entry(shape=[2, 4]),
-        with_entry(shape=[-2, -3]),
-        with_entry(data_offsets=[2**60, 2**60 + 12]),
+        with_entry("m.weight", dtype="F3"),
+        with_entry("m.weight", shape=[2, 4]),
+        with_entry("m.weight_scale", shape=[*[1] * 70, 2]),
     ],
-    ids=[
-        "empty",
-        "no header",
-        "half a header",
-        "a byte short",
-        "a byte long",
-        "header of 2**64 bytes",
-        "dtype",
-        "shape",
-        "negative shape",
-        "offsets",
-    ],
+    ids=["no header", "a byte short", "dtype", "shape", "more dimensions than numpy has"],
 )
 def test_damaged_safetensors_file_is_refused(folder, damage):
     path = folder / WEIGHTS
     path.write_bytes(damage(path.read_bytes()))
     refused(folder, f"{WEIGHTS}: not a valid safetensors file: ")
-
-
-def test_scale_with_more_dimensions_than_numpy_has_is_refused(folder):
-    save_file({"m.weight_scale": np.ones((1, 2), np.float32)}, folder / WEIGHTS)
-    content = (folder / WEIGHTS).read_bytes()
-    begin = 8 + struct.unpack("<Q", content[:8])[0]
-    header = json.loads(content[8:begin])
-    header["m.weight_scale"]["shape"] = [*[1] * 70, 2]
-    start = json.dumps(header).encode()
-    (folder / WEIGHTS).write_bytes(struct.pack("<Q", len(start)) + start + content[begin:])
-    refused(folder, "not a valid safetensors file")

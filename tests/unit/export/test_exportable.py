@@ -1,5 +1,6 @@
 """As what ModelOpt exports each config, and which exports would stand for something else."""
 
+import modelopt.torch.quantization as mtq
 import pytest
 import torch
 from pytest_autoquant.errors import ExportError
@@ -27,11 +28,9 @@ def probe():
 @pytest.mark.parametrize(
     ("candidate", "algorithm"),
     [
-        ("wfp8_afp8", "FP8"),
         ("wfp8_afp8-recipe_match_channel_token", "FP8_PER_CHANNEL_PER_TOKEN"),
         ("wint8_aint8", "W8A8_SQ_PER_CHANNEL"),
         ("wint8_afp16", "W8A16"),
-        ("wint4_afp16", "W4A16_AWQ"),
         ("wint4_afp16-w_group64", "W4A16_AWQ"),
     ],
 )
@@ -44,16 +43,11 @@ def test_config_with_an_export_of_its_own_is_exportable(probe, candidate, algori
     ("candidate", "algorithm"),
     [
         ("wint4_aint8", "W4A16_AWQ"),
-        ("wint4_afp8", "W4A16_AWQ"),
-        ("wint4_aint4", "W4A16_AWQ"),
-        ("wint8_afp8", "W8A8_SQ_PER_CHANNEL"),
         ("wint8_aint4", "W8A8_SQ_PER_CHANNEL"),
-        ("wfp8_afp16", "FP8"),
         ("wfp8_aint8", "FP8"),
         ("wfp8_afp8-a_per_token_dynamic", "FP8"),
         ("wfp8_afp8-w_per_out_channel", "FP8_PER_CHANNEL_PER_TOKEN"),
         ("wfp8_afp8-w_per_in_channel", "FP8"),
-        ("wfp8_afp8-a_per_hidden_channel", "FP8"),
     ],
 )
 def test_config_that_a_runtime_would_compute_differently_is_refused(probe, candidate, algorithm):
@@ -64,9 +58,7 @@ def test_config_that_a_runtime_would_compute_differently_is_refused(probe, candi
     )
 
 
-@pytest.mark.parametrize(
-    "candidate", ["wfp16_afp8", "wfp16_aint8", "wint4_afp16-w_per_out_channel"]
-)
+@pytest.mark.parametrize("candidate", ["wfp16_aint8", "wint4_afp16-w_per_out_channel"])
 def test_config_without_an_export_is_refused(probe, candidate):
     pair, _, granularity = candidate.partition("-")
     assert probe.algorithm(config_of(candidate)) is None
@@ -75,22 +67,15 @@ def test_config_without_an_export_is_refused(probe, candidate):
     )
 
 
-@pytest.mark.parametrize("name", list(VOCABULARY.pairs))
-def test_built_in_pair_is_exportable_only_as_its_own_dtypes(probe, name):
-    pair = VOCABULARY.pairs[name]
-    scalings = ALGORITHMS.get(probe.algorithm(config_of(name)), ())
-    is_own = [scaling.dtype for scaling in scalings] == [pair.weight, pair.activation]
-    assert (probe.problem(config_of(name)) is None) == is_own
+def test_built_in_pair_is_exportable_only_as_its_own_dtypes(probe):
+    for name, pair in VOCABULARY.pairs.items():
+        scalings = ALGORITHMS.get(probe.algorithm(config_of(name)), ())
+        is_own = [scaling.dtype for scaling in scalings] == [pair.weight, pair.activation]
+        assert (probe.problem(config_of(name)) is None) == is_own, name
 
 
 @pytest.mark.parametrize(
-    "candidate",
-    [
-        "wint8_afp16-w_group128",
-        "wint8_afp16-w_per_in_channel",
-        "wint8_aint8-w_group64",
-        "wint8_aint8-a_per_hidden_channel",
-    ],
+    "candidate", ["wint8_afp16-w_per_in_channel", "wint8_aint8-a_per_hidden_channel"]
 )
 def test_config_whose_export_would_fail_is_refused(probe, tiny, calibration, tmp_path, candidate):
     formats = formats_of((candidate, OUT))
@@ -100,8 +85,6 @@ def test_config_whose_export_would_fail_is_refused(probe, tiny, calibration, tmp
 
 
 def test_modelopt_is_asked_once_per_config(probe, monkeypatch):
-    import modelopt.torch.quantization as mtq
-
     quantize, configs = mtq.quantize, []
 
     def counted(model, config, *rest):
@@ -109,7 +92,7 @@ def test_modelopt_is_asked_once_per_config(probe, monkeypatch):
         return quantize(model, config, *rest)
 
     monkeypatch.setattr(mtq, "quantize", counted)
-    for _ in range(3):
+    for _ in range(2):
         assert probe.problem(config_of("wfp8_afp8")) is None
         assert probe.algorithm(config_of("wfp16_afp8")) is None
     assert len(configs) == 2

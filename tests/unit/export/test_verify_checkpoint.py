@@ -10,16 +10,7 @@ from pytest_autoquant.export.apply_scheme import GroupFormat
 from pytest_autoquant.export.verify_checkpoint import Verification, verify_checkpoint
 from pytest_autoquant.models.registry import REGISTRY
 from safetensors.torch import load_file, save_file
-from scheme_model import (
-    DOWN,
-    GATE_UP,
-    LAYERS,
-    OUT,
-    QKV,
-    export_scheme,
-    formats_of,
-    snapshot,
-)
+from scheme_model import DOWN, GATE_UP, LAYERS, OUT, QKV, export_scheme, formats_of, snapshot
 
 SOURCE = REGISTRY["tiny-qwen3-vl"]
 WEIGHTS = "model.safetensors"
@@ -75,14 +66,6 @@ def test_verification_counts_every_tensor(checkpoint, tiny):
     assert len(tiny.module.state_dict()) == len(kept) + len(checkpoint.quantized) + len(tied)
 
 
-def test_eight_bit_checkpoint_saves_three_bytes_per_weight(checkpoints):
-    plain = checkpoints["nothing"].verified.stored_bytes
-    for name in ("fp8", "int8"):
-        made = checkpoints[name]
-        numel = sum(made.tensors[f"{each}.weight"].numel() for each in made.quantized)
-        assert plain - made.verified.stored_bytes == pytest.approx(3 * numel, rel=0.05)
-
-
 def dequantized(tensors, name, rows):
     """Return a stored linear in fp32: one scale, one per row, or one per row and block."""
     weight, scale = tensors[f"{name}.weight"], tensors[f"{name}.weight_scale"].float()
@@ -130,15 +113,6 @@ def test_quantized_weights_are_the_nearest_values_of_their_format(checkpoint, ti
             assert not torch.equal(stored, weight)
 
 
-def test_linears_of_a_group_are_stored_with_one_scale(checkpoints, tiny):
-    tensors = checkpoints["fp8"].tensors
-    for group in (QKV, GATE_UP):
-        largest = max(tiny.module.get_submodule(n).weight.abs().max().item() for n in group)
-        (scale,) = {tensors[f"{name}.weight_scale"].item() for name in group}
-        assert scale == pytest.approx(largest / 448, rel=1e-6)
-        assert len({tensors[f"{name}.input_scale"].item() for name in group}) == 1
-
-
 def bits(tensor):
     return tensor.dtype, tensor.shape, tensor.contiguous().flatten().view(torch.uint8).tolist()
 
@@ -178,6 +152,10 @@ def changed(name, change):
     return edit
 
 
+def scaled(name, factor):
+    return changed(name, lambda tensor: tensor * factor)
+
+
 def swapped(one, other):
     def edit(tensors):
         tensors[one], tensors[other] = tensors[other], tensors[one]
@@ -200,69 +178,51 @@ NORM = "model.language_model.norm.weight"
 UNQUANTIZED = f"{LAYERS}.3.mlp.up_proj.weight"
 UNEQUAL = "the export is not the quantized model: "
 DEFECTIVE = "; the export is defective, do not use it"
+Q, K, V, OUTPUT = *QKV, *OUT
+INFINITE = f"{Q} holds values that are not finite"
+OTHER = ", which is not quantized, differs from the model"
 EDITS = {
-    "FP8 scale doubled": (changed(f"{QKV[0]}.weight_scale", lambda t: t * 2), f"{QKV[0]} deviates"),
     "FP8 scale off by a percent": (
-        changed(f"{QKV[1]}.weight_scale", lambda t: t * 1.01),
-        f"{QKV[1]} deviates by 1.00% of its largest weight",
+        scaled(f"{K}.weight_scale", 1.01),
+        f"{K} deviates by 1.00% of its largest weight",
     ),
     "scale of zero": (
-        changed(f"{QKV[0]}.weight_scale", lambda t: t * 0),
-        f"{QKV[0]} deviates by 100.00% of its largest weight",
+        scaled(f"{Q}.weight_scale", 0),
+        f"{Q} deviates by 100.00% of its largest weight",
     ),
-    "infinite scale": (
-        changed(f"{QKV[0]}.weight_scale", lambda t: t * torch.inf),
-        f"{QKV[0]} holds values that are not finite",
-    ),
-    "scale NaN": (
-        changed(f"{QKV[0]}.weight_scale", lambda t: t * torch.nan),
-        f"{QKV[0]} holds values that are not finite",
-    ),
+    "infinite scale": (scaled(f"{Q}.weight_scale", torch.inf), INFINITE),
     "weights NaN": (
-        changed(f"{QKV[0]}.weight", lambda t: torch.full(t.shape, torch.nan).to(t.dtype)),
-        f"{QKV[0]} holds values that are not finite",
+        changed(f"{Q}.weight", lambda t: torch.full(t.shape, torch.nan).to(t.dtype)),
+        INFINITE,
     ),
-    "INT4 scale doubled": (
-        changed(f"{OUT[0]}.weight_scale", lambda t: t * 2),
-        f"{OUT[0]} deviates",
-    ),
-    "weights of q and k swapped": (
-        swapped(f"{QKV[1]}.weight", f"{QKV[2]}.weight"),
-        f"{QKV[1]} deviates",
-    ),
+    "INT4 scale doubled": (scaled(f"{OUTPUT}.weight_scale", 2), f"{OUTPUT} deviates"),
+    "weights of k and v swapped": (swapped(f"{K}.weight", f"{V}.weight"), f"{K} deviates"),
     "INT4 halves swapped": (
-        changed(f"{OUT[0]}.weight", lambda t: ((t.int() >> 4) | (t.int() << 4) & 0xF0).byte()),
-        f"{OUT[0]} deviates",
+        changed(f"{OUTPUT}.weight", lambda t: ((t.int() >> 4) | (t.int() << 4) & 0xF0).byte()),
+        f"{OUTPUT} deviates",
     ),
-    "no weight": (removed(f"{QKV[0]}.weight"), f"weight of {QKV[0]} is missing"),
-    "no scale": (removed(f"{OUT[0]}.weight_scale"), f"weight_scale of {OUT[0]} is missing"),
-    "unquantized weight of another layer": (
+    "no weight": (removed(f"{Q}.weight"), f"weight of {Q} is missing"),
+    "no scale": (removed(f"{OUTPUT}.weight_scale"), f"weight_scale of {OUTPUT} is missing"),
+    "weight of another layer": (
         swapped(UNQUANTIZED, f"{LAYERS}.4.mlp.up_proj.weight"),
-        f"{UNQUANTIZED}, which is not quantized, differs from the model",
+        UNQUANTIZED + OTHER,
     ),
-    "one bit of the vision tower": (changed(VISION, one_bit), f"{VISION}, which is not quantized"),
-    "no vision tensor": (removed(VISION), f"{VISION}, which is not quantized"),
-    "one bit of a norm": (changed(NORM, one_bit), f"{NORM}, which is not quantized"),
-    "norm of another shape": (changed(NORM, lambda t: t[:8]), f"{NORM}, which is not quantized"),
-    "norm of another dtype": (
-        changed(NORM, torch.Tensor.double),
-        f"{NORM}, which is not quantized",
-    ),
-    "input scale off by a percent": (
-        changed(f"{QKV[0]}.input_scale", lambda t: t * 1.01),
-        f"input_scale of {QKV[0]} is [",
-    ),
+    "one bit of the vision tower": (changed(VISION, one_bit), VISION + OTHER),
+    "no vision tensor": (removed(VISION), VISION + OTHER),
+    "norm of another shape": (changed(NORM, lambda t: t[:8]), NORM + OTHER),
+    "norm of another dtype": (changed(NORM, torch.Tensor.double), NORM + OTHER),
+    "input scale off by a percent": (scaled(f"{Q}.input_scale", 1.01), f"input_scale of {Q} is ["),
     "input scale NaN": (
-        changed(f"{QKV[0]}.input_scale", lambda t: t * torch.nan),
-        f"input_scale of {QKV[0]} is [nan], calibrated was ",
+        scaled(f"{Q}.input_scale", torch.nan),
+        f"input_scale of {Q} is [nan], calibrated was ",
     ),
     "no input scale": (
-        removed(f"{QKV[0]}.input_scale"),
-        f"input_scale of {QKV[0]} is missing, calibrated was ",
+        removed(f"{Q}.input_scale"),
+        f"input_scale of {Q} is missing, calibrated was ",
     ),
     "input scale of an INT4 linear": (
-        lambda tensors: tensors.update({f"{OUT[0]}.input_scale": torch.tensor(0.5)}),
-        f"input_scale of {OUT[0]} is [0.5], calibrated was none",
+        lambda tensors: tensors.update({f"{OUTPUT}.input_scale": torch.tensor(0.5)}),
+        f"input_scale of {OUTPUT} is [0.5], calibrated was none",
     ),
 }
 
@@ -277,12 +237,8 @@ def test_edited_checkpoint_is_refused(verify_edited, tiny, edit, message):
     assert snapshot(tiny.module) == before
 
 
-def test_unedited_checkpoint_is_accepted(verify_edited, checkpoints):
-    verified = verify_edited(lambda tensors: None)
-    assert verified.num_quantized == checkpoints["fp8 and int4"].verified.num_quantized
-
-
 def test_layout_that_cannot_be_read_back_is_named(verify_edited):
+    assert verify_edited(lambda tensors: None).num_quantized == len((*QKV, *OUT, *GATE_UP))
     with pytest.raises(ExportError) as error:
         verify_edited(changed(f"{QKV[0]}.weight", lambda t: t.float()[:, :64]))
     assert str(error.value) == (
@@ -303,8 +259,7 @@ def zeros(tiny):
 
 
 @pytest.mark.parametrize(
-    "candidate",
-    ["wfp8_afp8-recipe_match_channel_token", "wint8_aint8", "wint8_afp16", "wint4_afp16"],
+    "candidate", ["wfp8_afp8-recipe_match_channel_token", "wint8_afp16", "wint4_afp16"]
 )
 def test_linear_of_zeros_has_no_error(zeros, calibration, tmp_path, candidate):
     formats = formats_of((candidate, OUT))

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import dedent
 
@@ -43,13 +43,6 @@ class LLM:
 """
 
 
-def is_installed(name):
-    try:
-        return bool(version(name))
-    except PackageNotFoundError:
-        return False
-
-
 @pytest.fixture
 def load(tmp_path):
     """Load a checkpoint with a package ``vllm`` that runs a statement while it loads."""
@@ -77,7 +70,7 @@ def load(tmp_path):
     return run
 
 
-@pytest.mark.skipif(is_installed("vllm"), reason="vLLM is installed")
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
 def test_nothing_is_tried_without_vllm(tmp_path):
     result = load_in_vllm(tmp_path)
     assert (result.outcome, result.text) == ("not tried", "vLLM is not installed")
@@ -86,14 +79,12 @@ def test_nothing_is_tried_without_vllm(tmp_path):
 @pytest.mark.parametrize(
     ("loading", "outcome", "text"),
     [
-        ("pass", "loaded", "generated ' of a dog'"),
         (
             "print('GENERATED early'); print('x', file=sys.stderr)",
             "loaded",
             "generated ' of a dog'",
         ),
         ("raise ValueError('missing:\\nlm_head')", "failed", "failed: lm_head"),
-        ("sys.exit(0)", "failed", "failed: exit status 0"),
         ("os._exit(3)", "failed", "failed: exit status 3"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", "failed", "failed: exit status -11"),
         (

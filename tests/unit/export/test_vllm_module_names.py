@@ -43,11 +43,8 @@ def test_linears_are_fused_by_their_last_name(module, expected):
     [
         ("[", False),
         ("[z-a]", False),
-        ("[!]", False),
         ("(" * 500, False),
         ("a\0b", False),
-        ("\\", False),
-        ("?", False),
         ("*" * 500, True),
         ("", True),
     ],
@@ -66,16 +63,14 @@ def test_untied_output_layer_is_excluded_by_its_name_in_vllm(edited):
     assert reported(export) == set()
     export.include("lm_head")
     assert reported(export) == {("exclusion", "lm_head.weight_scale")}
-    export.exclude("language_model.lm_hea?")
-    assert reported(export) == set()
+    for pattern in ("language_model.lm_hea?", "lm_head*"):
+        export.exclude(pattern)
+        assert reported(export) == set()
+        export.include(pattern)
 
 
 def test_pattern_that_ends_with_a_star_is_renamed_by_its_prefix(edited):
     export = edited("fp8")
-    export.zeros("lm_head.weight", BF16, 4, 4)
-    export.include("lm_head")
-    export.exclude("lm_head*")
-    assert reported(export) == set()
     export.exclude("model.language_model*")
     assert len(reported(export)) == 42
 

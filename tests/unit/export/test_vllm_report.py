@@ -31,8 +31,8 @@ def test_rules_import_no_torch(exported):
     assert (done.stdout, done.stderr) == ("0 []\n", "")
 
 
-def test_report_of_a_valid_export_says_what_was_checked(edited):
-    folder = edited("mixed").save()
+def test_report_of_a_valid_export_lists_what_was_checked(exported):
+    folder = exported("mixed")
     assert report_of(folder) == (
         f"{folder}: FP8, 22 of 42 linears quantized\n"
         f"no violation of the {len(RULES)} static rules found; not tried in vLLM"

@@ -7,24 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import load_tiny
 from pytest_autoquant.calibration.captions import load_captions
 from pytest_autoquant.errors import ExportError
 from pytest_autoquant.export.apply_scheme import applied
 from pytest_autoquant.export.write_checkpoint import size_in_bytes, write_checkpoint
 from pytest_autoquant.models.registry import REGISTRY
-from scheme_model import (
-    GATE_UP,
-    OUT,
-    QKV,
-    batches_of,
-    export_scheme,
-    formats_of,
-    load_embedded,
-    snapshot,
-)
+from scheme_model import MIXTURE, QKV, batches_of, export_scheme, formats_of, snapshot
 
 SOURCE = REGISTRY["tiny-qwen3-vl"]
-MIXTURE = formats_of(("wfp8_afp8", QKV), ("wint4_afp16", OUT, GATE_UP))
 FILES = {
     "config.json",
     "model.safetensors",
@@ -35,16 +26,14 @@ FILES = {
 
 
 @pytest.mark.parametrize(
-    ("formats", "algorithm"),
+    ("formats", "algorithm", "architectures"),
     [
-        (formats_of(("wfp8_afp8", QKV)), "FP8"),
-        (formats_of(("wint8_afp16", QKV)), "W8A16"),
-        (MIXTURE, "MIXED_PRECISION"),
-        ((), None),
+        (formats_of(("wfp8_afp8", QKV)), "FP8", ["Other"]),
+        (formats_of(("wint8_afp16", QKV)), "W8A16", None),
+        ((), None, None),
     ],
-    ids=["fp8", "int8", "mixture", "nothing"],
+    ids=["fp8", "int8", "nothing"],
 )
-@pytest.mark.parametrize("architectures", [None, ["Other"]])
 def test_checkpoint_is_complete_and_the_model_is_restored(
     tiny, calibration, tmp_path, monkeypatch, formats, algorithm, architectures
 ):
@@ -63,18 +52,8 @@ def test_checkpoint_is_complete_and_the_model_is_restored(
     assert config.get("quantization_config", {}).get("quant_algo") == algorithm
 
 
-def test_mixture_names_the_algorithm_of_each_linear(tiny, calibration, tmp_path):
-    with applied(tiny, MIXTURE, calibration):
-        write_checkpoint(tiny, SOURCE, tmp_path)
-    config = json.loads((tmp_path / "hf_quant_config.json").read_text())["quantization"]
-    assert {name: each["quant_algo"] for name, each in config["quantized_layers"].items()} == {
-        **dict.fromkeys(QKV, "FP8"),
-        **dict.fromkeys((*OUT, *GATE_UP), "W4A16_AWQ"),
-    }
-
-
 def test_processor_files_of_qwen2_5_vl_are_copied(tmp_path):
-    source, model = REGISTRY["tiny-qwen2.5-vl"], load_embedded("tiny-qwen2.5-vl")
+    source, model = REGISTRY["tiny-qwen2.5-vl"], load_tiny("tiny-qwen2.5-vl")
     batches = batches_of(model, load_captions(None, "small"), 4)
     formats = formats_of(("wfp8_afp8", (model.linears[0].name,)))
     verified = export_scheme(model, source, formats, batches, tmp_path)
@@ -96,16 +75,16 @@ def test_failure_in_modelopt_is_an_export_error(tiny, calibration, tmp_path, mon
     before = snapshot(tiny.module)
     with pytest.raises(ExportError) as error, applied(tiny, MIXTURE, calibration):
         write_checkpoint(tiny, SOURCE, tmp_path)
-    assert str(error.value) == ("ModelOpt cannot export this scheme: RuntimeError: no such export")
+    assert str(error.value) == "ModelOpt cannot export this scheme: RuntimeError: no such export"
     assert snapshot(tiny.module) == before
 
 
-def test_export_needs_free_space(tiny, calibration, tmp_path, monkeypatch):
+def test_export_needs_free_space(tiny, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     size = sum(p.numel() * 4 for p in tiny.module.parameters())
     assert size_in_bytes(tiny) == size
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, int(size * 1.1) - 1))
-    with pytest.raises(ExportError) as error, applied(tiny, MIXTURE, calibration):
+    with pytest.raises(ExportError) as error:
         write_checkpoint(tiny, SOURCE, tmp_path)
     assert str(error.value) == (
         f"{tmp_path}: the export of tiny-qwen3-vl needs 0.0 GB, 0.0 GB are free; free some, or "

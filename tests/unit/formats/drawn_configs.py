@@ -42,40 +42,32 @@ def overlay(raw):
     return granularity_of({"name": "drawn", "quant_cfg_overrides": raw}, source="test")
 
 
-scaling_types = st.sampled_from(["static", "dynamic"])
-block_values = st.sampled_from([None, 16, 32, 64, 128])
-special_block_keys = {"type": scaling_types, "scale_bits": st.sampled_from([(8, 0), (4, 3)])}
-scales = st.one_of(
-    st.just({}),
-    st.fixed_dictionaries({"axis": st.sampled_from([None, 0, 1, -1, (0, 1)])}),
-    st.fixed_dictionaries(
-        {
-            "block_sizes": st.fixed_dictionaries(
-                {-1: block_values}, optional={-2: block_values, **special_block_keys}
-            )
-        }
-    ),
+_types = st.fixed_dictionaries({"type": st.sampled_from(["static", "dynamic"])})
+_axes = st.fixed_dictionaries({"axis": st.sampled_from([None, 0, 1, -1, (0, 1)])})
+_block_values = st.sampled_from([None, 16, 32, 64, 128])
+_block_sizes = st.fixed_dictionaries(
+    {-1: _block_values},
+    optional={
+        -2: _block_values,
+        "type": st.sampled_from(["static", "dynamic"]),
+        "scale_bits": st.sampled_from([(8, 0), (4, 3)]),
+    },
 )
+_scales = _axes | st.fixed_dictionaries({"block_sizes": _block_sizes})
 attributes = st.builds(
-    lambda dtype, scale, more: {**dtype, **scale, **more},
+    lambda dtype, scale, scaling_type, others: {**dtype, **scale, **scaling_type, **others},
     st.fixed_dictionaries({"num_bits": st.sampled_from([4, 8, (4, 3), (2, 1)])}),
-    scales,
+    st.just({}) | _scales,
+    st.just({}) | _types,
     st.fixed_dictionaries(
-        {},
-        optional={
-            "type": scaling_types,
-            "fake_quant": st.just(True),
-            "effective_bits": st.just(4.5),
-        },
+        {}, optional={"fake_quant": st.just(True), "effective_bits": st.just(4.5)}
     ),
 )
-_quantizers = st.one_of(
-    st.tuples(attributes, st.just(True)),
-    st.tuples(st.one_of(st.none(), attributes), st.just(False)),
+_quantizers = st.tuples(attributes, st.just(True)) | st.tuples(
+    st.none() | attributes, st.just(False)
 )
 _OTHER_ROWS = (
     ("*lm_head*", None, None, False),
-    ("*visual*", None, None, False),
     ("*output_quantizer", None, {"num_bits": 8, "axis": None}, True),
     ("*router*", None, {"num_bits": 8}, False),
     ("*weight_quantizer", "nn.Embedding", {"num_bits": 4, "axis": 0}, True),
@@ -92,23 +84,11 @@ def _bases(draw):
     return rows, algorithm
 
 
-def _is_distinct(block_sizes):
-    return len({int(key) for key in block_sizes}) == len(block_sizes)
-
-
-def raw_overlays(block_keys):
-    """Overrides as YAML gives them."""
-    scaling_type = st.fixed_dictionaries({"type": scaling_types})
-    axis = st.fixed_dictionaries({"axis": st.sampled_from([None, 0, 1, -1, [0, 1]])})
-    block_sizes = st.fixed_dictionaries(
-        {"block_sizes": st.dictionaries(block_keys, block_values, min_size=1).filter(_is_distinct)}
-    )
-    scale = st.one_of(axis, block_sizes)
-    override = st.one_of(
-        scaling_type, scale, st.builds(lambda a, b: {**a, **b}, scale, scaling_type)
-    )
-    return st.dictionaries(st.sampled_from(PATTERNS), override, min_size=1)
-
-
 bases = _bases()
-overlays = st.builds(overlay, raw_overlays(st.sampled_from([-1, -2, "-1"])))
+#: Overrides with integer axes, as YAML gives them.
+raw_overlays = st.dictionaries(
+    st.sampled_from(PATTERNS),
+    _types | _scales | st.builds(lambda scale, kind: scale | kind, _scales, _types),
+    min_size=1,
+)
+overlays = raw_overlays.map(overlay)

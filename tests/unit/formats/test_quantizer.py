@@ -6,18 +6,10 @@ import pytest
 from drawn_configs import attributes
 from hypothesis import given
 from pytest_autoquant.errors import UsageError
-from pytest_autoquant.formats.quantizer import (
-    ATTRIBUTE_DEFAULTS,
-    QuantizerAttributes,
-    canonical,
-)
+from pytest_autoquant.formats.quantizer import ATTRIBUTE_DEFAULTS, QuantizerAttributes, canonical
 
 MXFP4 = {"num_bits": (2, 1), "block_sizes": {-1: 32, "type": "dynamic", "scale_bits": (8, 0)}}
 NVFP4 = {"num_bits": (2, 1), "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}}
-NVFP4_STATIC = {
-    "num_bits": (2, 1),
-    "block_sizes": {-1: 16, "type": "static", "scale_bits": (4, 3)},
-}
 INT4 = {"num_bits": 4, "block_sizes": {-1: 128, "type": "static"}}
 INT8_PER_CHANNEL = {"num_bits": 8, "axis": 0}
 INT8_PER_TOKEN = {"num_bits": 8, "type": "dynamic", "block_sizes": {-1: None}}
@@ -42,8 +34,7 @@ def test_attributes_are_not_changed_through_the_dict_they_were_read_from():
     cfg = copy.deepcopy(INT4)
     read = of(cfg)
     cfg["block_sizes"][-1] = 64
-    assert read.block_size == 128
-    assert read.modelopt() == INT4
+    assert (read.block_size, read.modelopt()) == (128, INT4)
 
 
 @given(first=attributes, second=attributes)
@@ -56,25 +47,23 @@ def test_attributes_are_equal_where_their_canonical_forms_are(first, second):
 @pytest.mark.parametrize(
     ("written", "is_equal"),
     [
-        ({"num_bits": 8, "axis": None}, True),
-        ({"num_bits": 8, "type": "static"}, True),
-        ({"num_bits": 8, "enable": True}, True),
-        ({"num_bits": 8, "effective_bits": 3.0}, True),
-        ({"num_bits": 8, "block_sizes": None}, True),
-        ({"axis": None, "num_bits": 8}, True),
-        ({"num_bits": 8, "axis": 0}, False),
-        ({"num_bits": 8, "type": "dynamic"}, False),
-        ({"num_bits": 8, "enable": False}, False),
-        ({"num_bits": 8, "narrow_range": True}, False),
+        ({"axis": None}, True),
+        ({"type": "static"}, True),
+        ({"enable": True}, True),
+        ({"effective_bits": 3.0}, True),
+        ({"block_sizes": None}, True),
+        ({"axis": 0}, False),
+        ({"type": "dynamic"}, False),
+        ({"enable": False}, False),
+        ({"narrow_range": True}, False),
         ({"num_bits": 4}, False),
-        ([{"num_bits": 8}, {"num_bits": (4, 3)}], False),
     ],
 )
 def test_only_what_changes_bits_makes_attributes_unequal(written, is_equal):
-    assert (of(written) == of({"num_bits": 8})) is is_equal
+    assert (of({"num_bits": 8} | written) == of({"num_bits": 8})) is is_equal
 
 
-def test_a_list_in_a_config_equals_a_tuple():
+def test_list_in_a_config_equals_a_tuple():
     listed = {"num_bits": [2, 1], "block_sizes": {-1: 32, "type": "dynamic", "scale_bits": [8, 0]}}
     assert of(listed) == of(MXFP4)
     assert of(listed).is_mx
@@ -85,8 +74,7 @@ def test_a_list_in_a_config_equals_a_tuple():
     [
         (MXFP4, True, False, True),
         (NVFP4, True, True, False),
-        (NVFP4_STATIC, False, True, False),
-        (INT4, False, True, False),
+        (NVFP4 | {"block_sizes": {-1: 16, "scale_bits": (4, 3)}}, False, True, False),
         (INT8_PER_CHANNEL, False, True, False),
         (INT8_PER_TOKEN, True, False, False),
         ({"num_bits": 8, "type": "dynamic"}, True, False, False),
@@ -95,8 +83,7 @@ def test_a_list_in_a_config_equals_a_tuple():
 )
 def test_dynamic_scales_and_calibration(cfg, is_dynamic, needs_calibration, is_mx):
     read = of(cfg)
-    assert read.is_dynamic is is_dynamic
-    assert read.needs_calibration is needs_calibration
+    assert (read.is_dynamic, read.needs_calibration) == (is_dynamic, needs_calibration)
     assert read.is_mx is is_mx
 
 
@@ -104,7 +91,6 @@ def test_dynamic_scales_and_calibration(cfg, is_dynamic, needs_calibration, is_m
     ("cfg", "of_weight", "of_input"),
     [
         (FP8, "tensor", "tensor"),
-        (INT8_PER_CHANNEL, "output channel", "caption"),
         ({"num_bits": 8, "axis": (0,)}, "output channel", "caption"),
         ({"num_bits": 8, "axis": 1}, "input channel", "token position"),
         ({"num_bits": 8, "axis": -1}, "input channel", "input channel"),
@@ -113,14 +99,13 @@ def test_dynamic_scales_and_calibration(cfg, is_dynamic, needs_calibration, is_m
         ({"num_bits": 8, "axis": (0, 1)}, "other axes", "other axes"),
         (INT8_PER_TOKEN, "token", "token"),
         ({"num_bits": 8, "type": "dynamic"}, "batch tensor", "batch tensor"),
-        (INT4, "block", "block"),
         (MXFP4, "block", "block"),
         (FP8_SQUARE_BLOCKS, "block", "block"),
     ],
 )
 def test_which_values_share_a_scale(cfg, of_weight, of_input):
-    assert of(cfg).scale_shared_by("weight") == of_weight
-    assert of(cfg).scale_shared_by("input") == of_input
+    read = of(cfg)
+    assert (read.scale_shared_by("weight"), read.scale_shared_by("input")) == (of_weight, of_input)
 
 
 @pytest.mark.parametrize(
@@ -131,19 +116,17 @@ def test_which_values_share_a_scale(cfg, of_weight, of_input):
         (INT4, 4.125, 384, 48 * 384 * 4 + 48 * 3 * 16),
         ({"num_bits": 4, "block_sizes": {1: 100}}, 4.16, 300, 48 * 300 * 4 + 48 * 3 * 16),
         (FP8_SQUARE_BLOCKS, 8 + 16 / 128**2, 384, 128 * 384 * 8 + 3 * 16),
-        (FP8, 8, 300, 48 * 300 * 8),
         (INT8_PER_CHANNEL, 8, 300, 48 * 300 * 8),
         (INT8_PER_TOKEN, 8, 300, 48 * 300 * 8),
     ],
 )
 def test_bits_of_a_stored_weight(cfg, bits_per_weight, padded_width, stored_bits):
     read = of(cfg)
-    assert read.bits_per_weight == bits_per_weight
-    assert read.padded_width(300) == padded_width
+    assert (read.bits_per_weight, read.padded_width(300)) == (bits_per_weight, padded_width)
     assert read.stored_bits(48, 300) == stored_bits
 
 
-@pytest.mark.parametrize(("width", "padded"), [(256, 256), (384, 384), (320, 384), (100, 128)])
+@pytest.mark.parametrize(("width", "padded"), [(256, 256), (320, 384), (100, 128)])
 def test_padded_width_is_that_of_modelopt(width, padded):
     import torch
     from pytest_autoquant.modelopt_support.private_api import tensor_quantizer
@@ -154,7 +137,7 @@ def test_padded_width_is_that_of_modelopt(width, padded):
     assert padded_shape[-1] == of(INT4).padded_width(width) == padded
 
 
-def test_the_width_of_a_custom_format_is_unknown():
+def test_width_of_a_custom_format_is_unknown():
     with pytest.raises(UsageError, match="num_bits 'mine' names a format of a custom backend"):
         _ = of({"num_bits": "mine"}).bits_per_weight
 
@@ -163,7 +146,7 @@ def test_quantizers_in_sequence_keep_their_order():
     read = of([INT4, FP8])
     assert read.is_sequential
     assert (read.num_bits, read.followers) == (4, (of(FP8),))
-    assert read != of([FP8, INT4])
+    assert read not in (of([FP8, INT4]), of(INT4))
 
 
 def test_attributes_that_are_not_interpreted_are_named():

@@ -57,42 +57,28 @@ def test_document_is_read_with_its_defaults(read):
     ("text", "message"),
     [
         ("name: a\nname: b\n", "key 'name' is written twice (line 2, column 1)"),
-        ("name: a\n'name': b\n", "key 'name' is written twice (line 2, column 1)"),
         ("item: {1: a, 0x1: b}\n", "key 1 is written twice (line 1, column 14)"),
-        ("item: {true: a, yes: b}\n", "key true is written twice (line 1, column 17)"),
         ("item: {~: a, null: b}\n", "key null is written twice (line 1, column 14)"),
         ("tags: !!set {a, a}\n", "key 'a' is written twice (line 1, column 17)"),
-        (
-            "name: &x a\ncolor: *x\n",
-            "alias 'x' is not allowed; repeat the value (line 2, column 8)",
-        ),
         ("&x [*x]\n", "alias 'x' is not allowed; repeat the value (line 1, column 5)"),
         ("<<: {name: a}\n", "merge key << is not allowed; write the keys out (line 1, column 1)"),
         ("? [a]\n: b\n", "a key must be text, a number, true, false or null (line 1, column 3)"),
-        ("? {a: b}\n: c\n", "a key must be text, a number, true, false or null (line 1, column 3)"),
-        ("name: a\n---\nname: b\n", "expected a single document in the stream, but found another"),
         ("name: [a\n", "while parsing a flow sequence, expected ',' or ']'"),
         ("name: 2024-13-45\n", "ValueError: month must be in 1..12"),
-        ("name: !!python/object/apply:os.system [x]\n", "could not determine a constructor"),
         ("[" * 20_000, "RecursionError: "),
-        ("item: {size: " + "9" * 4301 + "}\n", "ValueError: Exceeds the limit"),
         ("name: '\x1b'\n", "ReaderError: unacceptable character"),
         ("", "must be a mapping with the keys name, color, is_new, tags, item, got null"),
-        ("- a\n", "must be a mapping with the keys name, color, is_new, tags, item, got ['a']"),
         ("nmae: a\n", "unknown key 'nmae'; allowed: name, color, is_new, tags, item"),
         ("1: a\n", "unknown key 1; allowed: name, color, is_new, tags, item"),
         ("color: red\n", "key 'name' is missing; allowed: name, color, is_new, tags, item"),
         ("name: 8\n", "name must be text, got 8"),
-        ("name: null\n", "name must be text, got null"),
         ("name: a\ncolor: green\n", "color must be one of red, blue, got 'green'"),
-        ("name: a\ncolor: [red]\n", "color must be one of red, blue, got ['red']"),
         ("name: a\nis_new: 1\n", "is_new must be true or false, got 1"),
         ("name: a\ntags: b\n", "tags must be a list, got 'b'"),
         ("name: a\ntags: [b, 1]\n", "tags.1 must be text, got 1"),
         ("name: a\nitem: 1\n", "item: must be a mapping with the keys size, got 1"),
         ("name: a\nitem: {price: 1}\n", "item: unknown key 'price'; allowed: size"),
         ("name: a\nitem: {size: true}\n", "item.size must be an integer, got true"),
-        ("name: a\nitem: {size: .nan}\n", "item.size must be an integer, got nan"),
         ("name: a\nis_new: true\ncolor: blue\n", "is_new and color blue exclude each other"),
     ],
     ids=lambda text: ascii(text[:30]),
@@ -106,9 +92,7 @@ def test_refusal_names_the_file_the_key_and_the_value(read, tmp_path, text, mess
     assert len(refusal) < 500
 
 
-@pytest.mark.parametrize(
-    "name", ["", "Mine", "a-b", "a b", "a/b", "..", "a.b", "größe", '"a\\n"', "\u0663"]
-)
+@pytest.mark.parametrize("name", ["", "Mine", "a-b", "..", "größe", '"a\\n"', "\u0663"])
 def test_name_that_is_unsafe_in_a_path_is_refused(read, name):
     with pytest.raises(UsageError, match=r": name must (be text|consist of a-z, 0-9 and _ only), "):
         read(f"name: {name}\n")
@@ -133,7 +117,7 @@ def test_file_that_is_not_utf8_or_not_a_file_is_named(read, tmp_path):
 @settings(
     deadline=None,
     derandomize=True,
-    max_examples=200,
+    max_examples=100,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(

@@ -1,11 +1,7 @@
 """The user's pairs and overlays: what valid files define, and what is refused."""
 
-import re
-
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 from pytest_autoquant.errors import UsageError
 from pytest_autoquant.formats.granularity import builtin_granularities
 from pytest_autoquant.formats.user_yaml import granularity_of, read_granularity, read_pair
@@ -57,14 +53,12 @@ def test_pair_with_another_format_name_uses_modelopts_preset(pair):
     [
         (PAIR.replace("int4", "int3"), f"weight must be one of {DTYPES}, got 'int3'"),
         (PAIR.replace("int8", "8"), "activation must be one of fp16, fp8, int8, int4, fp4, nvfp4"),
-        (PAIR + "experimental: maybe\n", "experimental must be true or false, got 'maybe'"),
         (
             PAIR + "format_name: FP8 CFG\n",
             "format_name must be a name of letters, digits and _, got 'FP8 CFG'",
         ),
         (PAIR + "format_name: null\n", "format_name must be a name of letters, digits and _, got"),
         (PAIR + "wieght: int8\n", "unknown key 'wieght'; allowed: name, weight, activation, form"),
-        ("name: mine\nweight: int4\n", "key 'activation' is missing; allowed: name, weight, act"),
         (
             PAIR.replace("int4", "fp16").replace("int8", "fp16") + "format_name: ANY_CFG\n",
             "weight and activation must not both be fp16: nothing is quantized",
@@ -102,11 +96,8 @@ def test_overlay_may_override_nothing(nothing):
     ("override", "expected"),
     [
         ("axis: null", {"axis": None}),
-        ("axis: -1", {"axis": -1}),
         ("axis: [0, 1]", {"axis": (0, 1)}),
-        ("type: static", {"type": "static"}),
         ("axis: 0, type: dynamic", {"axis": 0, "type": "dynamic"}),
-        ("block_sizes: {-1: 64}", {"block_sizes": {-1: 64}}),
         ("block_sizes: {'-1': 64, '-2': 32}", {"block_sizes": {-1: 64, -2: 32}}),
         ("block_sizes: {-1: null}", {"block_sizes": {-1: None}}),
         (
@@ -129,7 +120,6 @@ def test_override_becomes_modelopt_attributes(override, expected):
         ("[]", "quant_cfg_overrides: must be a mapping with the keys *weight_quantizer, *input_"),
         ("'*lm_head*': {axis: 0}", "quant_cfg_overrides: unknown key '*lm_head*'; allowed: *wei"),
         ("'*weight_quantizer': 64", f"{WEIGHT}: must be a mapping with the keys axis, block_sizes"),
-        ("'*weight_quantizer': null", f"{WEIGHT}: must be a mapping with the keys axis, block_si"),
         ("'*weight_quantizer': {}", f"{WEIGHT}: must not be empty; give axis, block_sizes, type"),
         (
             "'*weight_quantizer': {num_bits: 4}",
@@ -139,10 +129,6 @@ def test_override_becomes_modelopt_attributes(override, expected):
             "'*weight_quantizer': {axis: null, block_sizes: {-1: 64}}",
             f"{WEIGHT}: axis and block_sizes exclude each other; give one",
         ),
-        (
-            "'*input_quantizer': {enable: true}",
-            "quant_cfg_overrides.*input_quantizer: unknown key 'enable'; allowed: axis, bl",
-        ),
     ],
 )
 def test_invalid_overrides_are_refused(overrides, message):
@@ -151,60 +137,38 @@ def test_invalid_overrides_are_refused(overrides, message):
     assert str(caught.value).startswith(f"mine.yaml: {message}")
 
 
-AXIS_RULE = f"{WEIGHT}.axis must be null, an integer or a list of integers"
-SIZE_RULE = f"{BLOCKS}.-1 must be a positive integer or null"
-BITS_RULE = f"{BLOCKS}.scale_bits must be a positive integer or a list [exponent bits, mantissa"
-SCALE_SIZES_RULE = f"{BLOCKS}.scale_block_sizes must map axes to positive integers"
+TYPE_RULE = "type must be one of static, dynamic"
+KEY_RULE = "must be an axis (an integer) or one of type, scale_bits, scale_block_sizes"
 
 
 @pytest.mark.parametrize(
     ("override", "values", "message"),
     [
-        ("axis: {}", ["true", "zero", "0.5", "[]", "[0, x]", "{a: 1}"], AXIS_RULE),
         (
-            "type: {}",
-            ["fast", "null", "1", "[static]"],
-            f"{WEIGHT}.type must be one of static, dynamic",
+            "axis: {}",
+            ["true", "0.5", "[]", "[0, x]", "{a: 1}"],
+            f"{WEIGHT}.axis must be null, an integer or a list of integers",
         ),
-        (
-            "block_sizes: {{-1: 64, type: {}}}",
-            ["fast", "null", "1", "[static]"],
-            f"{BLOCKS}.type must be one of static, dynamic",
-        ),
+        ("type: {}", ["fast", "null", "[static]"], f"{WEIGHT}.{TYPE_RULE}"),
+        ("block_sizes: {{-1: 64, type: {}}}", ["fast", "null"], f"{BLOCKS}.{TYPE_RULE}"),
         ("block_sizes: {}", ["64", "null", "[-1, 64]"], f"{BLOCKS}: must be a mapping such as"),
         ("block_sizes: {}", ["{}", "{type: static}"], f"{BLOCKS}: must have an axis"),
+        ("block_sizes: {{{}: 64}}", ["last", "true", "1.5"], f"{BLOCKS}: key {{}} {KEY_RULE}"),
         (
-            "block_sizes: {{{}: 64}}",
-            ["last", "null", "group", "true", "1.5", ".inf", "2001-01-01"],
-            f"{BLOCKS}: key {{}} must be an axis (an integer) or one of type, scale_bits, scale_bl",
+            "block_sizes: {{-1: {}}}",
+            ["0", "64.0", "'64'", "true", "[64]"],
+            f"{BLOCKS}.-1 must be a positive integer or null",
         ),
-        ("block_sizes: {{-1: {}}}", ["0", "-1", "64.0", "'64'", "true", "[64]"], SIZE_RULE),
         ("block_sizes: {{-1: 64, '-1': {}}}", ["32"], f"{BLOCKS}: axis -1 is written twice"),
         (
             "block_sizes: {{-1: 32, scale_bits: {}}}",
-            [
-                ".nan",
-                "[]",
-                "{a: b}",
-                "0",
-                "true",
-                "null",
-                "e4m3",
-                "[4]",
-                "[4, 3, 2]",
-                "[0, 0]",
-                "[-1, 3]",
-                "[4, x]",
-                "2001-01-01",
-                "!!binary aGk=",
-                "!!set {a}",
-            ],
-            BITS_RULE,
+            ["0", "true", "null", "e4m3", "[]", "[4]", "[4, 3, 2]", "[0, 0]", "[-1, 3]", "[4, x]"],
+            f"{BLOCKS}.scale_bits must be a positive integer or a list [exponent bits, mantissa",
         ),
         (
             "block_sizes: {{-1: 32, scale_block_sizes: {}}}",
             ["{}", "null", "256", "{a: 1}", "{-1: 0}", "{-1: x}", "{-1: null}"],
-            SCALE_SIZES_RULE,
+            f"{BLOCKS}.scale_block_sizes must map axes to positive integers",
         ),
     ],
 )
@@ -212,53 +176,5 @@ def test_invalid_values_of_an_override_are_refused(override, values, message):
     for value in values:
         with pytest.raises(UsageError) as caught:
             weight(override.format(value))
-        assert str(caught.value).startswith(f"mine.yaml: {message.split('{}')[0]}"), value
-
-
-# --- any value
-
-
-def is_integer(value):
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_axis(value):
-    is_list = isinstance(value, list) and value != [] and all(map(is_integer, value))
-    return value is None or is_integer(value) or is_list
-
-
-def is_block_sizes(value):
-    """One integer axis, as a number or as text, with a positive size or null."""
-    if not isinstance(value, dict) or len(value) != 1:
-        return False
-    ((axis, size),) = value.items()
-    is_key = is_integer(axis) or (isinstance(axis, str) and re.fullmatch("-?[0-9]+", axis))
-    return bool(is_key) and (size is None or (is_integer(size) and size > 0))
-
-
-def is_type(value):
-    return isinstance(value, str) and value in ("static", "dynamic")
-
-
-scalars = st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=3)
-values = (
-    st.recursive(scalars, lambda inner: st.lists(inner, max_size=3), max_leaves=4)
-    | st.dictionaries(st.just(-1) | scalars, st.integers(-1, 99) | scalars, max_size=1)
-    | st.sampled_from(["static", "dynamic"])
-    | st.lists(st.integers(), max_size=3)
-)
-
-
-@given(
-    rule=st.sampled_from([("axis", is_axis), ("block_sizes", is_block_sizes), ("type", is_type)]),
-    value=values,
-)
-def test_any_value_is_either_valid_or_refused_with_its_key(rule, value):
-    key, is_valid = rule
-    document = {"name": "mine", "quant_cfg_overrides": {"*weight_quantizer": {key: value}}}
-    if is_valid(value):
-        assert list(granularity_of(document, source="x").weight) == [key]
-    else:
-        with pytest.raises(UsageError) as caught:
-            granularity_of(document, source="x")
-        assert str(caught.value).startswith(f"x: {WEIGHT}.{key}")
+        key = repr(value) if value == "last" else value
+        assert str(caught.value).startswith(f"mine.yaml: {message.replace('{}', key)}"), value

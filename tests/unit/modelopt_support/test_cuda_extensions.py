@@ -19,14 +19,11 @@ def test_every_extension_is_loaded_quietly_and_failures_are_left_to_its_quantize
 
         return load
 
-    for name in ("get_cuda_ext", "get_cuda_ext_fp8", "get_cuda_ext_mx"):
+    names = ("get_cuda_ext", "get_cuda_ext_fp8", "get_cuda_ext_mx")
+    for name in names:
         monkeypatch.setattr(extensions, name, loader(name))
     build_extensions()
-    assert loaded == [
-        ("get_cuda_ext", False),
-        ("get_cuda_ext_fp8", False),
-        ("get_cuda_ext_mx", False),
-    ]
+    assert loaded == [(name, False) for name in names]
     assert capsys.readouterr() == ("", "")
 
 

@@ -3,34 +3,24 @@
 from dataclasses import replace
 
 import pytest
-import torch
+from builders import load_tiny
 from pytest_autoquant.modelopt_support.layer_groups import layer_groups, scored_elsewhere
 from pytest_autoquant.models.layers import Linear
-from pytest_autoquant.models.loading import load_model
-from pytest_autoquant.models.registry import REGISTRY
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    return load_model(REGISTRY["tiny-qwen3-vl"], device=torch.device("cpu"), dtype=torch.float32)
+    return load_tiny()
 
 
-def named(model, *names, input_widths=(8,)):
+def named(model, *names, **shape):
     """The model with other linears; grouping only looks at names."""
-    linears = tuple(
-        Linear(
-            name=name,
-            module_type="Linear",
-            out_features=8,
-            in_features=8,
-            input_widths=input_widths,
-        )
-        for name in names
-    )
+    shape = {"out_features": 8, "in_features": 8, "input_widths": (8,)} | shape
+    linears = tuple(Linear(name=name, module_type="Linear", **shape) for name in names)
     return replace(model, linears=linears)
 
 
-def test_a_dense_decoder_layer_has_four_groups_scored_at_their_own_output(tiny):
+def test_dense_decoder_layer_has_four_groups_scored_at_their_own_output(tiny):
     groups = layer_groups(tiny)
     first = "model.language_model.layers.0"
     assert len(groups) == 4 * 6
@@ -44,11 +34,8 @@ def test_a_dense_decoder_layer_has_four_groups_scored_at_their_own_output(tiny):
 
 
 def test_experts_of_a_mixture_are_one_group_scored_at_the_block(tiny):
-    experts = (
-        "layers.0.mlp.experts.0.gate_proj",
-        "layers.0.mlp.experts.0.down_proj",
-        "layers.0.mlp.experts.1.gate_proj",
-    )
+    names = ("0.gate_proj", "0.down_proj", "1.gate_proj")
+    experts = tuple(f"layers.0.mlp.experts.{name}" for name in names)
     model = named(tiny, "layers.0.self_attn.o_proj", *experts)
     assert layer_groups(model) == (("layers.0.self_attn.o_proj",), experts)
     assert scored_elsewhere(model) == experts[0]
@@ -59,7 +46,7 @@ def test_fused_experts_are_not_scored_at_a_linear(tiny):
     assert scored_elsewhere(fused) == "layers.0.mlp.experts"
 
 
-def test_a_rule_of_modelopt_may_be_a_function(tiny):
+def test_rule_of_modelopt_may_be_a_function(tiny):
     names = ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b")
     model = named(tiny, *(f"layers.0.linear_attn.{name}" for name in names))
     grouped = [[name.rpartition(".")[2] for name in members] for members in layer_groups(model)]

@@ -3,11 +3,12 @@
 import modelopt
 import modelopt.torch.quantization as mtq
 import pytest
+import torch
 from pytest_autoquant.errors import UsageError
-from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.formats.granularity import DEFAULT
 from pytest_autoquant.formats.quant_pair import QuantPair
 from pytest_autoquant.modelopt_support.presets import load_preset
+from pytest_autoquant.modelopt_support.probe import Prober
 
 OFF = {"quantizer_name": "*", "enable": False}
 INT4 = {"num_bits": 4, "block_sizes": {-1: 128, "type": "static"}}
@@ -24,15 +25,16 @@ def user_pair(format_name, weight="int4", activation="fp16"):
     )
 
 
-def test_a_preset_keeps_modelopts_attributes_and_algorithm():
-    pair = user_pair("INT4_AWQ_CFG")
-    config = resolve(pair, DEFAULT, load_preset(pair))
+def test_preset_keeps_modelopts_attributes_and_algorithm():
+    prober = Prober(torch.device("cpu"), torch.float32)
+    config = prober.resolve(user_pair("INT4_AWQ_CFG"), DEFAULT)
     assert config.algorithm == mtq.INT4_AWQ_CFG["algorithm"]
     assert config.modelopt()["quant_cfg"] == list(mtq.INT4_AWQ_CFG["quant_cfg"])
+    assert prober.support(config).is_supported
 
 
 @pytest.mark.parametrize("name", ["INT3_CFG", "quantize", "__name__"])
-def test_a_preset_that_modelopt_lacks_is_refused_with_the_version(name):
+def test_preset_that_modelopt_lacks_is_refused_with_the_version(name):
     with pytest.raises(UsageError, match=f"{modelopt.__version__} has no preset '{name}'"):
         load_preset(user_pair(name))
 
@@ -47,7 +49,7 @@ def test_a_preset_that_modelopt_lacks_is_refused_with_the_version(name):
         ),
     ],
 )
-def test_a_preset_of_other_dtypes_than_the_pair_is_refused(pair, message):
+def test_preset_of_other_dtypes_than_the_pair_is_refused(pair, message):
     with pytest.raises(UsageError, match=message):
         load_preset(pair)
 
@@ -66,7 +68,7 @@ def test_a_preset_of_other_dtypes_than_the_pair_is_refused(pair, message):
         ([], "does not start by disabling every quantizer"),
     ],
 )
-def test_a_preset_of_some_layers_or_with_defaults_on_is_refused(monkeypatch, entries, message):
+def test_preset_of_some_layers_or_with_defaults_on_is_refused(monkeypatch, entries, message):
     monkeypatch.setattr(mtq, "MY_CFG", {"quant_cfg": entries, "algorithm": "max"}, raising=False)
     with pytest.raises(UsageError, match=message):
         load_preset(user_pair("MY_CFG"))

@@ -22,7 +22,7 @@ def combination(pair, granularity):
     )
 
 
-def test_an_alias_names_the_first_supported_combination_with_an_equal_config():
+def test_alias_names_the_first_supported_combination_with_an_equal_config():
     first = combination("wint8_afp16", "default")
     grouped = combination("wint8_afp16", "w_group64")
     alias = combination("wint8_afp16", "w_per_out_channel")
@@ -44,28 +44,17 @@ def test_an_alias_names_the_first_supported_combination_with_an_equal_config():
     [
         ("wint4_afp16", "w_group128", [("layer", 320, 384), ("experts", 64, 128)]),
         ("wint4_afp16", "w_group64", []),
-        ("wint8_afp16", "default", []),
     ],
 )
-def test_a_width_that_is_not_whole_blocks_is_padded(pair, granularity, expected):
+def test_width_that_is_not_whole_blocks_is_padded(pair, granularity, expected):
+    shape = {"module_type": "Linear", "out_features": 8}
     linears = [
-        Linear(
-            name=name,
-            module_type="Linear",
-            out_features=8,
-            in_features=widths[0],
-            input_widths=widths,
-        )
+        Linear(name=name, in_features=widths[0], input_widths=widths, **shape)
         for name, widths in (("layer", (320,)), ("experts", (256, 64)), ("other", (128,)))
     ]
     config = resolve(VOCABULARY.pairs[pair], VOCABULARY.granularities[granularity])
+    names = {"granularity": granularity, "weight_dtype": "int4"}
     assert padded_layers([config, config], linears) == tuple(
-        PaddedLayer(
-            granularity=granularity,
-            weight_dtype="int4",
-            linear=linear,
-            in_features=width,
-            padded_to=padded,
-        )
+        PaddedLayer(linear=linear, in_features=width, padded_to=padded, **names)
         for linear, width, padded in expected
     )

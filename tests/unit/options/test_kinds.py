@@ -111,8 +111,8 @@ def test_refused_value_is_named_with_its_origin_and_what_is_allowed(kind, raw):
     ("kind", "allowed"),
     [
         (WEIGHTS, "checkpoint, random"),
-        (ANY_NAMES, "names, separated by commas"),
-        (FIELD_NAMES, "names out of model, torch, separated by commas"),
+        (ANY_NAMES, "names, separated by commas (a list in TOML)"),
+        (FIELD_NAMES, "names out of model, torch, separated by commas (a list in TOML)"),
         (BITS, "a number above 0 and up to 16"),
         (WHOLE, "a whole number of at least 0 and at most 9223372036854775807"),
     ],

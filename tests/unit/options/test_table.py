@@ -11,8 +11,6 @@ from pytest_autoquant.options.table import BY_NAME, OPTIONS
 INI_TYPES = {"string": str, "bool": bool, "int": int, "float": float, "args": tuple}
 
 #: Options without which a run measures nothing less.
-NOT_MEASURING = {"report_dir", "publish", "record_host"}
-
 every_option = pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
 
 
@@ -64,10 +62,6 @@ def test_help_ends_with_the_default():
     assert BY_NAME["batch_size"].help_text == "most captions in a batch (default: 32)"
     assert BY_NAME["sizes"].help_text == BY_NAME["sizes"].help
     assert BY_NAME["resume"].help_text == BY_NAME["resume"].help
-
-
-def test_only_options_about_where_and_how_results_are_shown_measure_nothing():
-    assert {o.name for o in OPTIONS if not o.is_measuring} == NOT_MEASURING
 
 
 def test_fields_that_a_baseline_may_differ_in_are_those_of_the_fingerprint():

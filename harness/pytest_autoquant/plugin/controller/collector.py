@@ -46,6 +46,7 @@ class TestEnd:
     Attributes:
         failure: first line of what the test failed with, None unless it failed.
         skip_reason: why it was skipped, None unless it was.
+        is_expected_failure: the test failed as its ``xfail`` marker expects.
         outcomes: JSON of what the worker reported, None if it reported nothing.
         state: ModelOpt's search state of the measured case.
     """
@@ -55,6 +56,7 @@ class TestEnd:
     nodeid: str
     failure: str | None = None
     skip_reason: str | None = None
+    is_expected_failure: bool = False
     outcomes: str | None = None
     state: bytes | None = None
 
@@ -108,9 +110,8 @@ class Collector:
     @property
     def compared_nothing(self) -> bool:
         """Whether a gate was asked for and no case came to be compared or blessed."""
-        return (
-            self.gate is not None and self._collected.num_selected > 0 and not self.gate.num_judged
-        )
+        has_cases = bool(self._collected.cases or self.results.cases)
+        return self.gate is not None and has_cases and not self.gate.num_judged
 
     @property
     def lost(self) -> tuple[str, ...]:
@@ -125,7 +126,7 @@ class Collector:
         is a failure.
         """
         case_id = self._collected.case_ids.get(end.nodeid)
-        if case_id is not None and end.failure is not None:
+        if case_id is not None and (end.failure is not None or end.is_expected_failure):
             self._failed.add(case_id)
         try:
             verdict = self._take_outcomes(end)
@@ -153,7 +154,8 @@ class Collector:
         unfinished = self._unfinished()
         results.lost, results.shard = unfinished.lost, unfinished.shard
         results.gated = dict(self.gate.failures) if self.gate is not None else {}
-        if results.is_empty and self._plan.settings.shard is None:
+        is_empty_shard = self._plan.settings.shard is not None and self.has_cases
+        if results.is_empty and not is_empty_shard:
             return ()
         try:
             is_public = not self._plan.settings.record_host
@@ -254,7 +256,7 @@ class Collector:
         return False
 
     def _judge(self, manifest: Manifest, report: WorkerReport, end: TestEnd) -> Verdict:
-        if self.gate is None or end.failure is not None:
+        if self.gate is None or end.failure is not None or end.is_expected_failure:
             return PASSED
         if not self.gate.is_updating:
             return self.gate.judge(manifest, report.tolerances)

@@ -15,10 +15,12 @@ from pytest_autoquant.plugin.messages.collected import CollectedCases
 from pytest_autoquant.plugin.messages.worker_input import WORKER_INPUT, WorkerInput
 from pytest_autoquant.plugin.pytest_config import (
     as_usage_error,
-    given_options,
     is_asked_for,
+    is_configured,
+    is_end_of_test,
     only_looks,
     plan_of,
+    typed_options,
 )
 from pytest_autoquant.text import counted
 
@@ -54,7 +56,10 @@ class Controller:
         """Fingerprints of what an earlier run measured, on ``--aq-resume``."""
         from pytest_autoquant.regression.resume import read_earlier
 
-        plan = plan_of(self._config)
+        try:
+            plan = plan_of(self._config)
+        except pytest.UsageError:
+            return {}  # a worker that collects cases says so
         if not plan.settings.resume:
             return {}
         with as_usage_error():
@@ -67,7 +72,10 @@ class Controller:
         if not is_asked_for(config):
             return
         _ = self.collector
-        settings = plan_of(config).settings
+        self._check_device()
+
+    def _check_device(self) -> None:
+        settings = plan_of(self._config).settings
         if not settings.gpu_only and settings.device in ("auto", "cpu"):
             return
         from pytest_autoquant.models.device import resolve_device
@@ -82,8 +90,15 @@ class Controller:
 
     def pytest_report_header(self) -> list[str]:
         """Show what is measured, on what and into which folder."""
-        if not is_asked_for(self._config):
+        return self._header() if is_asked_for(self._config) else []
+
+    def pytest_report_collectionfinish(self) -> list[str]:
+        """Show the same where only the collected tests tell that the run is ours."""
+        if self._collected is None or is_asked_for(self._config):
             return []
+        return self._header()
+
+    def _header(self) -> list[str]:
         plan = plan_of(self._config)
         settings = plan.settings
         captions = settings.captions.name if settings.captions is not None else "built-in"
@@ -108,6 +123,7 @@ class Controller:
             plan = plan_of(self._config)
             by_id = {case.case_id: case for case in plan.cases}
             plan.check_budget([by_id[i] for i in collected.cases.values() if i in by_id])
+            self._check_device()
             self.collector.check_folders()
             self.collector.expect(collected)
         self._collected = collected
@@ -141,11 +157,7 @@ class Controller:
             return
         collected = self._collected or CollectedCases()
         if collected.num_selected == 0:
-            asking = [
-                option.flag
-                for option in given_options(self._config)
-                if option.is_measuring and self._config.getoption(option.ini) is not False
-            ]
+            asking = [option.flag for option in typed_options(self._config)]
             if asking:
                 raise pytest.UsageError(
                     f"{asking[0]}: no case was selected, so nothing is measured; select cases, "
@@ -164,11 +176,9 @@ class Controller:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None, None, None]:
         """Write what the worker attached, on disk before anyone reads the report.
 
-        The gate's verdict becomes the report's outcome before pytest counts it. Of a test that is
-        run again (pytest-rerunfailures), only the final attempt counts.
+        The gate's verdict becomes the report's outcome before pytest counts it.
         """
-        is_end = report.when == "call" or (report.when == "setup" and not report.passed)
-        if is_end and str(report.outcome) != "rerun" and self._is_ours(report):
+        if is_end_of_test(report) and self._is_ours(report):
             from pytest_autoquant.plugin.controller.reporting import apply_verdict, end_of
 
             apply_verdict(self.collector.take(end_of(report)), report)
@@ -208,7 +218,7 @@ class Controller:
             is_dealt_by_part=self._config.option.dist == "load",
             gpu=index,
             workers_on_host=sum(_host(spec) == host for spec in node.nodemanager.specs),
-            earlier=self.earlier if is_asked_for(self._config) else {},
+            earlier=self.earlier if is_configured(self._config) else {},
         ).dump()
 
     @pytest.hookimpl(optionalhook=True)
@@ -217,7 +227,7 @@ class Controller:
         for held in self._gpus.values():
             held[:] = ["" if name == node.gateway.id else name for name in held]
 
-    @pytest.hookimpl(optionalhook=True)
+    @pytest.hookimpl(optionalhook=True, trylast=True)  # a project's own scheduler goes first
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
         """Deal the cases by part, unless the user asked for another distribution."""
         if config.option.dist != "load":
@@ -233,8 +243,8 @@ class Controller:
         collector = self.collector
         self._summary = collector.finish(self._config.invocation_params.args)
         is_empty = session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED
-        if is_empty and plan_of(self._config).settings.shard is not None:
-            session.exitstatus = pytest.ExitCode.OK  # a shard may have nothing to do
+        if is_empty and collector.has_cases and plan_of(self._config).settings.shard is not None:
+            session.exitstatus = pytest.ExitCode.OK  # other shards have the selected cases
         is_broken = collector.results.write_errors or collector.results.lost
         if session.exitstatus == pytest.ExitCode.OK and (is_broken or collector.compared_nothing):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED

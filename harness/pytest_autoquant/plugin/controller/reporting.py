@@ -17,10 +17,13 @@ _LONGEST_FAILURE = 300
 
 def end_of(report: pytest.TestReport) -> TestEnd:
     """Return how the final attempt of a test ended."""
+    is_expected_failure = report.skipped and hasattr(report, "wasxfail")
+    is_skipped = report.skipped and not is_expected_failure
     return TestEnd(
         nodeid=report.nodeid,
         failure=_failure(report) if report.failed else None,
-        skip_reason=_skip_reason(report) if report.skipped else None,
+        skip_reason=_skip_reason(report) if is_skipped else None,
+        is_expected_failure=is_expected_failure,
         outcomes=getattr(report, "autoquant", None),
         state=getattr(report, "autoquant_state", None),
     )

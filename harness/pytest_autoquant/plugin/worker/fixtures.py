@@ -30,7 +30,9 @@ def aq_measure(request: pytest.FixtureRequest) -> Iterator[Callable[[Case | str]
 
 
 @pytest.fixture
-def aq_derive(request: pytest.FixtureRequest) -> Iterator[Callable[[SchemeCase], SchemeManifest]]:
+def aq_derive(
+    request: pytest.FixtureRequest,
+) -> Iterator[Callable[[SchemeCase | str], SchemeManifest]]:
     """Derive a scheme and return its manifest; its checkpoint is written with ``--aq-export``."""
     from pytest_autoquant.plugin.worker.hooks import worker_of
 
@@ -51,8 +53,11 @@ def aq_runner(request: pytest.FixtureRequest) -> MeasurementRunner:
 
 
 @pytest.fixture
-def aq_check(request: pytest.FixtureRequest) -> Callable[[Combination], StructureCheck]:
-    """Resolve a combination, have ModelOpt validate it, and return its status."""
+def aq_check(request: pytest.FixtureRequest) -> Callable[[Combination | str], StructureCheck]:
+    """Resolve a combination, have ModelOpt validate it, and return its status.
+
+    A combination is the value of ``aq_combination``, or its name: ``wint4_afp16-w_group64``.
+    """
     from pytest_autoquant.plugin.worker.hooks import worker_of
 
     worker = worker_of(request.config)

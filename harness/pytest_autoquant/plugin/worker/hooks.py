@@ -35,6 +35,7 @@ from pytest_autoquant.plugin.pytest_config import (
     SCHEME,
     as_failure,
     failure,
+    is_end_of_test,
     is_worker,
     parameter,
     plan_of,
@@ -65,6 +66,9 @@ class AutoquantWarning(UserWarning):
 
 def worker_of(config: pytest.Config) -> Worker:
     """Return the worker's part of the plugin in this process."""
+    from pytest_autoquant.plugin import activate
+
+    activate(config)  # a test may ask for a fixture while it runs
     worker: Any = config.pluginmanager.get_plugin("autoquant-worker")
     assert isinstance(worker, Worker)
     return worker
@@ -85,7 +89,18 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
         SCHEME: plan.schemes,
     }
     for name in names:
+        _refuse_own_values(metafunc, name)
         metafunc.parametrize(name, [_param(value) for value in grids[name]])
+
+
+def _refuse_own_values(metafunc: pytest.Metafunc, name: str) -> None:
+    for marker in metafunc.definition.iter_markers("parametrize"):
+        names = marker.args[0] if marker.args else marker.kwargs.get("argnames", "")
+        if name in (names.replace(" ", "").split(",") if isinstance(names, str) else names):
+            raise pytest.Collector.CollectError(
+                f"{name} has the selected values as its parameters; for some of them select with "
+                '--aq-pairs and the like, or ask by name: aq_measure("wint4_afp16-default-small")'
+            )
 
 
 def _param(value: CaseParameter) -> Any:
@@ -101,7 +116,11 @@ class Worker:
         self._config = config
         self._collected = CollectedCases()
         self._assignment: Assignment | None = None
-        self.progress = ProgressLine(terminal_writer(config))
+
+    @cached_property
+    def progress(self) -> ProgressLine:
+        """The progress line; pytest's terminal exists only once every plugin is configured."""
+        return ProgressLine(terminal_writer(self._config))
 
     @property
     def plan(self) -> RunPlan:
@@ -178,8 +197,17 @@ class Worker:
         workers = self._config.workerinput["workercount"] if dealt.is_dealt_by_part else 1  # type: ignore[attr-defined]
         self._assignment = self.plan.assign(cases, workers=workers)
         ours = [item for item in items if _is_ours(item)]
+        self._refuse_schemes_without_names(items)
         self._keep(items, [item for item in items if self._is_in_shard(item)])
         self._collected = CollectedCases(num_selected=len(ours))
+
+    def _refuse_schemes_without_names(self, items: list[pytest.Item]) -> None:
+        is_all = all(parameter(item, SCHEME) is not None for item in items)
+        if is_all and not self.plan.settings.schemes and not is_worker(self._config):
+            raise pytest.UsageError(
+                "only scheme cases are selected and none is named; give --aq-schemes=NAME,... or "
+                "--aq-schemes=all"
+            )
 
     def _keep(self, items: list[pytest.Item], kept: list[pytest.Item]) -> None:
         if len(kept) < len(items):
@@ -223,6 +251,7 @@ class Worker:
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Skip a case that cannot run here, with the true reason, through a skip marker."""
         case, scheme = parameter(item, CASE), parameter(item, SCHEME)
+        item.stash[_OUTCOMES] = []  # of an earlier attempt
         self._check_marker(item)
         if item.get_closest_marker("skip") is not None or case is scheme is None:
             return
@@ -295,11 +324,14 @@ class Worker:
             pytest.skip(support.skip_reason)
         return case
 
-    def derive(self, item: pytest.Item, case: SchemeCase) -> SchemeManifest:
+    def derive(self, item: pytest.Item, case: SchemeCase | str) -> SchemeManifest:
         """Derive a scheme and attach its manifest to the test, also if only its export failed."""
         from pytest_autoquant.export.pipeline import UnexportedSchemeError
         from pytest_autoquant.manifests.scheme_manifest import dump_scheme
 
+        if isinstance(case, str):
+            with as_failure():
+                case = self.plan.scheme_named(case)
         self.progress.start(case.test_id)
         with _attached(item, case):
             if _REFUSED in item.stash:
@@ -312,9 +344,11 @@ class Worker:
         _add(item, DerivedScheme(manifest=dump_scheme(manifest)))
         return manifest
 
-    def check(self, item: pytest.Item, combination: Combination) -> StructureCheck:
+    def check(self, item: pytest.Item, combination: Combination | str) -> StructureCheck:
         """Check a combination and attach its status to the test."""
         with as_failure():
+            if isinstance(combination, str):
+                combination = self.plan.combination_named(combination)
             check = self.runner.configurations.check(combination)
         _add(item, Checked(check=check))
         return check
@@ -323,9 +357,8 @@ class Worker:
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, Any, Any]:
         """Attach the outcomes as a JSON string: it survives the way to an xdist controller."""
         report = yield
-        is_end = report.when == "call" or not report.passed
         outcomes = item.stash.get(_OUTCOMES, None)
-        if is_end and outcomes:
+        if is_end_of_test(report) and outcomes:
             marker = item.get_closest_marker("aq_tolerance")
             report.autoquant = dump_report(
                 WorkerReport(
@@ -334,7 +367,6 @@ class Worker:
                 )
             )
             report.autoquant_state = item.stash.get(_STATE, None)
-            del item.stash[_OUTCOMES]
         return report
 
 

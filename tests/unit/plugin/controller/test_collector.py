@@ -309,6 +309,8 @@ def test_run_without_cases_writes_nothing(tmp_path):
 
 def test_shard_without_cases_writes_its_summary(tmp_path):
     collector = Collector(run_plan(tmp_path, shard="2/2"))
+    assert collector.finish() == ()  # no shard has a case
+    collector.expect(CollectedCases(num_selected=1))
     assert collector.finish() != ()
     assert read_summary(tmp_path / "reports" / "tmp" / "summary.json").shard == "2/2"
 
@@ -316,6 +318,7 @@ def test_shard_without_cases_writes_its_summary(tmp_path):
 def test_summary_that_cannot_be_written_is_remembered(tmp_path):
     (tmp_path / "out").write_text("a file")
     collector = Collector(run_plan(tmp_path, report_dir=str(tmp_path / "out"), shard="1/2"))
+    collector.expect(CollectedCases(num_selected=1))
     assert collector.finish() == ()
     (error,) = collector.results.write_errors
     assert "cannot be written" in error

@@ -112,7 +112,7 @@ def test_auto_starts_one_worker_per_gpu(pytester, monkeypatch, gpus, device, exp
         (["--aq-pairs=wfp8_afp8"], None, "--aq-pairs: no case was selected"),
         (UPDATING, None, "--aq-baseline: no case was selected"),
         (["--aq-no-resume"], None, None),
-        (["--aq-report-dir=out"], None, None),
+        (["--aq-report-dir=out"], None, "--aq-report-dir: no case was selected"),
         ([], None, None),
         (["--aq-pairs=wfp8_afp8"], CASES, None),
         (["--aq-pairs=wfp8_afp8"], OTHERS, None),
