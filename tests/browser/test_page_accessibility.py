@@ -185,7 +185,7 @@ def test_all_tables_are_shown_without_scripts(unscripted, sweep):
         assert rows.count() == count, name
     text = unscripted.inner_text('table[data-name="cases"]')
     assert [m for m in sweep.manifests.values() if four(total(m)) not in text] == []
-    assert "A score is the expected damage" in unscripted.inner_text("#section-grid")
+    assert "A score is the squared change" in unscripted.inner_text("#section-grid")
 
 
 def test_nothing_that_needs_scripts_is_shown_without_them(unscripted):

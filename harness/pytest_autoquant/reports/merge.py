@@ -72,8 +72,8 @@ def merge(folders: Sequence[Path], target: Path, *, partial: bool = False) -> Se
 
     Raises:
         RecordError: a folder is missing, is passed twice, has no summary or an unreadable record;
-            two folders hold the same case; cases differ in what they measured; shards are missing or cases lost, unless
-            ``partial``. Nothing is written then.
+            two folders hold the same case; cases differ in what they measured; shards are missing
+            or cases lost, unless ``partial``. Nothing is written then.
         WriteError: the target cannot be written, or a report would replace a file of somebody else.
     """
     problems = [*_unusable(folders)]

@@ -142,8 +142,8 @@ def test_markdown_has_every_section(render, results, line):
     assert ["torch", "2.11.0"] in came_from
     assert matrix == [
         ["pair", "default", "w_group64"],
-        ["wint8_afp16", "supported", "supported"],
         ["wfp4_afp8", "needs-cuda", ""],
+        ["wint8_afp16", "supported", "supported"],
     ]
 
 

@@ -504,6 +504,7 @@
   }
 
   async function showSchemes() {
+    if (!data.schemes.length) return;
     await draw("schemes", data.schemes, { say: sayer("schemes") });
     await draw("budgets", data.budgets, { say: sayer("budgets") });
   }
@@ -516,7 +517,7 @@
     compare: showCompare,
     stability: showStability,
     frontier: showFrontier,
-    ...(data.schemes.length || data.budgets.length ? { schemes: showSchemes } : {}),
+    ...(byId("section-schemes") ? { schemes: showSchemes } : {}),
     origin: () => {},
   };
 
