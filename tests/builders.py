@@ -148,18 +148,32 @@ def run_plan(rootdir=Path(), **values):
     return RunPlan.of(settings_of(**values), rootdir)
 
 
-def structure_check(**values):
+def structure_check(pair="wfp8_afp8", granularity="default", status="supported", **values):
     """Build the result of a structure case."""
-    defaults = {
-        "pair": "wfp8_afp8",
-        "granularity": "default",
-        "status": "supported",
-        "reason": "",
-        "format_name": "F",
-        "effective_bits": 8.0,
-        "digest": "d",
+    defaults = {"reason": "", "format_name": "F", "effective_bits": 8.0, "digest": "d"}
+    return StructureCheck(pair=pair, granularity=granularity, status=status, **(defaults | values))
+
+
+def results_of(*outcomes, **attributes):
+    """Return the results of a session: measured cases, skips, failures and structure checks."""
+    from pytest_autoquant.reports.session_results import SessionResults
+
+    results = SessionResults(**attributes)
+    for outcome in outcomes:
+        if isinstance(outcome, StructureCheck):
+            results.structures[outcome.pair, outcome.granularity] = outcome
+        else:
+            results.add(outcome)
+    return results
+
+
+def files_in(root):
+    """Return the bytes of every file below a folder, by path."""
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file()
     }
-    return StructureCheck(**(defaults | values))
 
 
 @contextmanager
@@ -209,6 +223,33 @@ def load_tiny(name="tiny-qwen3-vl", **options):
 
     options = {"device": torch.device("cpu"), "dtype": torch.float32} | options
     return load_model(REGISTRY[name], **options)
+
+
+def config_of(pair, granularity="default"):
+    """Resolve the effective config of a built-in pair and granularity."""
+    from pytest_autoquant.formats.effective_config import resolve
+    from pytest_autoquant.grid.vocabulary import load_vocabulary
+
+    vocabulary = load_vocabulary()
+    return resolve(vocabulary.pairs[pair], vocabulary.granularities[granularity])
+
+
+def awq_config():
+    """Resolve a user's pair over ModelOpt's AWQ preset, whose calibration changes weights."""
+    from pytest_autoquant.formats.effective_config import resolve
+    from pytest_autoquant.formats.granularity import Granularity
+    from pytest_autoquant.formats.quant_pair import QuantPair
+    from pytest_autoquant.modelopt_support.presets import load_preset
+
+    pair = QuantPair(
+        name="awq",
+        weight="int4",
+        activation="fp16",
+        format_name="INT4_AWQ_CFG",
+        experimental=True,
+        from_preset=True,
+    )
+    return resolve(pair, Granularity(name="default"), load_preset(pair))
 
 
 def calibration_of(model, size="small", *, batch_size=32, score_size=128):

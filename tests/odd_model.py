@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest_autoquant
 import torch
 
-EMBEDDED = Path(pytest_autoquant.__file__).parent / "data" / "tiny-qwen3-vl"
+EMBEDDED = Path(pytest_autoquant.__file__).parent / "models" / "data" / "tiny-qwen3-vl"
 HIDDEN, INTERMEDIATE, HEADS = 96, 200, 64
 
 

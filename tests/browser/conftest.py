@@ -1,34 +1,37 @@
-"""A real Chromium, the page of a real sweep, and reports made for single tests."""
+"""A real Chromium, the page of a sweep, and reports made for single tests."""
 
 import json
+import math
 import os
 import shutil
-import subprocess
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 import pytest
+from builders import structure_check, with_case_names
 from page_reading import go, settle
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.layout import MANIFEST_SUFFIX, find_manifests
-from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
+from pytest_autoquant.manifests.outcomes import SkippedCase
+from pytest_autoquant.manifests.sensitivity_manifest import RankedGroup, read_manifest
 from pytest_autoquant.reports.rebuild import rebuild
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_summary
 
 from benchmarks import generated
 
-CASES = Path(__file__).resolve().parents[2] / "cases"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
 
 #: Seconds after which an expected change of the page counts as missing.
 SECONDS = 15
 
-PAIRS = "wint4_aint8,wfp8_afp8,wint8_afp16,wnvfp4_afp16"
-GRANULARITIES = "default,w_group64,w_per_tensor,recipe_match_channel_token"
+GRANULARITIES = ("default", "w_group64", "w_per_tensor", "recipe_match_channel_token")
+SKIPPED = "wnvfp4_afp16"
+#: By how much scores of a size differ from the measured ones, and from group to group.
+SIZES = {"small": 0.0, "medium": 0.05, "large": 0.2}
 
 
 @dataclass(frozen=True)
@@ -136,34 +139,61 @@ def opened(page, report, address=""):
     return page
 
 
+def _at_size(manifest, size, step):
+    """Return a manifest of another size: the scores grow by up to ``4 * step``, group by group."""
+    groups = {
+        name: replace(group, importance=group.importance * (1 + step * (index * 7 % 5)))
+        for index, (name, group) in enumerate(manifest.layer_sensitivity.items())
+    }
+    ranked = sorted(groups, key=lambda name: -groups[name].importance)
+    alias_of = manifest.case.alias_of and manifest.case.alias_of.replace("/small/", f"/{size}/")
+    return replace(
+        with_case_names(manifest, size=size, alias_of=alias_of),
+        layer_sensitivity={
+            name: replace(group, scores=(group.importance, 0.0), rank=ranked.index(name) + 1)
+            for name, group in groups.items()
+        },
+        sensitivity_ranking=tuple(
+            RankedGroup(name=name, importance=groups[name].importance) for name in ranked
+        ),
+        autoquant_state=replace(
+            manifest.autoquant_state,
+            total_score=math.fsum(group.importance for group in groups.values()),
+        ),
+    )
+
+
+def _skipped(pair, granularity, size):
+    status = "needs-cuda" if granularity in ("default", "w_group64") else "unsupported"
+    return SkippedCase(
+        case_id=f"tiny-qwen3-vl/{pair}/{granularity}/{size}/gradient",
+        status=status,
+        reason="AssertionError: no CUDA",
+        effective_bits=4.5,
+    )
+
+
 @pytest.fixture(scope="session")
-def run_cases(tmp_path_factory):
-    """Run cases in a process of its own, on the CPU; return the report."""
+def sweep(tmp_path_factory):
+    """Three blessed pairs at every size, and one that was skipped.
 
-    def run(name, *arguments):
-        folder = tmp_path_factory.mktemp(name)
-        shutil.copytree(CASES, folder / "cases", ignore=shutil.ignore_patterns("__pycache__"))
-        (folder / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers\n")
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n0", "cases"]
-        done = subprocess.run(
-            [*command, "--aq-device=cpu", "--aq-report-dir", str(folder / "report"), *arguments],
-            cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return Report(folder / "report")
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def sweep(run_cases):
-    """Three pairs that run on a CPU and one that does not, at every size."""
-    return run_cases("swept", f"--aq-pairs={PAIRS}", f"--aq-granularities={GRANULARITIES}")
+    The scores of size small are measured; those of the other sizes are made from them.
+    """
+    root, results = tmp_path_factory.mktemp("sweep"), SessionResults(command="pytest cases")
+    blessed = map(read_manifest, find_manifests(generated.BLESSED))
+    measured = [manifest for manifest in blessed if manifest.case.granularity in GRANULARITIES]
+    for size, step in SIZES.items():
+        for manifest in measured:
+            made = _at_size(manifest, size, step)
+            write_case(root, made)
+            results.add(case_result_of(made))
+        for granularity in GRANULARITIES:
+            results.add(_skipped(SKIPPED, granularity, size))
+    pairs = {manifest.case.pair for manifest in measured} | {SKIPPED}
+    for pair, granularity in product(sorted(pairs), GRANULARITIES):
+        results.structures[pair, granularity] = structure_check(pair, granularity)
+    write_summary(root, results)
+    return Report(root)
 
 
 @pytest.fixture(scope="session")

@@ -83,6 +83,7 @@ def test_csv_and_markdown_are_the_whole_table(copying, sweep, open_report):
         assert downloaded(copying, name) == (f"{name}.csv", safe_rows)
 
 
+@pytest.mark.slow
 def test_csv_and_markdown_are_sorted_and_filtered_as_the_table(copying, sweep, open_report):
     open_report(copying, sweep, "#cases")
     for direction in ("ascending", "descending"):
@@ -95,6 +96,7 @@ def test_csv_and_markdown_are_sorted_and_filtered_as_the_table(copying, sweep, o
     assert copied(copying, "cases") == downloaded(copying, "cases")[1] == shown
 
 
+@pytest.mark.slow
 def test_csv_has_no_formula_and_markdown_shows_names_as_they_are(copying, awkward, open_report):
     open_report(copying, awkward, "#case")
     _, rows = downloaded(copying, "layer-groups")
@@ -104,14 +106,7 @@ def test_csv_has_no_formula_and_markdown_shows_names_as_they_are(copying, awkwar
         assert [row[1] for row in found[1:]] == [*GROUPS]
 
 
-def test_csv_keeps_signed_numbers(swept):
-    go(swept, "#compare")
-    _, rows = downloaded(swept, "movers")
-    moved = [row[rows[0].index("moved (ranks)")] for row in rows[1:]]
-    assert any(text.startswith("-") for text in moved)
-    assert sum(map(int, moved)) == 0
-
-
+@pytest.mark.slow
 def test_copying_works_without_the_clipboard_permission(swept):
     go(swept, "#frontier")
     swept.evaluate("""() => {
@@ -120,4 +115,5 @@ def test_copying_works_without_the_clipboard_permission(swept):
     }""")
     tools(swept, "frontier").get_by_role("button", name="Copy as Markdown").click()
     tools(swept, "frontier").get_by_role("status").get_by_text("copied").wait_for()
+    assert swept.evaluate("taken").startswith("| case | ")
     assert swept.locator("textarea").count() == 0

@@ -41,10 +41,6 @@ def skipped(report, size):
     return {(parts[1], parts[2]): skip for parts, skip in split if parts[3] == size}
 
 
-def in_order(names, known):
-    return sorted(set(names), key=list(known).index)
-
-
 def focused(page):
     return page.evaluate("document.activeElement.getAttribute('aria-label')")
 
@@ -97,6 +93,7 @@ def check_skipped(cell, written, skip, name):
     assert cell["label"] == f"{', '.join(name)}: {reason}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_higher_score_has_a_darker_cell(new_page, sweep, open_report, scheme):
     page = open_report(new_page(color_scheme=scheme), sweep)
@@ -108,6 +105,7 @@ def test_higher_score_has_a_darker_cell(new_page, sweep, open_report, scheme):
     assert fills[-1] < fills[0] / 10
 
 
+@pytest.mark.slow
 def test_pointer_and_focus_fill_the_detail_line(swept):
     for cell in cells(swept, "grid")[:6]:
         _, top, right, bottom = cell["box"]
@@ -119,28 +117,18 @@ def test_pointer_and_focus_fill_the_detail_line(swept):
     assert swept.inner_text("#detail-grid") == cell["label"]
     tab_into_the_grid(swept)
     assert swept.inner_text("#detail-grid") == focused(swept)
+    stroke = swept.evaluate("getComputedStyle(document.activeElement).strokeWidth")
+    assert stroke == "3px"
 
 
-def test_switching_sizes_without_waiting_ends_at_the_last(swept, sweep):
-    swept.evaluate(
-        """() => {
-            const view = document.getElementById("view");
-            for (const value of [0, 1, 2, 0, 1, 2, 0]) {
-                view.value = value;
-                view.dispatchEvent(new Event("change"));
-            }
-        }"""
-    )
-    swept.wait_for_timeout(300)
-    assert swept.locator("#chart-grid svg").count() == 1
-    assert len(cells(swept, "grid")) == 16
-    found = drawn(swept)
-    for name, manifest in by_name(sweep.of_size("small")).items():
-        assert f"total score {four(total(manifest))} " in found[name]["label"]
-
-
-def test_click_on_a_cell_opens_its_case(swept, sweep):
+def test_click_on_a_measured_cell_opens_its_case(swept, sweep):
     choose_size(swept, "medium")
+    before = swept.evaluate("location.hash")
+    (cell, *_) = (c for c in cells(swept, "grid") if "skipped" in c["label"])
+    swept.mouse.click(cell["box"][2] - 3, cell["box"][3] - 3)
+    swept.wait_for_timeout(50)
+    assert swept.evaluate("location.hash") == before
+    assert swept.locator("#section-grid").is_visible()
     name = ("wint4_aint8", "w_group64")
     case_id = by_name(sweep.of_size("medium"))[name]["case"]["case_id"]
     left, top, right, bottom = drawn(swept)[name]["box"]
@@ -153,41 +141,25 @@ def test_click_on_a_cell_opens_its_case(swept, sweep):
     assert f"case\n{case_id}\n" in swept.inner_text("#case-facts")
 
 
-def test_click_on_a_skipped_cell_opens_nothing(swept):
-    before = swept.evaluate("location.hash")
-    (cell, *_) = (c for c in cells(swept, "grid") if "skipped" in c["label"])
-    swept.mouse.click(cell["box"][2] - 3, cell["box"][3] - 3)
-    swept.wait_for_timeout(50)
-    assert swept.evaluate("location.hash") == before
-    assert swept.locator("#section-grid").is_visible()
-
-
 def test_arrow_keys_move_over_the_grid_and_tab_leaves_it(swept):
-    vocabulary = load_vocabulary()
     labels = {cell["label"]: name for name, cell in drawn(swept).items()}
-    pairs = in_order((pair for pair, _ in labels.values()), vocabulary.pairs)
-    columns = in_order((name for _, name in labels.values()), vocabulary.granularities)
+    shown, vocabulary = set(labels.values()), load_vocabulary()
+    pairs = [pair for pair in vocabulary.pairs if (pair, "default") in shown]
+    columns = [name for name in vocabulary.granularities if (pairs[0], name) in shown]
     right, down = len(columns) - 1, len(pairs) - 1
     tab_into_the_grid(swept)
     visited = [labels[focused(swept)]]
-    keys = ["ArrowRight"] * (right + 1) + ["ArrowDown"] * down + ["ArrowLeft", "ArrowUp"]
-    for key in keys:
+    for key in ["ArrowRight"] * (right + 1) + ["ArrowDown"] * down + ["ArrowLeft", "ArrowUp"]:
         swept.keyboard.press(key)
         visited.append(labels[focused(swept)])
-    assert (
-        visited
-        == [
-            *((pairs[0], name) for name in columns),
-            (pairs[0], columns[right]),  # the last column is the end
-            *((pair, columns[right]) for pair in pairs[1:]),
-            (pairs[down], columns[right - 1]),
-            (pairs[down - 1], columns[right - 1]),
-        ]
-    )
+    along = [*((pairs[0], name) for name in columns), (pairs[0], columns[right])]
+    back = [(pairs[down], columns[right - 1]), (pairs[down - 1], columns[right - 1])]
+    assert visited == [*along, *((pair, columns[right]) for pair in pairs[1:]), *back]
     swept.keyboard.press("Tab")
     assert swept.evaluate("document.activeElement.closest('#chart-grid')") is None
 
 
+@pytest.mark.slow
 def test_enter_opens_the_focused_case_and_back_returns(swept, sweep):
     tab_into_the_grid(swept)
     swept.keyboard.press("ArrowDown")
@@ -202,21 +174,7 @@ def test_enter_opens_the_focused_case_and_back_returns(swept, sweep):
     assert len(cells(swept, "grid")) == 16
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_focus_is_visible(new_page, sweep, open_report, scheme):
-    page = open_report(new_page(color_scheme=scheme), sweep)
-    tab_into_the_grid(page)
-    stroke, width, wanted = page.evaluate(
-        """() => {
-            const style = getComputedStyle(document.activeElement);
-            const root = getComputedStyle(document.documentElement);
-            return [style.stroke, style.strokeWidth, root.getPropertyValue("--focus").trim()];
-        }"""
-    )
-    assert width == "3px"
-    assert rgb(stroke) == tuple(bytes.fromhex(wanted[1:]))
-
-
+@pytest.mark.slow
 def test_skip_link_leads_to_the_content_of_the_shown_section(swept):
     go(swept, "#cases")
     swept.focus(".skip")
@@ -226,6 +184,7 @@ def test_skip_link_leads_to_the_content_of_the_shown_section(swept):
     assert swept.evaluate("document.activeElement.id") == "main"
 
 
+@pytest.mark.slow
 def test_unknown_addresses_show_the_grid_or_the_first_case(swept):
     for address in ("#nowhere", "#constructor", "#toString", "#__proto__=x", "#%"):
         go(swept, "#cases")

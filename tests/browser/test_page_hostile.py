@@ -5,19 +5,15 @@ from dataclasses import replace
 import pytest
 from builders import with_scores
 from page_reading import SECTIONS, cells, column, go, open_case, table, whole_table
-from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.reports.rebuild import rebuild
-from pytest_autoquant.reports.session_results import SessionResults
-from pytest_autoquant.reports.write import write_case, write_summary
+from pytest_autoquant.reports.write import write_case
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = "</script><script>window.pwned=1</script>"
 IMAGE = '"><img src=x onerror=window.pwned=1>'
 QUOTES = "'\"`${alert(1)}`\\u003c<!--<script>"
-REVERSED = "\u202egpj.exe\u202c"
-LONG = "x" * 5000
-PROTOTYPE = "__proto__"
-NAMES = (SCRIPT, IMAGE, QUOTES, REVERSED, LONG, PROTOTYPE, "constructor", "datum.score", "a\nb")
-WIDTHS = (1280, 390)
+NAMES = (SCRIPT, IMAGE, QUOTES, "\u202egpj.exe\u202c", "x" * 5000, "__proto__", "datum.score")
 
 
 def hostile_case(template, index, name):
@@ -45,42 +41,10 @@ def hostile_case(template, index, name):
     )
 
 
-def unmeasured():
-    """Outcomes without a manifest, with the same names."""
-    ids = [f"m/p{name}/g{name}/small/gradient" for name in NAMES]
-    lost = f"m/{IMAGE}/lost/small/gradient"
-    return {
-        "skips": {
-            case_id: SkippedCase(case_id=case_id, status="unsupported", reason=f"why {name}")
-            for case_id, name in zip(ids[:5], NAMES, strict=False)
-        },
-        "errors": {
-            case_id: FailedCase(case_id=case_id, problem=f"error {name}")
-            for case_id, name in zip(ids[5:], NAMES, strict=False)
-        },
-        "gated": {ids[0]: f"{SCRIPT}\n{IMAGE}"},
-        "lost": (lost,),
-        "command": f"pytest {SCRIPT} {LONG}",
-        "structures": {
-            (name, name): StructureCheck(
-                pair=name,
-                granularity=name,
-                status="unsupported",
-                reason=name,
-                format_name=name,
-                effective_bits=4.5,
-                digest="d",
-            )
-            for name in NAMES
-        },
-    }
-
-
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory, template):
     """One report for all of these tests, because its names make it slow to draw."""
     root = tmp_path_factory.mktemp("hostile")
-    write_summary(root, SessionResults(**unmeasured()))
     for index, name in enumerate(NAMES):
         write_case(root, hostile_case(template, index, name))
     results = rebuild(root)
@@ -99,18 +63,15 @@ def visit(page):
         yield case[:60]
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("width", [390, 1280])
 def test_names_run_nothing_and_fit_the_window(new_page, hostile, open_report, width):
     page = open_report(new_page(viewport={"width": width, "height": 800}), hostile)
-    wide = {}
     for shown in visit(page):
-        assert page.evaluate("window.pwned") is None
+        assert page.evaluate("window.pwned") is None, shown
         found, room = page.evaluate(
             "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
         )
-        if found > room:
-            wide[shown] = found
-    assert wide == {}
+        assert found <= room, shown
     assert page.locator("img").count() == 0
     assert page.evaluate("document.scripts.length") == 3
 
@@ -123,21 +84,9 @@ def test_names_are_shown_as_they_are(page, hostile, open_report):
     groups = column(table(page, "layer-groups"), "group")
     assert sorted(group[:-1] for group in groups) == sorted(NAMES)
     go(page, "#grid")
-    failed = page.inner_text("#failed + ul")
-    assert SCRIPT in failed
-    assert IMAGE in failed
-    for value in page.locator("#view option").evaluate_all("all => all.map((o) => o.value)"):
-        page.select_option("#view", value)
-        page.wait_for_timeout(50)
-        for cell in cells(page, "grid"):
-            assert any(name in cell["label"] for name in NAMES), cell["label"][:200]
-
-
-def test_names_are_text_without_scripts_too(new_page, hostile):
-    page = new_page(java_script_enabled=False)
-    page.goto(hostile.as_uri())
-    assert page.locator("img").count() == 0
-    assert SCRIPT in page.inner_text('table[data-name="cases"]')
+    assert IMAGE in page.inner_text("#failed + ul")
+    for cell in cells(page, "grid"):
+        assert any(name in cell["label"] for name in NAMES), cell["label"][:200]
 
 
 def test_security_policy_stops_injected_elements(browser, hostile):

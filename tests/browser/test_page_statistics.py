@@ -74,6 +74,7 @@ def test_groups_by_case_shows_the_mean_shares_of_the_chosen_size(swept, sweep):
         ]
 
 
+@pytest.mark.slow
 def test_groups_by_case_is_drawn_on_a_canvas_in_many_colours(swept):
     go(swept, "#groups")
     found = colours(swept, "#chart-groups canvas")
@@ -94,42 +95,37 @@ def test_rows_selector_draws_all_groups(page, large, open_report):
     assert len(whole_table(page, "groups")) == 251
 
 
-def test_square_under_the_pointer_gives_group_case_and_share(swept, sweep):
-    go(swept, "#groups")
-    swept.locator("#chart-groups canvas").scroll_into_view_if_needed()
-    box = swept.locator("#chart-groups canvas").bounding_box()
-    details = set()
-    for step in range(40, 100, 4):
-        swept.mouse.move(box["x"] + box["width"] * step / 100, box["y"] + box["height"] * 0.7)
-        details.add(swept.inner_text("#detail-groups"))
-    manifests = sweep.of_size("large", "measured")
-    expected = {
-        f"{name} in {m['case']['pair']} {m['case']['granularity']}: "
-        f"{percent(score / total(m))} of the total score"
-        for m in manifests.values()
-        for name, score in scores(m).items()
-    }
-    assert len(details - {""}) > 2
-    assert details - {""} <= expected
-
-
-def test_click_on_a_square_opens_its_case(swept):
+@pytest.mark.slow
+def test_square_gives_group_case_and_share_and_opens_the_case(swept, sweep):
     go(swept, "#groups")
     canvas = swept.locator("#chart-groups canvas")
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
-    for place in range(int(box["width"]), 0, -6):
-        swept.mouse.move(box["x"] + place, box["y"] + box["height"] * 0.7)
-        if detail := swept.inner_text("#detail-groups"):
-            break
-    group, case, _ = re.split(" in |: ", detail)
+    places, row = {}, box["y"] + box["height"] * 0.7
+    for step in range(40, 100, 4):
+        place = box["x"] + box["width"] * step / 100
+        swept.mouse.move(place, row)
+        places.setdefault(swept.inner_text("#detail-groups"), place)
+    places.pop("", None)
+    expected = {
+        f"{name} in {m['case']['pair']} {m['case']['granularity']}: "
+        f"{percent(score / total(m))} of the total score"
+        for m in sweep.of_size("large", "measured").values()
+        for name, score in scores(m).items()
+    }
+    assert len(places) > 2
+    assert places.keys() <= expected
+    detail, place = places.popitem()
+    _, case, _ = re.split(" in |: ", detail)
+    swept.mouse.move(place, row)
+    assert swept.inner_text("#detail-groups") == detail
     with drawing(swept):
-        swept.mouse.click(box["x"] + place, box["y"] + box["height"] * 0.7)
+        swept.mouse.click(place, row)
     chosen = swept.input_value("#case-choice")
     assert chosen == f"tiny-qwen3-vl/{case.replace(' ', '/')}/large/gradient"
-    assert group in column(table(swept, "layer-groups"), "group")
 
 
+@pytest.mark.slow
 def test_rank_correlation_of_two_cases_is_that_of_scipy(swept, sweep):
     for a, b in combinations(list(sweep.manifests)[::9], 2):
         compare_cases(swept, a, b)
@@ -143,7 +139,7 @@ def test_rank_correlation_of_two_cases_is_that_of_scipy(swept, sweep):
         )
 
 
-def test_movers_are_those_of_the_two_rankings(swept, sweep):
+def test_movers_and_points_are_those_of_the_two_rankings(swept, sweep):
     compare_cases(swept, A, B)
     before, after = sweep.manifests[A], sweep.manifests[B]
     rows = table(swept, "movers")
@@ -156,22 +152,16 @@ def test_movers_are_those_of_the_two_rankings(swept, sweep):
     distances = [abs(int(moved)) for moved in column(rows, "moved (ranks)")]
     assert distances == sorted(distances, reverse=True)
     assert distances[0] > 0
-
-
-def test_chart_of_two_cases_has_a_point_per_group(swept, sweep):
-    compare_cases(swept, A, B)
-    before, after = ranks(sweep.manifests[A]), ranks(sweep.manifests[B])
     assert {cell["label"] for cell in cells(swept, "compare")} == {
-        f"{name}: rank {before[name]} in A, {after[name]} in B" for name in before
+        f"{name}: rank {rank} in A, {ranks(after)[name]} in B"
+        for name, rank in ranks(before).items()
     }
-
-
-def test_case_compared_with_itself_does_not_move(swept):
     compare_cases(swept, A, A)
     assert "correlation 1.0000; 10 of A's 10" in swept.inner_text("#correlation")
     assert {*column(table(swept, "movers"), "moved (ranks)")} == {"0"}
 
 
+@pytest.mark.slow
 def test_comparison_starts_from_the_shown_case(swept):
     go(swept, f"#case={A}")
     with drawing(swept):
@@ -180,6 +170,7 @@ def test_comparison_starts_from_the_shown_case(swept):
     assert swept.input_value("#case-b") == "tiny-qwen3-vl/wfp8_afp8/default/small/gradient"
 
 
+@pytest.mark.slow
 def test_size_stability_has_a_point_per_row_of_its_table(swept):
     go(swept, "#stability")
     rows = whole_table(swept, "size-stability")[1:]

@@ -45,6 +45,7 @@ def test_cases_in_both_runs_are_listed_and_infinite_drift_sorts_last(page, compa
     assert set(column(table(page, "runs"), "Spearman rank correlation")) == {"0.5000"}
 
 
+@pytest.mark.slow
 def test_case_opens_the_comparison_of_its_two_sides(page, compared, open_report):
     open_report(page, compared, "#compare")
     page.locator("#section-compare .dt-search input").first.fill("/c/")

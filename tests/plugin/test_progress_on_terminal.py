@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from pytest_autoquant.plugin.worker import progress_line
 
 pexpect = pytest.importorskip("pexpect")
 pyte = pytest.importorskip("pyte")
@@ -52,8 +53,8 @@ def test_progress_is_shown_and_pytests_lines_keep_id_result_and_percentage(scree
     assert not any(re.search(r"\d+/\d+, \d+ s", line) for line in lines)
 
 
-def test_nothing_is_shown_where_output_is_not_a_terminal(project, modelopt):
-    project.makeconftest(AT_ONCE)
+def test_nothing_is_shown_where_output_is_not_a_terminal(project, modelopt, monkeypatch):
+    monkeypatch.setattr(progress_line, "QUIET_SECONDS", 0.0)
     result = project.runpytest_inprocess(*ARGUMENTS.split())
     result.assert_outcomes(passed=2)
     assert not re.search(r"\d+/\d+, \d+ s", result.stdout.str() + result.stderr.str())

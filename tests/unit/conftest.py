@@ -13,7 +13,7 @@ import time
 from dataclasses import fields, replace
 
 import pytest
-from builders import HtmlPage
+from builders import HtmlPage, load_tiny
 from markdown_it import MarkdownIt
 from pytest_autoquant.calibration.batches import Batch, CalibrationData
 from pytest_autoquant.calibration.captions import CaptionSet
@@ -48,6 +48,12 @@ SHAPES = {
     f"{LAYER}.mlp.gate_proj": (512, 256),
     f"{LAYER}.mlp.up_proj": (512, 256),
 }
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """The embedded model that is measured by default, in fp32 on the CPU."""
+    return load_tiny()
 
 
 @pytest.fixture

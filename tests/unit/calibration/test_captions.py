@@ -30,13 +30,6 @@ def test_first_captions_of_a_file_are_stripped_and_blank_lines_skipped(tmp_path)
     assert (captions.name, captions.size, captions.requested) == ("mine.txt", "small", 16)
 
 
-def test_file_with_fewer_captions_than_the_size_needs_is_read(tmp_path):
-    path = tmp_path / "mine.txt"
-    path.write_text("one\ntwo", encoding="utf-8")
-    captions = load_captions(path, "small")
-    assert (captions.lines, captions.requested) == (("one", "two"), 16)
-
-
 def test_all_lines_of_a_held_out_file_are_used(tmp_path):
     path = tmp_path / "mine.txt"
     path.write_text("\n".join(f" caption {i} \n" for i in range(700)), encoding="utf-8")
@@ -49,8 +42,7 @@ def test_all_lines_of_a_held_out_file_are_used(tmp_path):
     ("content", "problem"),
     [
         (b"", "is empty; give one caption per line"),
-        (b"\n \t\r\n\n", "is empty; give one caption per line"),
-        (b"\xef\xbb\xbf", "is empty; give one caption per line"),
+        (b"\xef\xbb\xbf\n \t\r\n", "is empty; give one caption per line"),
         (b"A dog.\nEin K\xe4fer.\n", "is not UTF-8 (byte 12)"),
         (None, "does not exist"),
     ],

@@ -4,30 +4,25 @@ import importlib.metadata
 import json
 import os
 import re
-import subprocess
-import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from builders import with_case_names
 from pytest_autoquant import __version__, cli
 from pytest_autoquant.cli import doctor
 from pytest_autoquant.cli.doctor.check import Check
-from pytest_autoquant.reports.write import write_case
+from pytest_autoquant.files import write_atomic
+from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
-COMMANDS = ["list", "render", "compare", "merge", "check-export", "schema", "doctor"]
 
 
 @pytest.fixture
 def reports(tmp_path, manifest):
     """A folder with the manifests of two cases and no layer report."""
     for name in ("default", "w_group64"):
-        case_id = manifest.case.case_id.replace(manifest.case.granularity, name)
-        case = replace(manifest.case, granularity=name, case_id=case_id)
-        write_case(tmp_path, replace(manifest, case=case))
-    for path in tmp_path.rglob("layer-sensitivity-report.*"):
-        path.unlink()
+        path = tmp_path / with_case_names(manifest, granularity=name).path
+        write_atomic(path, dump_manifest(with_case_names(manifest, granularity=name)))
     return tmp_path
 
 
@@ -42,38 +37,32 @@ def test_package_declares_the_command():
     assert scripts["console_scripts", "pytest_autoquant.cli:main"].load() is cli.main
 
 
-def test_version(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ((), 2, "the following arguments are required: COMMAND"),
+        (("rendr", "x"), 2, "invalid choice: 'rendr'"),
+        (("render",), 2, "the following arguments are required: DIR"),
+        (("check-export",), 2, "the following arguments are required: DIR"),
+        (("schema", "case"), 2, "invalid choice: 'case'"),
+        (("doctor", "x"), 2, "unrecognized arguments: x"),
+        (("list", "--sizes=small"), 2, "unrecognized arguments: --sizes=small"),
+        (("list", "--pair"), 2, "unrecognized arguments: --pair"),
+        (("--version",), 0, f"aq-harness {__version__}\n"),
+    ],
+)
+def test_argparse_answers_wrong_usage_and_version(arguments, status, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main(["--version"])
-    assert (stop.value.code, capsys.readouterr().out) == (0, f"aq-harness {__version__}\n")
+        cli.main(arguments)
+    assert stop.value.code == status
+    assert message in "".join(capsys.readouterr())
 
 
 def test_help_lists_every_command(capsys):
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(SystemExit):
         cli.main(["--help"])
-    assert stop.value.code == 0
     listed = re.findall(r"^    ([\w-]+)(?: |$)", capsys.readouterr().out, re.MULTILINE)
-    assert listed == COMMANDS
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((), "the following arguments are required: COMMAND"),
-        (("rendr", "x"), "invalid choice: 'rendr'"),
-        (("render",), "the following arguments are required: DIR"),
-        (("check-export",), "the following arguments are required: DIR"),
-        (("schema", "case"), "invalid choice: 'case'"),
-        (("doctor", "x"), "unrecognized arguments: x"),
-        (("list", "--sizes=small"), "unrecognized arguments: --sizes=small"),
-        (("list", "--pair"), "unrecognized arguments: --pair"),
-    ],
-)
-def test_wrong_usage_exits_2_with_argparse_message(arguments, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(arguments)
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+    assert listed == ["list", "render", "compare", "merge", "check-export", "schema", "doctor"]
 
 
 def test_render_writes_layer_reports_and_summary(reports, capsys):
@@ -86,7 +75,7 @@ def test_render_writes_layer_reports_and_summary(reports, capsys):
     assert json.loads((reports / "summary.json").read_text())["counts"]["measured"] == 2
 
 
-def test_render_reports_a_broken_manifest_and_renders_the_rest(reports, capsys):
+def test_render_names_a_broken_manifest_and_renders_the_rest(reports, capsys):
     broken, _ = sorted(reports.rglob("*_quant_manifest.json"))
     broken.write_text("{")
     assert cli.main(["render", str(reports)]) == 1
@@ -97,15 +86,6 @@ def test_render_reports_a_broken_manifest_and_renders_the_rest(reports, capsys):
     assert len(list(reports.rglob("layer-sensitivity-report.md"))) == 1
 
 
-def test_render_of_a_missing_folder_is_a_one_line_error(tmp_path, capsys):
-    assert cli.main(["render", str(tmp_path / "away")]) == 2
-    assert capsys.readouterr() == (
-        "",
-        f"aq-harness: {tmp_path / 'away'}: no such folder; give one that holds manifests\n",
-    )
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_render_of_an_empty_folder_exits_2_and_writes_nothing(tmp_path, capsys):
     assert cli.main(["render", str(tmp_path)]) == 2
     said = f"aq-harness: {tmp_path}: holds no manifest; run some cases first\n"
@@ -113,35 +93,68 @@ def test_render_of_an_empty_folder_exits_2_and_writes_nothing(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_render_escapes_a_folder_name_that_is_not_text(reports, aq_harness):
-    folder = reports / os.fsdecode(b"caf\xe9")
+def test_unreadable_input_is_a_one_line_error(tmp_path, capsys):
+    away = tmp_path / "away"
+    assert cli.main(["render", str(away)]) == 2
+    assert capsys.readouterr() == (
+        "",
+        f"aq-harness: {away}: no such folder; give one that holds manifests\n",
+    )
+    assert list(tmp_path.iterdir()) == []
+    assert cli.main(["check-export", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"aq-harness: {tmp_path / 'config.json'}: ")
+
+
+def test_output_that_the_locale_cannot_encode_is_escaped(reports, aq_harness):
+    folder = reports / "r\u00e9sum\u00e9" / os.fsdecode(b"caf\xe9")
     try:
-        folder.mkdir()
+        folder.mkdir(parents=True)
     except OSError:
         pytest.skip("this file system accepts only UTF-8 names")
     (folder / "broken_autoquant_lm_quant_manifest.json").write_text("{")
-    done = aq_harness("render", reports)
-    assert done.returncode == 1
-    assert "caf\\udce9" in done.stdout
-    assert "Traceback" not in done.stderr
-
-
-ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
-
-
-def test_output_in_an_ascii_locale_is_escaped(reports, aq_harness):
-    renamed = reports.with_name("r\u00e9sum\u00e9")
-    reports.rename(renamed)
-    done = aq_harness("render", renamed, environment=ASCII)
-    assert (done.returncode, done.stderr) == (0, "imported []\n")
-    assert re.search(r"r[\\\w]+sum[\\\w]+: 2 measured, ", done.stdout)
+    ascii_only = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = aq_harness("render", reports, environment=ascii_only)
+    assert (done.returncode, done.stderr) == (1, "imported []\n")
+    assert re.search(r"r[\\\w]+sum[\\\w]+/caf\\udce9", done.stdout)
     assert done.stdout.isascii()
-    other = aq_harness("compare", renamed, renamed, environment=ASCII)
-    assert (other.returncode, other.stderr) == (0, "imported []\n")
-    missing = aq_harness("render", renamed / "\u6f22", environment=ASCII)
+    missing = aq_harness("render", reports / "\u6f22", environment=ascii_only)
     assert missing.returncode == 2
     assert "no such folder" in missing.stderr
     assert missing.stderr.isascii()
+
+
+def test_closed_pipe_exits_1_without_a_traceback(reports, aq_harness):
+    read, write = os.pipe()
+    os.close(read)
+    done = aq_harness("render", reports, stdout=write)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "imported []\n")
+
+
+def test_help_of_list_imports_no_torch(aq_harness):
+    done = aq_harness("list", "--help")
+    assert (done.returncode, done.stderr) == (0, "imported []\n")
+
+
+def test_base_install_runs_all_but_list_and_names_its_extra(reports, base_install):
+    rendered = base_install("render", reports)
+    assert (rendered.returncode, rendered.stderr) == (0, "")
+    assert rendered.stdout.startswith(f"{reports}: 2 measured, ")
+    assert base_install("schema", "sensitivity").returncode == 0
+    page = reports / "compared.html"
+    compared = base_install("compare", reports, reports, "--html", page)
+    assert (compared.returncode, compared.stderr) == (0, "")
+    assert compared.stdout.startswith("2 cases in both runs, ")
+    assert compared.stdout.endswith(f"\nwrote {page}\n")
+    assert page.is_file()
+    listed = base_install("list")
+    assert (listed.returncode, listed.stdout) == (2, "")
+    assert listed.stderr == (
+        "aq-harness: list needs torch, transformers, modelopt, which this Python does "
+        "not have; install the extra: pip install 'pytest-autoquant[measure]'\n"
+    )
 
 
 def export_without_quantization(folder, *names):
@@ -177,14 +190,6 @@ def test_check_export_of_an_invalid_export_exits_1_without_torch(tmp_path, base_
     assert "exclusion" in rules
 
 
-def test_check_export_of_a_folder_without_config_is_a_one_line_error(tmp_path, capsys):
-    assert cli.main(["check-export", str(tmp_path)]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith(f"aq-harness: {tmp_path / 'config.json'}: ")
-    assert err.count("\n") == 1
-
-
 @pytest.mark.parametrize(
     ("record", "document"),
     [
@@ -218,46 +223,3 @@ def test_ctrl_c_exits_130_without_a_traceback(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "examine", interrupt)
     assert cli.main(["doctor"]) == 130
     assert capsys.readouterr() == ("", "")
-
-
-def test_closed_pipe_exits_1_without_a_traceback(reports, aq_harness):
-    read, write = os.pipe()
-    os.close(read)
-    done = aq_harness("render", reports, stdout=write)
-    os.close(write)
-    assert (done.returncode, done.stderr) == (1, "imported []\n")
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [("--help",), ("--version",), ("list", "--help"), ("schema", "sensitivity"), ("render",)],
-    ids=" ".join,
-)
-def test_command_imports_no_torch(reports, arguments, aq_harness):
-    arguments = (*arguments, reports) if arguments == ("render",) else arguments
-    done = aq_harness(*arguments)
-    assert (done.returncode, done.stderr) == (0, "imported []\n")
-
-
-def test_base_install_renders_and_names_the_extra_for_list(reports, base_install):
-    rendered = base_install("render", reports)
-    assert (rendered.returncode, rendered.stderr) == (0, "")
-    assert rendered.stdout.startswith(f"{reports}: 2 measured, ")
-    listed = base_install("list")
-    assert (listed.returncode, listed.stdout) == (2, "")
-    assert listed.stderr == (
-        "aq-harness: list needs torch, transformers, modelopt, which this Python does "
-        "not have; install the extra: pip install 'pytest-autoquant[measure]'\n"
-    )
-
-
-def test_module_runs_as_a_script():
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "pytest_autoquant.cli", "render", "away"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    message = "aq-harness: away: no such folder; give one that holds manifests\n"
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)

@@ -1,13 +1,11 @@
 """Fingerprints: which inputs make two measurements differ."""
 
 import re
-from dataclasses import fields
 
 import pytest
 from builders import changed
 from pytest_autoquant import __version__
 from pytest_autoquant.manifests.fingerprint import (
-    FINGERPRINT_FIELDS,
     HARNESS_VERSION,
     MEASUREMENT_VERSION,
     Difference,
@@ -35,25 +33,11 @@ def test_fingerprint_holds_the_inputs_in_the_manifest(manifest):
     )
 
 
-def test_options_can_name_every_field():
-    assert tuple(field.name for field in fields(Fingerprint)) == FINGERPRINT_FIELDS
-
-
 @pytest.mark.parametrize(
     ("field", "part", "values"),
     [
         ("model", "model", {"digest": "e" * 64}),
-        ("dtype", "model", {"dtype": "bfloat16"}),
-        ("device", "environment", {"device": "cuda"}),
-        ("captions", "dataset", {"sha256": "e" * 64}),
-        ("config", "quantization", {"digest": "e" * 64}),
-        ("method", "case", {"method": "kl_div"}),
-        ("engine", "run_config", {"engine": "replay"}),
-        ("score_size", "run_config", {"score_size": 4}),
         ("budget", "run_config", {"effective_bits": 6.0}),
-        ("modelopt", "environment", {"modelopt": "0.48.0"}),
-        ("torch", "environment", {"torch": "2.12.0"}),
-        ("transformers", "environment", {"transformers": "5.15.0"}),
         ("harness", "environment", {"harness": "0.2.0"}),
     ],
 )
@@ -69,17 +53,11 @@ def test_changed_input_is_a_difference(manifest, field, part, values):
     ("part", "values"),
     [
         ("model", {"id": "elsewhere/toy"}),
-        ("dataset", {"name": "renamed.txt"}),
-        ("dataset", {"batch_size": 16, "num_calib_batches": 1}),
-        ("case", {"status": "alias", "alias_of": "another case"}),
-        ("case", {"notes": ()}),
-        ("run_config", {"batch_size": 16}),
-        ("run_config", {"engine_reason": "asked for"}),
-        ("environment", {"python": "3.12.0", "platform": "Darwin arm64"}),
-        ("environment", {"device_name": "another CPU", "cuda": "12.8"}),
-        ("environment", {"host": "here", "user": "me"}),
-        ("autoquant_state", {"score": 1.0}),
-        ("memory", {"peak_rss_bytes": 1}),
+        ("dataset", {"name": "renamed.txt", "batch_size": 16, "num_calib_batches": 1}),
+        ("case", {"status": "alias", "alias_of": "another case", "notes": ()}),
+        ("run_config", {"batch_size": 16, "engine_reason": "asked for"}),
+        ("environment", {"python": "3.12.0", "platform": "Darwin arm64", "cuda": "12.8"}),
+        ("environment", {"device_name": "another CPU", "host": "here", "user": "me"}),
     ],
 )
 def test_field_that_changes_no_score_is_not_a_difference(manifest, part, values):
@@ -109,12 +87,10 @@ def test_manifests_record_package_and_measurement_version(manifest):
     assert re.fullmatch(r"m[1-9]\d*", fingerprint_of(current).harness)
 
 
-def test_builds_of_one_torch_version_are_equal(manifest):
-    builds = [
-        fingerprint_of(changed(manifest, "environment", torch=version))
-        for version in ("2.11.0", "2.11.0+cpu", "2.11.0+cu128")
-    ]
-    assert builds == [builds[0]] * 3
+@pytest.mark.parametrize("version", ["2.11.0+cpu", "2.11.0+cu128"])
+def test_builds_of_one_torch_version_are_equal(manifest, version):
+    build = changed(manifest, "environment", torch=version)
+    assert fingerprint_of(build) == fingerprint_of(manifest)
 
 
 def test_differences_are_in_field_order(manifest):

@@ -3,24 +3,18 @@
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+from builders import structure_check
 from pytest_autoquant.errors import RecordError, WriteError
 from pytest_autoquant.manifests.outcome_log import OUTCOME_LOG, append, compact, read
-from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase, StructureCheck
+from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase
 
 SKIP = SkippedCase(case_id="a", status="needs-cuda", reason="größe\nno CUDA", effective_bits=4.25)
 FAILED = FailedCase(case_id="b", problem="an escape in a text: \\ud800")
 KEPT = KeptCase(case_id="c")
-STRUCTURE = StructureCheck(
-    pair="p",
-    granularity="g",
-    status="supported",
-    reason="",
-    format_name="F",
-    effective_bits=8.0,
-    digest="d",
-)
+STRUCTURE = structure_check()
 ALL = (SKIP, FAILED, KEPT, STRUCTURE)
 INVALID = "is not a valid logged outcome: "
 LINE = b'{"schema_version": 1, "kind": "kept", "case_id": "c"}\n'
@@ -33,13 +27,10 @@ def append_all(root, outcomes):
 
 def test_outcomes_of_every_kind_read_back_in_order(tmp_path):
     root = tmp_path / "new" / "root"
+    assert read(root) == ()
     append_all(root, ALL)
     assert read(root) == ALL
     assert (root / OUTCOME_LOG).read_bytes().splitlines()[2] == LINE.rstrip()
-
-
-def test_missing_log_has_no_outcomes(tmp_path):
-    assert read(tmp_path) == ()
 
 
 def test_half_a_surrogate_pair_is_replaced(tmp_path):
@@ -51,15 +42,7 @@ def test_last_outcome_of_a_case_replaces_earlier_ones(tmp_path):
     later = (
         FailedCase(case_id="a", problem="out of memory"),
         SkippedCase(case_id="c", status="unsupported", reason="refused"),
-        StructureCheck(
-            pair="p",
-            granularity="g",
-            status="unsupported",
-            reason="refused",
-            format_name="F",
-            effective_bits=8.0,
-            digest="e",
-        ),
+        replace(STRUCTURE, status="unsupported", digest="e"),
     )
     append_all(tmp_path, (*ALL, *later))
     assert read(tmp_path) == (FAILED, *later)
@@ -101,29 +84,15 @@ def test_killed_session_loses_no_appended_outcome(tmp_path):
     ("line", "problem"),
     [
         (b"", f"{INVALID}Expecting value"),
-        (b'{"schema_version": 1, "kind": "kept"', f"{INVALID}Expecting"),
         (b"\xff", f"{INVALID}'utf-8' codec can't decode"),
-        (b"[]", "is not a logged outcome: it has no schema_version"),
         (b'{"kind": "kept", "case_id": "c"}', "is not a logged outcome: it has no schema_version"),
         (b'{"schema_version": 2, "kind": "new"}', "was written by a newer version: schema 2"),
         (
             b'{"schema_version": 1, "case_id": "c"}',
             f"{INVALID}kind: must be one of skipped, failed, kept, structure, got",
         ),
-        (
-            b'{"schema_version": 1, "kind": ["kept"]}',
-            f"{INVALID}kind: must be",
-        ),
-        (b'{"schema_version": 1, "kind": "lost"}', f"{INVALID}kind: must be"),
+        (b'{"schema_version": 1, "kind": ["kept"]}', f"{INVALID}kind: must be"),
         (b'{"schema_version": 1, "kind": "kept"}', f"{INVALID}case_id: Field"),
-        (
-            b'{"schema_version": 1, "kind": "kept", "case_id": "c", "more": 1}',
-            f"{INVALID}more: ",
-        ),
-        (
-            b'{"schema_version": 1, "kind": "failed", "case_id": "c", "problem": NaN}',
-            f"{INVALID}NaN is not a JSON number",
-        ),
     ],
 )
 def test_malformed_line_is_refused_with_file_and_line(tmp_path, line, problem):

@@ -10,20 +10,17 @@ from pytest_autoquant.manifests.schemas import SCHEMAS, schema_text
 from pytest_autoquant.manifests.scheme_manifest import dump_scheme
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
 from pytest_autoquant.manifests.session_summary import dump_summary
-from pytest_autoquant.reports.report_model import report_model
-from pytest_autoquant.reports.session_report import session_summary
-from pytest_autoquant.reports.session_results import SessionResults
 
 DOCS = Path(__file__).parents[3] / "docs"
 
 
 @pytest.fixture
-def documents(manifest, derived):
+def documents(manifest, scheme, summary):
     """One document of every record, by schema name."""
     texts = {
         "manifest": dump_manifest(manifest),
-        "scheme_manifest": dump_scheme(derived),
-        "session_summary": dump_summary(session_summary(report_model(SessionResults(lost=("a",))))),
+        "scheme_manifest": dump_scheme(scheme),
+        "session_summary": dump_summary(summary),
     }
     return {name: json.loads(text) for name, text in texts.items()}
 

@@ -1,13 +1,7 @@
-"""The embedded model, and a small checkpoint to damage."""
+"""A small checkpoint to damage."""
 
 import pytest
 import torch
-from builders import load_tiny
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return load_tiny()
 
 
 @pytest.fixture(scope="module")

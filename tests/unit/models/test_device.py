@@ -8,9 +8,7 @@ from pytest_autoquant.models.device import peak_cuda_bytes, resolve_device, reso
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.mark.parametrize(
-    "name", ["banana", "", "tpu", "CPU", "cpu:0", "cuda:", "cuda:-1", "cuda:0\n"]
-)
+@pytest.mark.parametrize("name", ["", "tpu", "CPU", "cpu:0", "cuda:", "cuda:-1", "cuda:0\n"])
 def test_unknown_device_is_refused(name):
     with pytest.raises(UsageError) as caught:
         resolve_device(name)
@@ -21,10 +19,8 @@ def test_unknown_device_is_refused(name):
     ("name", "num_devices", "is_available"),
     [
         ("cuda", 0, False),
-        ("cuda:0", 0, False),
         ("cuda", 1, True),
         ("cuda:1", 1, False),
-        ("cuda:1", 2, True),
         ("cuda:999", 8, False),
         ("cuda:7", 8, True),
     ],

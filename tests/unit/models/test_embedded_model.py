@@ -4,11 +4,9 @@ import json
 
 import pytest
 import torch
-from builders import calibration_of, ignore_progress, load_tiny
-from pytest_autoquant.formats.effective_config import resolve
-from pytest_autoquant.grid.vocabulary import load_vocabulary
+from builders import calibration_of, config_of, ignore_progress, load_tiny
 from pytest_autoquant.models.registry import REGISTRY
-from pytest_autoquant.scoring.stock import StockEngine
+from pytest_autoquant.scoring.replay.engine import ReplayEngine
 from scipy.stats import spearmanr
 from transformers import AutoProcessor, AutoTokenizer
 
@@ -29,7 +27,6 @@ from training.train_tiny import (
     unigram_loss,
 )
 
-VOCABULARY = load_vocabulary()
 CLASSES = {
     "tiny-qwen3-vl": "Qwen3VLForConditionalGeneration",
     "tiny-qwen2.5-vl": "Qwen2_5_VLForConditionalGeneration",
@@ -46,16 +43,15 @@ def folder(tiny):
     return MODELS / tiny.record.name
 
 
-@pytest.fixture(scope="module")
-def group_scores(tiny):
-    def measure(pair, granularity, size="small"):
-        data = calibration_of(tiny, size)
-        effective = resolve(VOCABULARY.pairs[pair], VOCABULARY.granularities[granularity])
-        engine = StockEngine(tiny, method="gradient")
-        (measured,) = engine.score([effective], data, ignore_progress).values()
-        return [group.score / data.scored_tokens for group in measured.groups]
-
-    return measure
+def sweep(tiny, size, *names):
+    """Score combinations at a size; return the scores per token of each by its name."""
+    data = calibration_of(tiny, size)
+    configs = {name: config_of(*name.split("-")) for name in names}
+    outcomes = ReplayEngine(tiny).score(list(configs.values()), data, ignore_progress)
+    return {
+        name: [group.score / data.scored_tokens for group in outcomes[config.digest].groups]
+        for name, config in configs.items()
+    }
 
 
 def test_script_trains_every_embedded_model():
@@ -63,11 +59,8 @@ def test_script_trains_every_embedded_model():
     assert embedded == list(ARCHITECTURES) == list(CLASSES)
 
 
-def test_folder_is_smaller_than_4_mebibytes(folder):
+def test_architecture_has_a_vision_tower_and_the_folder_is_small(tiny, folder):
     assert sum(path.stat().st_size for path in folder.iterdir()) < 4 * 2**20
-
-
-def test_architecture_has_a_vision_tower(tiny):
     assert tiny.record.architecture == CLASSES[tiny.record.name]
     assert len(tiny.module.model.visual.blocks) == 2
     assert not any("visual" in linear.name for linear in tiny.linears)
@@ -75,21 +68,9 @@ def test_architecture_has_a_vision_tower(tiny):
 
 
 def test_input_widths_are_multiples_of_128(tiny):
-    assert len(tiny.linears) == 6 * 7
-    shapes = {
-        linear.name.rpartition(".")[2]: (linear.out_features, linear.in_features)
-        for linear in tiny.linears
-    }
-    assert shapes == {
-        "q_proj": (128, 128),
-        "k_proj": (64, 128),
-        "v_proj": (64, 128),
-        "o_proj": (128, 128),
-        "gate_proj": (384, 128),
-        "up_proj": (384, 128),
-        "down_proj": (128, 384),
-    }
-    assert {linear.in_features % 128 for linear in tiny.linears} == {0}
+    shapes = [(linear.out_features, linear.in_features) for linear in tiny.linears]
+    q, kv, o, gate_up, down = (128, 128), (64, 128), (128, 128), (384, 128), (128, 384)
+    assert shapes == [q, kv, kv, o, gate_up, gate_up, down] * 6
 
 
 def test_only_qwen25_has_biases(tiny):
@@ -133,26 +114,18 @@ def test_image_features_are_as_wide_as_the_decoder(tiny):
     assert features.shape == (12 * 20 // vision.spatial_merge_size**2, 128)
 
 
-@pytest.fixture
-def described(tiny, folder, tmp_path):
-    """Copy the folder's small files, with the processor that the script describes."""
-    for path in folder.glob("*.json"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    save_processor(ARCHITECTURES[folder.name], tiny.module, tmp_path)
-    return tmp_path
-
-
-def test_stored_processor_is_what_the_script_writes(folder, described):
+def test_stored_processor_is_what_the_script_writes(tiny, folder, tmp_path):
     stored = folder / "preprocessor_config.json"
-    assert stored.read_text() == (described / stored.name).read_text()
+    save_processor(ARCHITECTURES[folder.name], tiny.module, tmp_path)
+    assert stored.read_text() == (tmp_path / stored.name).read_text()
 
 
-def test_processor_loads_offline_and_takes_an_image(tiny, described, tmp_path):
+def test_processor_loads_offline_and_takes_an_image(tiny, folder, tmp_path):
     pytest.importorskip("torchvision", reason="transformers' processors need torchvision here")
     from PIL import Image
 
     architecture = ARCHITECTURES[tiny.record.name]
-    AutoProcessor.from_pretrained(described).save_pretrained(tmp_path / "saved")
+    AutoProcessor.from_pretrained(folder).save_pretrained(tmp_path / "saved")
     processor = AutoProcessor.from_pretrained(tmp_path / "saved")
     assert type(processor).__name__ == architecture.processor
     assert type(processor.video_processor).__name__ == architecture.video_processor
@@ -176,31 +149,33 @@ def test_loss_on_unseen_captions_is_far_below_the_unigram_loss(tiny, folder):
     assert stated["loss_before"] > unigram
 
 
-@pytest.mark.parametrize("activation", ["fp16", "int8"])
-def test_int4_weights_score_above_int8_in_every_group(group_scores, activation):
-    int4 = group_scores(f"wint4_a{activation}", "w_per_out_channel")
-    int8 = group_scores(f"wint8_a{activation}", "w_per_out_channel")
-    assert all(a > b for a, b in zip(int4, int8, strict=True))
-
-
-def test_int4_per_tensor_scores_above_groups_of_64(group_scores):
-    per_tensor = group_scores("wint4_afp16", "w_per_tensor")
-    groups = group_scores("wint4_afp16", "w_group64")
+def test_coarser_weights_score_higher_in_every_group(tiny):
+    scores = sweep(
+        tiny,
+        "small",
+        "wint4_afp16-w_per_out_channel",
+        "wint8_afp16-w_per_out_channel",
+        "wint4_aint8-w_per_out_channel",
+        "wint8_aint8-w_per_out_channel",
+        "wint4_afp16-w_per_tensor",
+        "wint4_afp16-w_group64",
+    )
+    for activation in ("fp16", "int8"):
+        int4 = scores[f"wint4_a{activation}-w_per_out_channel"]
+        int8 = scores[f"wint8_a{activation}-w_per_out_channel"]
+        assert all(a > b for a, b in zip(int4, int8, strict=True))
+    per_tensor, groups = scores["wint4_afp16-w_per_tensor"], scores["wint4_afp16-w_group64"]
     assert sum(per_tensor) > 2 * sum(groups)
     assert all(a > b for a, b in zip(per_tensor, groups, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("pair", "granularity"),
-    [
-        ("wint4_aint8", "default"),
-        ("wint8_aint8", "recipe_match_channel_token"),
-        ("wfp8_afp8", "default"),
-    ],
-)
-def test_ranking_at_small_agrees_with_large(group_scores, record_property, pair, granularity):
-    small = group_scores(pair, granularity, "small")
-    large = group_scores(pair, granularity, "large")
-    correlation = spearmanr(small, large).statistic
-    record_property(f"spearman {pair} {granularity}", float(correlation))
-    assert correlation > 0.9
+@pytest.mark.slow
+def test_ranking_at_small_agrees_with_large(tiny):
+    names = (
+        "wint4_aint8-default",
+        "wint8_aint8-recipe_match_channel_token",
+        "wfp8_afp8-default",
+    )
+    small, large = (sweep(tiny, size, *names) for size in ("small", "large"))
+    correlations = [spearmanr(small[name], large[name]).statistic for name in names]
+    assert min(correlations) > 0.9

@@ -1,7 +1,5 @@
 """Which linears are measured, and their shapes."""
 
-from collections import Counter
-
 import pytest
 from pytest_autoquant.models.layers import (
     architecture_linears,
@@ -9,41 +7,26 @@ from pytest_autoquant.models.layers import (
     other_weighted_modules,
 )
 from pytest_autoquant.models.registry import REGISTRY
+from torch import nn
 
-#: (name, out_features, in_features) of each linear in a decoder layer, of 36.
-FULL_SIZE = {
-    "qwen3-vl-4b": [
-        ("q_proj", 4096, 2560),
-        ("k_proj", 1024, 2560),
-        ("v_proj", 1024, 2560),
-        ("o_proj", 2560, 4096),
-        ("gate_proj", 9728, 2560),
-        ("up_proj", 9728, 2560),
-        ("down_proj", 2560, 9728),
-    ],
-    "qwen2.5-vl-3b": [
-        ("q_proj", 2048, 2048),
-        ("k_proj", 256, 2048),
-        ("v_proj", 256, 2048),
-        ("o_proj", 2048, 2048),
-        ("gate_proj", 11008, 2048),
-        ("up_proj", 11008, 2048),
-        ("down_proj", 2048, 11008),
-    ],
-}
+NAMES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-@pytest.mark.parametrize("name", FULL_SIZE)
-def test_full_size_architecture_needs_no_checkpoint(name):
+@pytest.mark.parametrize(
+    ("name", "hidden", "query", "key", "inner"),
+    [("qwen3-vl-4b", 2560, 4096, 1024, 9728), ("qwen2.5-vl-3b", 2048, 2048, 256, 11008)],
+)
+def test_full_size_architecture_needs_no_checkpoint(name, hidden, query, key, inner):
     linears = architecture_linears(REGISTRY[name], trust_remote_code=False)
-    shapes = Counter((x.name.rpartition(".")[2], x.out_features, x.in_features) for x in linears)
-    assert shapes == dict.fromkeys(FULL_SIZE[name], 36)
+    assert [x.name.rpartition(".")[2] for x in linears] == NAMES * 36
+    attention = [(query, hidden), (key, hidden), (key, hidden), (hidden, query)]
+    mlp = [(inner, hidden), (inner, hidden), (hidden, inner)]
+    assert [(x.out_features, x.in_features) for x in linears] == [*attention, *mlp] * 36
 
 
 def test_linears_are_the_decoders_in_module_order(qwen3):
     linears = language_model_linears(qwen3)
-    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    assert [x.name.rpartition(".")[2] for x in linears] == names
+    assert [x.name.rpartition(".")[2] for x in linears] == NAMES
     assert linears[0].name == "model.layers.0.self_attn.q_proj"
     assert {x.module_type for x in linears} == {"Linear"}
     assert [x.num_weights for x in linears] == [
@@ -51,16 +34,22 @@ def test_linears_are_the_decoders_in_module_order(qwen3):
     ]
     assert not any(x.is_fused for x in linears)
     assert other_weighted_modules(qwen3, linears) == ("lm_head",)
-
-
-def test_linears_of_a_decoder_alone_have_no_prefix(qwen3):
-    assert language_model_linears(qwen3.model)[0].name == "layers.0.self_attn.q_proj"
+    decoder_alone = language_model_linears(qwen3.model)
+    assert decoder_alone[0].name == "layers.0.self_attn.q_proj"
 
 
 def test_vision_tower_and_head_are_not_measured(tiny):
     assert all(x.name.startswith("model.language_model.layers.") for x in tiny.linears)
     assert "lm_head" in tiny.others
     assert "model.visual.patch_embed.proj" in tiny.others
+
+
+def test_convolution_in_the_decoder_is_not_measured():
+    decoder = nn.Sequential(nn.Linear(4, 4), nn.Conv1d(4, 4, 2))
+    decoder.get_decoder = lambda: decoder
+    linears = language_model_linears(decoder)
+    assert [linear.name for linear in linears] == ["0"]
+    assert other_weighted_modules(decoder, linears) == ("1",)
 
 
 def test_fused_experts_are_one_linear_with_all_their_weights():

@@ -60,9 +60,15 @@ def other(manifest):
 # A case and its baseline
 
 
-def test_case_equal_to_its_baseline_passes(bless, gate, manifest):
+def test_case_equal_to_its_baseline_passes_also_where_nothing_can_be_written(
+    bless, gate, folder, manifest
+):
     bless(manifest)
-    assert gate().judge(manifest, MEASURED, STRICT) == Verdict(outcome=Outcome.PASSED)
+    opened = gate()
+    folder.rename(folder.with_name("moved"))
+    folder.write_text("a file in the way")
+    opened.check()
+    assert opened.judge(manifest, MEASURED, STRICT) == Verdict(outcome=Outcome.PASSED)
 
 
 def test_drifted_case_fails_with_values_limits_files_and_the_option_to_accept(bless, gate, scored):
@@ -79,31 +85,25 @@ def test_drifted_case_fails_with_values_limits_files_and_the_option_to_accept(bl
         f"measured: {MEASURED}",
         ACCEPT,
     ]
-
-
-def test_same_drift_passes_within_wider_tolerances(bless, gate, scored):
-    bless(scored({"a": 4.0, "b": 3.0}))
     wide = replace(STRICT, total=0.2, group=0.3)
-    assert gate().judge(scored({"a": 5.0, "b": 3.0}), MEASURED, wide) == PASSED
+    assert gate().judge(scored({"a": 5.0, "b": 3.0, "c": 2.0}), MEASURED, wide) == PASSED
 
 
 def test_at_most_five_worst_groups_are_shown(bless, gate, scored):
-    bless(scored({f"g{i}": 4.0 for i in range(8)}))
-    verdict = gate().judge(scored({f"g{i}": 4.0 + i for i in range(8)}), MEASURED, STRICT)
-    shown = [line.split(":")[0].strip() for line in verdict.text.splitlines() if " -> " in line]
-    assert shown == ["g7", "g6", "g5", "g4", "g3"]
-
-
-def test_score_that_is_not_finite_is_shown_as_such(bless, gate, scored):
-    bless(scored({"a": math.nan, "b": 1.0}))
-    verdict = gate().judge(scored({"a": 1.0, "b": 1.0}), MEASURED, STRICT)
-    assert "  a: not finite -> 1 (+inf%), rank 1 -> 1" in verdict.text.splitlines()
-
-
-def test_baseline_is_found_by_case_id_in_any_folder(bless, gate, scored):
-    path = bless(scored({"a": 4.0}), below="by/hand")
-    verdict = gate().judge(scored({"a": 5.0}), MEASURED, STRICT)
-    assert f"baseline: {path}" in verdict.text
+    bless(scored({"n": math.nan} | {f"g{i}": 4.0 for i in range(8)}))
+    after = scored({"n": 1.0} | {f"g{i}": 4.0 + i for i in range(8)})
+    shown = [
+        line.split(", ")[0].strip()
+        for line in gate().judge(after, MEASURED, STRICT).text.splitlines()
+        if " -> " in line
+    ]
+    assert shown == [
+        "n: not finite -> 1 (+inf%)",
+        "g7: 4 -> 11 (+175.00%)",
+        "g6: 4 -> 10 (+150.00%)",
+        "g5: 4 -> 9 (+125.00%)",
+        "g4: 4 -> 8 (+100.00%)",
+    ]
 
 
 @pytest.mark.parametrize("options", [{}, {"update": True}])
@@ -149,7 +149,7 @@ def test_allowed_differences_do_not_prevent_the_comparison(bless, gate, scored):
     assert "drifted from its baseline" in allowing.judge(drifted, MEASURED, STRICT).text
 
 
-@pytest.mark.parametrize("version", ["0.1.0+de4aeb67", "9.9.9+m1", "9.9.9+m99"])
+@pytest.mark.parametrize("version", ["0.1.0+de4aeb67", "9.9.9+m99"])
 def test_any_version_of_the_harness_is_compared(bless, gate, manifest, version):
     bless(manifest)
     later = changed(manifest, "environment", harness=version)
@@ -180,8 +180,7 @@ def test_missing_write_keeps_existing_baselines(bless, gate, scored, folder):
     assert read_manifest(folder / blessed.path) == blessed
 
 
-@pytest.mark.parametrize("missing", ["fail", "skip"])
-@pytest.mark.parametrize("exists", [False, True])
+@pytest.mark.parametrize(("missing", "exists"), [("fail", False), ("skip", True)])
 def test_folder_without_manifests_is_refused(gate, folder, missing, exists):
     if exists:
         folder.mkdir()
@@ -239,12 +238,6 @@ def test_unwritable_folder_is_found_before_and_fails_the_case(gate, folder, mani
     assert verdict.text.startswith(f"{folder / manifest.path}: cannot be written: ")
 
 
-def test_check_writes_nothing_where_baselines_are_only_read(bless, gate, folder, manifest):
-    bless(manifest)
-    gate().check()
-    assert files(folder) == {manifest.path.as_posix()}
-
-
 # Skips
 
 
@@ -257,12 +250,10 @@ def test_skipped_case_with_a_baseline_fails(bless, gate, manifest):
     )
 
 
-def test_skipped_case_without_a_baseline_passes(bless, gate, manifest):
-    bless(manifest)
-    assert gate().judge_skip("toy/other", "needs-cuda: no CUDA") == PASSED
-
-
-def test_update_lets_skips_pass_and_deletes_nothing(bless, gate, manifest):
+def test_skipped_case_passes_without_a_baseline_and_when_baselines_are_updated(
+    bless, gate, manifest
+):
     path = bless(manifest)
+    assert gate().judge_skip("toy/other", "needs-cuda: no CUDA") == PASSED
     assert gate(update=True).judge_skip(CASE, "needs-cuda: no CUDA") == PASSED
     assert read_manifest(path) == manifest

@@ -5,7 +5,7 @@ from dataclasses import replace
 from string import ascii_lowercase
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.fingerprint import Difference
@@ -43,6 +43,7 @@ def test_result_equals_itself(manifest):
     assert [(group.rank_before, group.drift) for group in found.groups] == [(1, 0), (2, 0), (3, 0)]
     assert (found.spearman, found.top_ten, found.total_drift) == (1.0, 1.0, 0.0)
     assert found.new == found.vanished == found.selection_changes == found.differing == ()
+    assert found.is_comparable
 
 
 def test_group_has_scores_ranks_and_relative_drift(scored):
@@ -53,33 +54,28 @@ def test_group_has_scores_ranks_and_relative_drift(scored):
     )
 
 
-def test_lower_score_is_a_negative_drift(scored):
-    found = compare(scored({"a": 4.0, "b": 2.0}), scored({"a": 1.0, "b": 2.0}))
-    assert drifts(found) == {"a": -0.75, "b": 0.0}
-
-
-def test_group_below_one_percent_of_the_mean_drifts_relative_to_that(scored):
-    # The mean is 100, so the floor is 1.
-    before = scored({"large": 199.5, "small": 0.5})
-    assert drifts(compare(before, scored({"large": 199.5, "small": 0.8})))["small"] == (
-        pytest.approx(0.3)
-    )
-
-
-def test_group_above_the_floor_drifts_relative_to_its_own_score(scored):
-    before = scored({"large": 198.0, "small": 2.0})
-    assert drifts(compare(before, scored({"large": 198.0, "small": 1.0})))["small"] == -0.5
-
-
-def test_score_of_zero_drifts_relative_to_the_floor(scored):
-    before = scored({"large": 200.0, "none": 0.0})
-    assert drifts(compare(before, scored({"large": 200.0, "none": 0.5})))["none"] == 0.5
-
-
-def test_any_score_after_zeros_only_is_an_infinite_drift(scored):
-    found = compare(scored({"a": 0.0, "b": 0.0}), scored({"a": 0.0, "b": 1e-9}))
-    assert drifts(found) == {"a": 0.0, "b": math.inf}
-    assert found.total_drift == math.inf
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ({"a": 4.0, "b": 2.0}, {"a": 1.0, "b": 2.0}, {"a": -0.75, "b": 0.0}),
+        # The mean is 100, so scores below the floor of 1 drift relative to the floor.
+        ({"a": 199.5, "b": 0.5}, {"a": 199.5, "b": 0.75}, {"a": 0.0, "b": 0.25}),
+        ({"a": 198.0, "b": 2.0}, {"a": 198.0, "b": 1.0}, {"a": 0.0, "b": -0.5}),
+        ({"a": 200.0, "b": 0.0}, {"a": 200.0, "b": 0.5}, {"a": 0.0, "b": 0.5}),
+        ({"a": 0.0, "b": 0.0}, {"a": 0.0, "b": 1e-9}, {"a": 0.0, "b": math.inf}),
+        # The mean of the finite scores is 50, so the floor is 0.5.
+        (
+            {"a": BROKEN, "b": 100.0, "c": 0.0},
+            {"a": BROKEN, "b": 100.0, "c": 0.25},
+            {"a": math.inf, "b": 0.0, "c": 0.5},
+        ),
+    ],
+    ids=["negative", "below the floor", "above the floor", "zero", "zeros only", "not finite"],
+)
+def test_drift_is_relative_to_the_score_before_or_to_one_percent_of_the_mean(
+    scored, before, after, expected
+):
+    assert drifts(compare(scored(before), scored(after))) == expected
 
 
 @pytest.mark.parametrize("broken", [math.inf, math.nan])
@@ -93,60 +89,43 @@ def test_score_that_is_not_finite_is_an_infinite_drift(scored, broken, before, a
     assert shown == tuple(None if score == "broken" else score for score in (before, after))
 
 
-def test_scores_that_are_not_finite_are_left_out_of_the_mean(scored):
-    # The mean of the finite scores is 50, so the floor is 0.5.
-    before = scored({"broken": BROKEN, "large": 100.0, "none": 0.0})
-    after = scored({"broken": BROKEN, "large": 100.0, "none": 0.25})
-    assert drifts(compare(before, after))["none"] == 0.5
-
-
-def test_total_drift_is_the_drift_of_the_sum(scored):
-    assert compare(scored({"a": 4.0, "b": 4.0}), scored({"a": 4.0, "b": 5.0})).total_drift == 0.125
-    assert compare(scored({"a": 4.0, "b": 4.0}), scored({"a": 5.0, "b": 3.0})).total_drift == 0
-
-
-def test_rank_correlation_of_swapped_neighbours(scored):
-    # 1 - 6 * sum(d^2) / (n * (n^2 - 1)), with d = 1, -1, 0, 0.
-    before = scored({"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0})
-    after = scored({"a": 3.0, "b": 40.0, "c": 2.0, "d": 1.0})
-    assert compare(before, after).spearman == pytest.approx(1 - 6 * 2 / (4 * 15))
-
-
-def test_rank_correlation_of_the_reverse_order_is_minus_one(scored):
-    before, after = scored({"a": 3.0, "b": 2.0, "c": 1.0}), scored({"a": 1.0, "b": 5.0, "c": 9.0})
-    assert compare(before, after).spearman == pytest.approx(-1)
-
-
-def test_score_that_is_not_finite_ranks_above_all_others(scored):
-    # Ranks 1, 2, 3 become 3, 1, 2: d = 2, -1, -1.
-    before = scored({"a": BROKEN, "b": 2.0, "c": 1.0})
-    after = scored({"a": 0.5, "b": 2.0, "c": 1.0})
-    assert compare(before, after).spearman == pytest.approx(1 - 6 * 6 / (3 * 8))
-
-
-def test_rank_correlation_of_the_same_order_is_exactly_one(scored):
-    """Else no case could meet ``--aq-tol-spearman 1``."""
-    found = {}
-    for count in range(2, 40):
-        before = scored({f"g{i}": 1.0 + i for i in range(count)})
-        after = scored({f"g{i}": 3.7 * (1 + i) ** 2 for i in range(count)})
-        found[count] = compare(before, after).spearman
-    assert found == dict.fromkeys(range(2, 40), 1.0)
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ((4.0, 4.0), (4.0, 5.0), 0.125),
+        ((4.0, 4.0), (5.0, 3.0), 0.0),
+        ((0.0, 0.0), (0.0, 1e-9), math.inf),
+    ],
+)
+def test_total_drift_is_the_drift_of_the_sum(scored, before, after, expected):
+    first, second = (scored(dict(zip("ab", side, strict=True))) for side in (before, after))
+    assert compare(first, second).total_drift == expected
 
 
 @pytest.mark.filterwarnings("error")
-def test_rank_correlation_with_ties_only_is_zero_without_a_warning(scored):
-    assert compare(scored({"a": 1.0, "b": 1.0}), scored({"a": 1.0, "b": 2.0})).spearman == 0
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        # 1 - 6 * sum(d^2) / (n * (n^2 - 1)), with d = 1, -1, 0, 0.
+        ((4.0, 3.0, 2.0, 1.0), (3.0, 40.0, 2.0, 1.0), 1 - 6 * 2 / (4 * 15)),
+        ((3.0, 2.0, 1.0), (1.0, 5.0, 9.0), -1),
+        # A score that is not finite ranks above all others: d = 2, -1, -1.
+        ((None, 2.0, 1.0), (0.5, 2.0, 1.0), 1 - 6 * 6 / (3 * 8)),
+        ((1.0, 1.0), (1.0, 2.0), 0),
+        ((1.0, 1.0, 1.0), (1.0, 1.0, 1.0), 1),
+        ((1.0,), (0.0,), 1),
+        ((1.0,), (None,), 1),
+        ((), (), 1),
+    ],
+)
+def test_rank_correlation(before, after, expected):
+    assert spearman(list(zip(before, after, strict=True))) == pytest.approx(expected)
 
 
-def test_ties_only_on_both_sides_are_the_same_order(scored):
-    same = scored({"a": 1.0, "b": 1.0, "c": 1.0})
-    assert compare(same, same).spearman == 1
-
-
-@pytest.mark.parametrize("after", [0.0, 5.0, BROKEN])
-def test_single_group_keeps_its_order(scored, after):
-    assert compare(scored({"a": 1.0}), scored({"a": after})).spearman == 1
+def test_rank_correlation_of_the_same_order_is_exactly_one():
+    """Else no case could meet ``--aq-tol-spearman 1``."""
+    for count in range(2, 40):
+        assert spearman([(1.0 + i, 3.7 * (1 + i) ** 2) for i in range(count)]) == 1.0, count
 
 
 def test_results_without_groups_are_equal(scored):
@@ -159,11 +138,8 @@ def test_top_ten_is_the_share_that_stays(scored):
     # The tenth and the eleventh change places, and so do the first two.
     swapped = before | {"j": before["k"], "k": before["j"], "a": before["b"], "b": before["a"]}
     assert compare(scored(before), scored(swapped)).top_ten == 0.9
-
-
-def test_top_ten_of_fewer_groups_is_the_share_of_those(scored):
-    before = scored({"a": 3.0, "b": 2.0, "c": 1.0, "d": 0.5})
-    assert compare(before, scored({"a": 1.0, "b": 2.0, "e": 3.0, "f": 4.0})).top_ten == 0.5
+    fewer = scored({"a": 3.0, "b": 2.0, "c": 1.0, "d": 0.5})
+    assert compare(fewer, scored({"a": 1.0, "b": 2.0, "e": 3.0, "f": 4.0})).top_ten == 0.5
 
 
 def test_groups_in_one_result_only_are_new_or_vanished(scored):
@@ -174,7 +150,7 @@ def test_groups_in_one_result_only_are_new_or_vanished(scored):
 
 def test_results_without_common_groups_can_be_compared(scored):
     found = compare(scored({"a": 1.0}), scored({"b": 1.0}))
-    assert (found.groups, found.top_ten) == ((), 0.0)
+    assert (found.groups, found.top_ten, found.selection_changes) == ((), 0.0, ())
     assert (found.new, found.vanished) == (("b",), ("a",))
 
 
@@ -191,10 +167,6 @@ def test_partly_selected_group_counts_as_not_selected(manifest):
     assert changed == (MLP,)
 
 
-def test_new_groups_are_not_selection_changes(scored):
-    assert compare(scored({"a": 1.0}), scored({"a": 1.0, "b": 2.0})).selection_changes == ()
-
-
 def test_fingerprints_are_compared(manifest):
     after = replace(manifest, environment=replace(manifest.environment, torch="2.12.0"))
     assert compare(manifest, after).differing == (
@@ -209,32 +181,13 @@ def test_worst_groups_have_the_largest_drifts_in_either_direction(scored):
     assert len(found.worst(10)) == 4
 
 
-@settings(
-    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(pairs=st.lists(st.tuples(scores, scores), min_size=2, max_size=15))
-@pytest.mark.filterwarnings("ignore:An input array is constant")
-def test_shares_and_correlations_stay_in_range(scored, pairs):
-    before, after = ({f"g{i}": pair[side] for i, pair in enumerate(pairs)} for side in (0, 1))
-    found = compare(scored(before), scored(after))
-    assert -1 - 1e-9 <= found.spearman <= 1 + 1e-9
-    assert 0 <= found.top_ten <= 1
-    assert all(not math.isnan(group.drift) for group in found.groups)
-    assert all((group.drift == 0) == (group.before == group.after) for group in found.groups)
-
-
 def test_largest_drift_is_that_of_the_worst_group(scored):
     before = scored(dict.fromkeys("abc", 1.0))
     assert compare(before, scored({"a": 1.5, "b": 0.25, "c": 1.0})).largest_drift == 0.75
-    assert compare(before, scored({"a": 1.5, "b": BROKEN, "c": 1.0})).largest_drift == math.inf
     assert compare(scored({}), scored({})).largest_drift == 0.0
 
 
-def test_results_of_this_harness_are_comparable(manifest):
-    assert compare(manifest, manifest).is_comparable
-
-
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(
     pairs=st.lists(
         st.tuples(st.none() | scores | st.sampled_from([1.0, 2.0]), st.none() | scores),

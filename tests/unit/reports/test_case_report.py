@@ -4,29 +4,21 @@ import json
 from dataclasses import replace
 
 import pytest
+from builders import changed
 from pytest_autoquant.manifests.case_result import case_result_of
-from pytest_autoquant.reports import case_report as layers
+from pytest_autoquant.reports import case_report
 from pytest_autoquant.scoring.build_manifest import build_manifest
 
-HOSTILE = "<script>alert('x')</script>|`a`\n# [b](c) \\"
-SHOWN = "<script>alert('x')</script>|`a` # [b](c) \\"
 PREFIX = "model.language_model.layers.0"
 
 
-def layer_rows(manifest):
-    return layers.layer_rows(case_result_of(manifest))
-
-
 def layer_report_markdown(manifest):
-    return layers.layer_report_markdown(manifest, case_result_of(manifest))
+    return case_report.layer_report_markdown(manifest, case_result_of(manifest))
 
 
 def layer_report_json(manifest):
-    return layers.layer_report_json(manifest, case_result_of(manifest))
-
-
-def selection_sentence(manifest):
-    return layers.selection_sentence(case_result_of(manifest))
+    text = case_report.layer_report_json(manifest, case_result_of(manifest))
+    return json.loads(text, parse_constant=pytest.fail)
 
 
 def with_score(findings, index, score):
@@ -35,43 +27,22 @@ def with_score(findings, index, score):
     return replace(findings, measurement=replace(findings.measurement, groups=tuple(groups)))
 
 
-def with_budget(findings, bits):
-    return replace(findings, run_config=replace(findings.run_config, effective_bits=bits))
-
-
-@pytest.fixture
-def hostile_findings(findings):
-    """The same case with every free text turned hostile, module names too."""
-    renamed = {name: name.replace("layers.0", HOSTILE) for name in findings.layers}
-    groups = tuple(
-        replace(group, modules=tuple(renamed[name] for name in group.modules))
-        for group in findings.measurement.groups
-    )
-    return replace(
-        findings,
-        measurement=replace(findings.measurement, groups=groups, engine=HOSTILE),
-        layers={renamed[name]: layer for name, layer in findings.layers.items()},
-        alias_of=HOSTILE,
-        notes=(HOSTILE,),
-        data=replace(findings.data, captions=replace(findings.data.captions, name=HOSTILE)),
-        model=replace(findings.model, id=HOSTILE),
-        environment=replace(findings.environment, device_name=HOSTILE, torch=HOSTILE),
-        run_config=replace(findings.run_config, engine=HOSTILE, dtype=HOSTILE),
-    )
-
-
-def test_rows_go_from_most_to_least_sensitive_and_shares_add_up(manifest):
-    rows = layer_rows(manifest)
-    assert [(row.rank, row.group, row.score) for row in rows] == [
-        (1, f"{PREFIX}.mlp.gate_proj", 6.0),
-        (2, f"{PREFIX}.self_attn.q_proj", 3.0),
-        (3, f"{PREFIX}.self_attn.o_proj", 1.0),
-    ]
+def test_rows_have_shares_that_add_up_unless_all_scores_are_zero(line):
+    rows = case_report.layer_rows(line)
     assert [row.share for row in rows] == [0.6, 0.3, 0.1]
     assert [row.cumulative_share for row in rows] == pytest.approx([0.6, 0.9, 1.0])
-    assert [row.weights for row in rows] == [262_144, 131_072, 65_536]
     assert [row.selected for row in rows] == [True, False, True]
-    assert rows[0].modules == (f"{PREFIX}.mlp.gate_proj", f"{PREFIX}.mlp.up_proj")
+    groups = tuple(replace(group, score=0.0) for group in line.groups)
+    rows = case_report.layer_rows(replace(line, groups=groups, total_score=0.0))
+    assert [(row.score, row.share, row.cumulative_share) for row in rows] == [(0.0, None, None)] * 3
+
+
+def test_infeasible_budget_names_the_smallest_reachable_one(findings):
+    manifest = build_manifest(changed(findings, "run_config", effective_bits=3.5))
+    assert case_report.selection_sentence(case_result_of(manifest)) == (
+        "The budget of 3.5 bits per weight cannot be met: the smallest reachable is 4.125, with "
+        "every group quantized."
+    )
 
 
 def test_tables_show_the_manifests_numbers(render, manifest):
@@ -101,7 +72,7 @@ def test_tables_show_the_manifests_numbers(render, manifest):
 
 
 def test_json_report_carries_the_manifests_numbers_unrounded(manifest):
-    report = json.loads(layer_report_json(manifest), parse_constant=pytest.fail)
+    report = layer_report_json(manifest)
     assert report["case"] == manifest.case.case_id
     assert report["num_scored_tokens"] == 10
     assert report["autoquant_state"]["effective_bits"] == manifest.autoquant_state.effective_bits
@@ -115,51 +86,17 @@ def test_json_report_carries_the_manifests_numbers_unrounded(manifest):
     assert sorted(members) == sorted(manifest.layers)
 
 
-def test_hostile_names_break_neither_tables_nor_the_page(render, hostile_findings):
-    manifest = build_manifest(hostile_findings)
-    page = render(layer_report_markdown(manifest))
-    blocks = {"h1", "h2", "p", "ul", "li", "code", "img"}
-    assert page.tags == blocks | {"table", "thead", "tbody", "tr", "th", "td"}
-    assert page.images == ["layer-map.svg"]
-    assert [len(table) for table in page.tables] == [1 + 8, 1 + 3]
-    assert {len(row) for row in page.tables[1]} == {8}
-    in_code = SHOWN.replace("`", "'")
-    facts = dict(page.tables[0][1:])
-    assert facts["model"] == f"{in_code} (checkpoint weights)"
-    assert facts["status"] == f"alias of {in_code}"
-    assert facts["method"] == f"gradient, engine {SHOWN}"
-    assert facts["device"] == f"{SHOWN}, {SHOWN}"
-    assert facts["captions"] == f"4 calibrated, 3 scored (10 tokens) of {in_code}"
-    assert page.tables[1][1][1] == f"model.language_model.{in_code}.mlp.gate_proj"
-    assert f"Note: {SHOWN}" in page.text
-
-
 def test_failed_case_shows_its_problem_and_missing_numbers(render, findings):
     manifest = build_manifest(with_score(findings, 1, float("nan")))
     page = render(layer_report_markdown(manifest))
     broken = f"{PREFIX}.self_attn.o_proj"
-    assert f"Failed: scores are not finite in 1 groups: {broken}.quant_recipe" in page.text
+    assert f"Failed: scores are not finite in 1 group: {broken}.quant_recipe" in page.text
     assert page.tables[1][1][:6] == ["1", broken, "1", "n/a", "n/a", "n/a"]
     assert page.tables[1][2][3:6] == ["6", "n/a", "n/a"]
-    report = json.loads(layer_report_json(manifest), parse_constant=pytest.fail)
+    report = layer_report_json(manifest)
     assert report["status"] == "failed"
     assert report["groups"][0]["score"] is None
     assert [row["share"] for row in report["groups"]] == [None] * 3
-
-
-def test_scores_that_are_all_zero_have_no_shares(findings):
-    for index in range(3):
-        findings = with_score(findings, index, 0.0)
-    rows = layer_rows(build_manifest(findings))
-    assert [(row.score, row.share, row.cumulative_share) for row in rows] == [(0.0, None, None)] * 3
-
-
-def test_infeasible_budget_names_the_smallest_reachable_one(findings):
-    sentence = selection_sentence(build_manifest(with_budget(findings, 3.5)))
-    assert sentence == (
-        "The budget of 3.5 bits per weight cannot be met: the smallest reachable is 4.125, with "
-        "every group quantized."
-    )
 
 
 def test_report_explains_the_score_of_its_own_method(render, findings):
@@ -176,4 +113,4 @@ def test_alias_names_the_measured_case(render, findings):
     alias = build_manifest(replace(findings, alias_of="toy/other/case"))
     facts = dict(render(layer_report_markdown(alias)).tables[0][1:])
     assert facts["status"] == "alias of toy/other/case"
-    assert json.loads(layer_report_json(alias))["alias_of"] == "toy/other/case"
+    assert layer_report_json(alias)["alias_of"] == "toy/other/case"

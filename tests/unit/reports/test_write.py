@@ -1,50 +1,47 @@
 """Reports on disk, as a session writes them."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from builders import changed, files_in, results_of
 from pytest_autoquant.errors import WriteError
-from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcomes import SkippedCase
 from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
 from pytest_autoquant.reports.ownership import MARK
 from pytest_autoquant.reports.session_results import SessionResults
-from pytest_autoquant.reports.write import write_case, write_layer_reports, write_summary
+from pytest_autoquant.reports.write import write_case, write_summary
 
 FOLDER = Path("toy/weight-int4-act-int8/a_per_token_dynamic/small")
 MANIFEST = FOLDER / "wint4_aint8_autoquant_lm_quant_manifest.json"
-MLP = "model.language_model.layers.0.mlp.gate_proj"
 
 
-def files(root):
-    return {
-        path.relative_to(root).as_posix(): path.read_bytes()
-        for path in root.rglob("*")
-        if path.is_file()
-    }
-
-
-def test_files_of_a_case(tmp_path, manifest):
-    path = write_case(tmp_path, manifest, b"state")
+@pytest.mark.parametrize("state", [None, b"state"])
+def test_files_of_a_case(tmp_path, manifest, state):
+    path = write_case(tmp_path, manifest, state)
     assert path == tmp_path / MANIFEST
     assert read_manifest(path) == manifest
-    assert set(files(tmp_path / FOLDER)) == {
+    written = files_in(tmp_path / FOLDER)
+    assert written.pop("wint4_aint8_autoquant_lm_autoquant_state.pt", None) == state
+    assert set(written) == {
         "wint4_aint8_autoquant_lm_quant_manifest.json",
-        "wint4_aint8_autoquant_lm_autoquant_state.pt",
         "layer-sensitivity-report.md",
         "layer-sensitivity-report.json",
         "layer-map.svg",
     }
-    state = FOLDER / "wint4_aint8_autoquant_lm_autoquant_state.pt"
-    assert (tmp_path / state).read_bytes() == b"state"
 
 
-def test_no_state_file_without_a_state(tmp_path, manifest):
+def test_layer_reports_replace_older_ones(tmp_path, manifest, render):
     write_case(tmp_path, manifest)
-    assert not list(tmp_path.rglob("*.pt"))
+    write_case(
+        tmp_path,
+        changed(manifest, "autoquant_state", is_satisfied=False, minimum_effective_bits=9.5),
+    )
+    page = render((tmp_path / FOLDER / "layer-sensitivity-report.md").read_text())
+    assert "the smallest reachable is 9.5," in page.text
+    report = json.loads((tmp_path / FOLDER / "layer-sensitivity-report.json").read_text())
+    assert report["autoquant_state"]["is_satisfied"] is False
 
 
 def test_summary_files_are_at_the_root_and_link_to_reports(tmp_path, session, render):
@@ -70,32 +67,18 @@ def test_unwritable_report_is_named(tmp_path, manifest):
         write_summary(root, SessionResults())
 
 
-def test_layer_reports_replace_older_ones(tmp_path, manifest, render):
-    write_layer_reports(tmp_path, manifest, case_result_of(manifest))
-    state = replace(manifest.autoquant_state, is_satisfied=False, minimum_effective_bits=9.5)
-    changed = replace(manifest, autoquant_state=state)
-    write_layer_reports(tmp_path, changed, case_result_of(changed))
-    page = render((tmp_path / "layer-sensitivity-report.md").read_text())
-    assert "the smallest reachable is 9.5," in page.text
-    report = json.loads((tmp_path / "layer-sensitivity-report.json").read_text())
-    assert report["autoquant_state"]["is_satisfied"] is False
-    assert report["groups"][0]["group"] == MLP
-
-
 def test_summary_does_not_depend_on_the_order_in_which_cases_arrived(tmp_path, session):
-    written = files(tmp_path)
+    written = files_in(tmp_path)
     session.cases = dict(reversed(session.cases.items()))
     write_summary(tmp_path, session)
-    assert files(tmp_path) == written
+    assert files_in(tmp_path) == written
 
 
 def test_only_views_with_a_score_have_a_picture_and_outdated_ones_are_deleted(tmp_path, case_of):
     (tmp_path / "grid-toy-large.svg").write_text(MARK)
-    results = SessionResults()
-    for case in (case_of(), case_of(method="kl_div"), case_of({"a": None}, model="broken")):
-        results.add(case)
-    results.add(SkippedCase(case_id="skipped/p/g/small/gradient", status="s", reason="r"))
-    write_summary(tmp_path, results)
+    cases = (case_of(), case_of(method="kl_div"), case_of({"a": None}, model="broken"))
+    skip = SkippedCase(case_id="skipped/p/g/small/gradient", status="s", reason="r")
+    write_summary(tmp_path, results_of(*cases, skip))
     assert {path.name for path in tmp_path.glob("grid-*.svg")} == {
         "grid-toy-small.svg",
         "grid-toy-small-kl_div.svg",
@@ -105,10 +88,8 @@ def test_only_views_with_a_score_have_a_picture_and_outdated_ones_are_deleted(tm
 def test_log_that_cannot_be_read_is_named_and_left_as_it_is(tmp_path, case_of):
     log = tmp_path / "outcomes.jsonl"
     log.write_text('{"schema_version": 1}\n')
-    results = SessionResults()
-    results.add(case_of())
-    results.add(SkippedCase(case_id="toy/p/g/small/gradient", status="s", reason="r"))
-    write_summary(tmp_path, results)
+    skip = SkippedCase(case_id="toy/p/g/small/gradient", status="s", reason="r")
+    write_summary(tmp_path, results_of(case_of(), skip))
     assert log.read_text() == '{"schema_version": 1}\n'
     (reason,) = json.loads((tmp_path / "summary.json").read_text())["left_out"]
     assert reason.startswith("outcomes.jsonl, line 1: ")

@@ -2,25 +2,16 @@
 
 import io
 import math
+from dataclasses import replace
 
 import pytest
-from builders import calibration_of, ignore_progress, model_state
-from pytest_autoquant.formats.effective_config import resolve
-from pytest_autoquant.formats.granularity import Granularity
-from pytest_autoquant.formats.quant_pair import QuantPair
-from pytest_autoquant.grid.vocabulary import load_vocabulary
-from pytest_autoquant.modelopt_support.presets import load_preset
+from builders import awq_config, calibration_of, config_of, ignore_progress, model_state
 from pytest_autoquant.models.next_token import next_token_logits, next_token_loss
 from pytest_autoquant.models.restore import preserved
 from pytest_autoquant.scoring.engine import Failure
 from pytest_autoquant.scoring.stock import StockEngine
 
-VOCABULARY = load_vocabulary()
 LAYER = "model.language_model.layers.2"
-
-
-def config(pair, granularity="default"):
-    return resolve(VOCABULARY.pairs[pair], VOCABULARY.granularities[granularity])
 
 
 def measure(engine, effective, data, progress=ignore_progress):
@@ -40,7 +31,13 @@ def scores(tiny, effective, data, method="gradient"):
 
 @pytest.fixture(scope="module")
 def data(tiny):
-    return calibration_of(tiny)
+    return calibration_of(tiny, score_size=8)
+
+
+@pytest.fixture(scope="module")
+def few(tiny):
+    """Four captions, which calibrate and are scored."""
+    return replace(calibration_of(tiny, score_size=4), unscored=())
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +50,7 @@ def steps():
 def measured(tiny, data, steps):
     """INT8 weights and activations, with ModelOpt's search state."""
     engine = StockEngine(tiny, method="gradient", save_state=True)
-    return measure(engine, config("wint8_aint8"), data, lambda *step: steps.append(step))
+    return measure(engine, config_of("wint8_aint8"), data, lambda *step: steps.append(step))
 
 
 def test_groups_are_modelopts_and_cover_every_linear(tiny, measured):
@@ -86,13 +83,13 @@ def test_search_state_is_saved_on_request(measured):
     assert f"{LAYER}.mlp.down_proj.quant_recipe" in state["candidate_stats"]
 
 
-def test_score_is_the_squared_gradient_weighted_output_change(tiny, data):
+def test_score_is_the_squared_gradient_weighted_output_change(tiny):
     """INT8 weights per output channel, written out: scale amax / 127, round.
 
     bf16 weights often lie halfway between two codes; ModelOpt's order of operations then rounds
     either way, hence the tolerance.
     """
-    name = f"{LAYER}.mlp.down_proj"
+    name, data = f"{LAYER}.mlp.down_proj", calibration_of(tiny)
     linear = tiny.module.get_submodule(name)
     weight = linear.weight.detach()
     scale = weight.abs().amax(dim=1, keepdim=True) / 127
@@ -110,23 +107,25 @@ def test_score_is_the_squared_gradient_weighted_output_change(tiny, data):
         expected += float((taped["g"] * (taped["x"] @ change.T)).square().sum())
     handle.remove()
     tiny.module.zero_grad(set_to_none=True)
-    found = scores(tiny, config("wint8_afp16"), data)[f"{name}.quant_recipe"]
+    found = scores(tiny, config_of("wint8_afp16"), data)[f"{name}.quant_recipe"]
     assert found == pytest.approx(expected / data.scored_tokens, rel=2e-3)
 
 
 @pytest.mark.parametrize(
     ("pair", "granularity", "method"),
     [
-        ("wint4_aint8", "default", "gradient"),
         ("wfp8_afp8", "recipe_match_channel_token", "gradient"),
         ("wint4_afp16", "w_group64", "kl_div"),
     ],
 )
 def test_score_does_not_depend_on_the_batch_size(tiny, pair, granularity, method):
-    small, large = (calibration_of(tiny, batch_size=size, score_size=8) for size in (1, 32))
-    assert len(small.scored) == 8 > len(large.scored)
-    assert scores(tiny, config(pair, granularity), small, method) == pytest.approx(
-        scores(tiny, config(pair, granularity), large, method), rel=1e-4
+    small, large = (
+        replace(calibration_of(tiny, batch_size=size, score_size=5), unscored=())
+        for size in (1, 32)
+    )
+    assert len(small.scored) == 5 > len(large.scored)
+    assert scores(tiny, config_of(pair, granularity), small, method) == pytest.approx(
+        scores(tiny, config_of(pair, granularity), large, method), rel=1e-4
     )
 
 
@@ -134,39 +133,30 @@ def test_score_size_captions_are_scored_and_all_calibrate(tiny, measured, data):
     few = calibration_of(tiny, score_size=4)
     assert sum(len(batch.rows) for batch in few.scored) == 4
     assert sum(len(batch.rows) for batch in few.batches) == 16
-    few_scores, all_scores = scores(tiny, config("wint8_aint8"), few), per_token(measured, data)
+    few_scores, all_scores = scores(tiny, config_of("wint8_aint8"), few), per_token(measured, data)
     assert few_scores.keys() == all_scores.keys()
     assert all(few_scores[name] != score for name, score in all_scores.items())
 
 
-def test_activation_only_scores_are_not_clamped(tiny, data):
+def test_activation_only_scores_are_not_clamped(tiny, few):
     """Both formats store 16 bits, so ModelOpt's ``min(score, previous)`` would give 0."""
-    found = scores(tiny, config("wfp16_aint8"), data)
+    found = scores(tiny, config_of("wfp16_aint8"), few)
     assert min(found.values()) > 0
 
 
-AWQ = QuantPair(
-    name="awq",
-    weight="int4",
-    activation="fp16",
-    format_name="INT4_AWQ_CFG",
-    experimental=True,
-    from_preset=True,
+@pytest.mark.parametrize(
+    ("effective", "method"),
+    [(config_of("wint4_aint8"), "gradient"), (awq_config(), "kl_div")],
+    ids=["max", "awq"],
 )
-
-
-@pytest.mark.parametrize("method", ["gradient", "kl_div"])
-@pytest.mark.parametrize("pair", [VOCABULARY.pairs["wint4_aint8"], AWQ], ids=lambda p: p.name)
-def test_model_is_restored_bit_for_bit(tiny, pair, method):
-    plain = Granularity(name="default")
-    effective = resolve(pair, plain, load_preset(pair) if pair.from_preset else None)
+def test_model_is_restored_bit_for_bit(tiny, few, effective, method):
     before = model_state(tiny.module)
-    found = scores(tiny, effective, calibration_of(tiny, score_size=4), method)
+    found = scores(tiny, effective, few, method)
     assert min(found.values()) > 0
     assert model_state(tiny.module) == before
 
 
-def test_interrupted_measurement_restores_the_model(tiny, data):
+def test_interrupted_measurement_restores_the_model(tiny, few):
     before = model_state(tiny.module)
 
     def interrupt(phase, done, total):
@@ -175,24 +165,23 @@ def test_interrupted_measurement_restores_the_model(tiny, data):
 
     engine = StockEngine(tiny, method="gradient")
     with pytest.raises(KeyboardInterrupt):
-        measure(engine, config("wint8_aint8"), data, interrupt)
+        measure(engine, config_of("wint8_aint8"), few, interrupt)
     assert model_state(tiny.module) == before
 
 
-def test_config_that_raises_fails_alone(tiny):
-    engine, data = StockEngine(tiny, method="gradient"), calibration_of(tiny, score_size=4)
-    broken, fine = config("wfp8_afp16"), config("wint8_afp16")
+def test_config_that_raises_fails_alone(tiny, few):
+    broken, fine = config_of("wfp8_afp16"), config_of("wint8_afp16")
     broken.entries[1]["cfg"]["num_bits"] = -1
     before = model_state(tiny.module)
-    outcomes = engine.score([broken, fine], data, ignore_progress)
+    outcomes = StockEngine(tiny, method="gradient").score([broken, fine], few, ignore_progress)
     assert outcomes[broken.digest].reason.startswith("ValidationError: ")
     assert len(outcomes[fine.digest].groups) == 24
     assert model_state(tiny.module) == before
 
 
-def test_scores_of_a_model_with_nan_are_nan(tiny):
+def test_scores_of_a_model_with_nan_are_nan(tiny, few):
     norm = tiny.module.get_submodule(f"{LAYER}.input_layernorm")
     with preserved(norm, weights=True):
         norm.weight.data[0] = math.nan
-        found = scores(tiny, config("wint8_afp16"), calibration_of(tiny, score_size=4))
+        found = scores(tiny, config_of("wint8_afp16"), few)
     assert all(math.isnan(score) for score in found.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def aq_measure(request: pytest.FixtureRequest) -> Iterator[Callable[[Case | str], Manifest]]:
+def aq_measure(request: pytest.FixtureRequest) -> Callable[[Case | str], Manifest]:
     """Measure a case and return its manifest; the model is loaded once per worker.
 
     A case is the value of ``aq_case``, or its name: ``aq_measure("wint4_afp16-default-small")``. A
@@ -25,20 +25,18 @@ def aq_measure(request: pytest.FixtureRequest) -> Iterator[Callable[[Case | str]
     from pytest_autoquant.plugin.worker.hooks import worker_of
 
     worker = worker_of(request.config)
-    yield lambda case: worker.measure(request.node, case)
-    worker.progress.stop()
+    return lambda case: worker.measure(request.node, case)
 
 
 @pytest.fixture
 def aq_derive(
     request: pytest.FixtureRequest,
-) -> Iterator[Callable[[SchemeCase | str], SchemeManifest]]:
+) -> Callable[[SchemeCase | str], SchemeManifest]:
     """Derive a scheme and return its manifest; its checkpoint is written with ``--aq-export``."""
     from pytest_autoquant.plugin.worker.hooks import worker_of
 
     worker = worker_of(request.config)
-    yield lambda case: worker.derive(request.node, case)
-    worker.progress.stop()
+    return lambda case: worker.derive(request.node, case)
 
 
 @pytest.fixture(scope="session")

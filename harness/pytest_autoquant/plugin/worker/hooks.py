@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -255,13 +255,12 @@ class Worker:
         self._check_marker(item)
         if item.get_closest_marker("skip") is not None or case is scheme is None:
             return
-        try:
+        # An error of ours is left to the case, which fails with the message.
+        with suppress(AutoquantError), self._progress_shown(item.name):
             if case is None:
                 self._skip_scheme(item, scheme)
             else:
                 self._skip_case(item, case)
-        except AutoquantError:
-            return  # the case itself fails with the message
 
     def _check_marker(self, item: pytest.Item) -> None:
         marker = item.get_closest_marker("aq_tolerance")
@@ -306,8 +305,7 @@ class Worker:
 
         if isinstance(case, str):
             case = self._named(item, case)
-        self.progress.start(case.test_id)
-        with _attached(item, case):
+        with _attached(item, case), self._progress_shown(case.test_id):
             measured = self.runner.measure(case)
         manifest = dump_manifest(measured.manifest)
         _add(item, MeasuredCase(manifest=manifest, rerun=item.stash.get(_RERUN, None)))
@@ -332,8 +330,7 @@ class Worker:
         if isinstance(case, str):
             with as_failure():
                 case = self.plan.scheme_named(case)
-        self.progress.start(case.test_id)
-        with _attached(item, case):
+        with _attached(item, case), self._progress_shown(case.test_id):
             if _REFUSED in item.stash:
                 raise UsageError(item.stash[_REFUSED])
             try:
@@ -343,6 +340,15 @@ class Worker:
                 raise
         _add(item, DerivedScheme(manifest=dump_scheme(manifest)))
         return manifest
+
+    @contextmanager
+    def _progress_shown(self, label: str) -> Iterator[None]:
+        """Show progress until the block ends: pytest writes its result right after it."""
+        self.progress.start(label)
+        try:
+            yield
+        finally:
+            self.progress.stop()
 
     def check(self, item: pytest.Item, combination: Combination | str) -> StructureCheck:
         """Check a combination and attach its status to the test."""

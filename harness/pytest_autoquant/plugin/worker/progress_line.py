@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
+import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ import pytest
 
 QUIET_SECONDS = 1.0
 REFRESH_SECONDS = 0.25
+
+#: File descriptor of the terminal, outside of pytest's capture.
+STDOUT = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,14 +84,10 @@ def terminal_writer(config: pytest.Config) -> Terminal | None:
     writer = config.get_terminal_writer()
 
     def write(text: str) -> None:
+        """Write to the terminal itself: libraries may have redirected ``sys.stdout`` meanwhile."""
         reporter.flush()
-        if capture is None:
-            sys.stdout.write(text)
-            sys.stdout.flush()
-            return
-        with capture.global_and_fixture_disabled():
-            sys.stdout.write(text)
-            sys.stdout.flush()
+        with nullcontext() if capture is None else capture.global_and_fixture_disabled():
+            os.write(STDOUT, text.encode(errors="replace"))
 
     return Terminal(
         write=write,

@@ -3,10 +3,12 @@
 import os
 import re
 
+import pytest
 from pytest_autoquant.cli import doctor
 from pytest_autoquant.cli.doctor.check import Check
 
 
+@pytest.mark.slow
 def test_this_environment_can_run(aq_harness):
     # No GPU: where there is one, its extensions would be built.
     done = aq_harness("doctor", environment={"CUDA_VISIBLE_DEVICES": ""})

@@ -3,15 +3,15 @@
 from statistics import mean
 
 import pytest
+from builders import results_of
 from pytest_autoquant.reports.charts.grid import View
 from pytest_autoquant.reports.charts.group_shares import GroupShares, group_shares
-from pytest_autoquant.reports.session_results import SessionResults
 
 VIEW = View(model="toy", method="gradient", size="small")
 
 
 def shares_of(*cases):
-    return group_shares(SessionResults(cases={case.case_id: case for case in cases}), VIEW)
+    return group_shares(results_of(*cases), VIEW)
 
 
 def test_groups_are_ordered_by_mean_share_and_cases_by_total(case_of):

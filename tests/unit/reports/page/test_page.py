@@ -8,38 +8,29 @@ from dataclasses import fields, replace
 from hashlib import sha256
 
 import pytest
-from builders import HtmlPage
+from builders import HtmlPage, results_of, structure_check
+from fuzz import HOSTILE_TEXTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest_autoquant.manifests.case_result import case_result_of
-from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
+from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
 from pytest_autoquant.reports.charts.static_svg import CHARTS, specification
-from pytest_autoquant.reports.markdown import number
-from pytest_autoquant.reports.page.contents import CaseEntry, contents
+from pytest_autoquant.reports.page.contents import contents
 from pytest_autoquant.reports.page.render import render_page
 from pytest_autoquant.reports.report_model import report_model
 from pytest_autoquant.reports.run_comparison import compare_runs, two_runs
-from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_comparison
 
 LAYER = "model.language_model.layers.0"
 HOSTILE = (
-    "</script><script>alert(1)</script>",
-    "<!--<script>",
+    *(text for text in HOSTILE_TEXTS if text.isprintable() and text.strip() == text),
     "</style><style>*{display:none}",
-    "<img src=x onerror=alert(1)>",
-    '" onclick="alert(1)" x="',
     "' onclick='alert(1)' x='",
-    "</td></tr></table><a href=//evil>x</a>",
     "</select></textarea></title><svg onload=x>",
-    "javascript:alert(1)",
-    "&lt;b&gt;&#60;script&#62;",
     "{{ 7 * 7 }}{% raw %}",
-    "a\u2028b\u2029c",
     "\\u003c/script\\u003e",
-    "x" * 3000,
-    "é模\U0001f600 \u202e",
+    "é模\U0001f600",
     "%00%3Cscript%3E",
 )
 
@@ -52,16 +43,8 @@ def page_of(results, comparison=None):
     return HtmlPage(render(results, comparison))
 
 
-def contents_of(results):
-    return contents(report_model(results))
-
-
-def session(*lines, **given):
-    results = SessionResults(**given)
-    for line in lines:
-        results.add(line)
-    results.sort()
-    return results
+def contents_of(*lines):
+    return contents(report_model(results_of(*lines)))
 
 
 def everything(case_of, text):
@@ -71,36 +54,27 @@ def everything(case_of, text):
     groups = {f"m.layers.0.{text}": 2.0, f"m.layers.1.{text}": 1.0, f"{text}.head": None}
     free = {"granularity": text, "format_name": text, "origin": origin, "notes": (text,)}
     free |= {"quantizers": {text: text}, "manifest": f"{below}/x.json", "model": text}
-    cases = (
-        case_of(groups, pair=f"{text}1", total_score=3.0, **free),
+    first = case_of(groups, pair=f"{text}1", total_score=3.0, **free)
+    results = results_of(
+        first,
         case_of(groups, pair=f"{text}1", size="large", total_score=3.0, **free),
         case_of(groups, pair=f"{text}2", status="alias", alias_of=text, **free),
         case_of(groups, pair=f"{text}3", status="failed", problems=(text, text), **free),
         case_of(groups, pair=f"{text}4", fingerprint=None, **free),
         case_of(groups, pair=text, method="kl_div", experimental=True, **free),
-    )
-    structure = StructureCheck(
-        pair=text,
-        granularity=text,
-        status=text,
-        reason=text,
-        format_name=text,
-        effective_bits=8.0,
-        digest=text,
-    )
-    return session(
-        *cases,
         SkippedCase(case_id=no_case, status=text, reason=text),
         SkippedCase(case_id=f"{text}/p/g/small/gradient", status=text, reason=text),
         FailedCase(case_id=f"{no_case}!", problem=text),
-        structures={(text, text): structure},
-        gated={cases[0].case_id: text},
+        structure_check(text, text, text, reason=text, format_name=text, digest=text),
+        gated={first.case_id: text},
         lost=(f"{no_case}?",),
         left_out=[text],
         write_errors=[text],
         command=text,
         shard=text,
     )
+    results.sort()
+    return results
 
 
 @pytest.fixture
@@ -108,23 +82,19 @@ def results(case_of):
     """Two pairs at two sizes, an alias, a failed case and a skip."""
     scores = {f"{LAYER}.mlp.up_proj": 3.0, f"{LAYER}.mlp.down_proj": 1.0, "lm_head": 0.5}
     swapped = dict(zip(scores, reversed(scores.values()), strict=True))
-    return session(
+    results = results_of(
         case_of(scores, effective_bits=4.125),
         case_of(swapped, size="medium"),
         case_of(scores, pair="wint8_aint8", effective_bits=8.0),
         case_of(scores, granularity="w_group64", status="alias", alias_of="toy/other"),
         case_of({"lm_head": None}, pair="wfp8_afp8", status="failed", problems=("NaN",)),
         SkippedCase(
-            case_id="toy/wfp4_afp8/default/small/gradient",
-            status="needs-cuda",
-            reason="no CUDA",
-            effective_bits=4.25,
+            case_id="toy/wfp4_afp8/default/small/gradient", status="needs-cuda", reason="no CUDA"
         ),
         command="pytest --aq-pairs all",
     )
-
-
-# What is in it
+    results.sort()
+    return results
 
 
 def plain(value):
@@ -134,26 +104,21 @@ def plain(value):
 
 
 def test_page_data_equals_the_contents(results):
-    shown = contents_of(results)
+    shown = contents(report_model(results))
     data = page_of(results).data
     assert set(data) == {field.name for field in fields(shown)} | {"charts"}
     assert {name: data[name] for name in data if name != "charts"} == plain(shown)
     assert data["charts"] == {name: specification(name) for name in CHARTS}
 
 
-def test_views_have_grid_frontier_and_groups_of_the_report_model(results):
+def test_page_opens_with_the_last_measured_view_and_its_first_scored_case(results):
+    results.add(SkippedCase(case_id="toy/p/g/large/gradient", status="needs-cuda", reason="r"))
     model = report_model(results)
     shown = contents(model)
     assert [(v.cells, v.frontier, v.groups) for v in shown.views] == [
         (v.cells, v.frontier, v.groups) for v in model.views
     ]
     assert shown.stability == model.stability
-    assert [view.size for view in shown.views] == ["small", "medium"]
-
-
-def test_page_opens_with_the_last_measured_view_and_its_first_scored_case(results, case_of):
-    results.add(SkippedCase(case_id="toy/p/g/large/gradient", status="needs-cuda", reason="r"))
-    shown = contents_of(results)
     assert [view.size for view in shown.views] == ["small", "medium", "large"]
     assert shown.first_view == 1
     assert [view.first_case for view in shown.views] == [
@@ -163,19 +128,8 @@ def test_page_opens_with_the_last_measured_view_and_its_first_scored_case(result
     ]
 
 
-def test_scores_and_groups_of_a_case_are_in_module_order(results):
-    shown = contents_of(results)
-    for entry in shown.cases:
-        case, scores = results.cases[entry.id], shown.score_sets[entry.scores]
-        names = shown.group_sets[entry.groups].names
-        assert names == case.module_order
-        assert [names[place] for place in scores.order] == [group.name for group in case.groups]
-        found = dict(zip(names, scores.shown.split(), strict=True))
-        assert found == {group.name: number(group.score) for group in case.groups}
-
-
 def test_cases_with_the_same_groups_and_scores_share_them(results):
-    shown = contents_of(results)
+    shown = contents(report_model(results))
     assert (len(shown.cases), len(shown.group_sets), len(shown.score_sets)) == (5, 2, 3)
     (groups,) = [found for found in shown.group_sets if len(found.names) == 3]
     assert [(p.row, p.column, p.layer, p.projection) for p in groups.places] == [
@@ -191,28 +145,20 @@ def test_cases_with_the_same_groups_and_scores_share_them(results):
 
 
 def test_case_entry_carries_the_cases_own_facts(manifest):
-    (entry,) = contents_of(session(case_result_of(manifest))).cases
-    expected = {
-        "id": "toy/wint4_aint8/a_per_token_dynamic/small/gradient",
-        "status": "measured",
-        "experimental": True,
-        "bits": "4.125",
-        "total": 10.0,
-        "total_shown": "10",
-        "selected": "011",
-        "format": "INT4_WEIGHT_INT8_ACT_CFG",
-    }
-    assert {name: getattr(entry, name) for name in expected} == expected
-    folder = "toy/weight-int4-act-int8/a_per_token_dynamic/small"
+    (entry,) = contents_of(case_result_of(manifest)).cases
+    assert (entry.id, entry.status) == (manifest.case.case_id, "measured")
+    assert (entry.experimental, entry.format) == (True, "INT4_WEIGHT_INT8_ACT_CFG")
+    assert (entry.bits, entry.total, entry.total_shown) == ("4.125", 10.0, "10")
+    assert entry.selected == "011"
     assert entry.links == {
-        "manifest": f"{folder}/wint4_aint8_autoquant_lm_quant_manifest.json",
-        "layer report": f"{folder}/layer-sensitivity-report.md",
+        "manifest": manifest.path.as_posix(),
+        "layer report": (manifest.path.parent / "layer-sensitivity-report.md").as_posix(),
     }
 
 
 def test_scores_keep_seven_digits_and_their_exact_order(case_of):
     scores = {"a": 1.00000001e-7, "b": 1.00000002e-7, "c": None, "d": 0.0}
-    (found,) = contents_of(session(case_of(scores))).score_sets
+    (found,) = contents_of(case_of(scores)).score_sets
     assert found.scores == (1e-7, 1e-7, None, 0.0)
     assert found.shown == "1e-07 1e-07 n/a 0"
     assert found.shares == "n/a n/a n/a n/a"
@@ -220,31 +166,28 @@ def test_scores_keep_seven_digits_and_their_exact_order(case_of):
 
 
 @pytest.mark.parametrize(
-    ("selected", "shown"),
-    [((True, False), "10"), ((False, False), "00"), ((None, None), ""), ((True, None), "")],
+    ("selected", "shown"), [((True, False), "10"), ((None, None), ""), ((True, None), "")]
 )
 def test_selection_is_empty_if_it_is_unknown_for_any_group(case_of, selected, shown):
     case = case_of({"a": 2.0, "b": 1.0})
     groups = tuple(replace(g, selected=s) for g, s in zip(case.groups, selected, strict=True))
-    (entry,) = contents_of(session(replace(case, groups=groups))).cases
+    (entry,) = contents_of(replace(case, groups=groups)).cases
     assert entry.selected == shown
-
-
-def test_old_manifest_has_no_link_to_a_layer_report(case_of):
-    (entry,) = contents_of(session(case_of(fingerprint=None))).cases
-    assert set(entry.links) == {"manifest"}
 
 
 @pytest.mark.parametrize("folder", ["a b", "javascript:x", "data:,x", "100%", "x#y?z", "caf\udce9"])
 def test_links_stay_below_the_page(case_of, folder):
-    (entry,) = contents_of(session(case_of(manifest=f"{folder}/x.json"))).cases
+    (entry,) = contents_of(case_of(manifest=f"{folder}/x.json")).cases
+    (old,) = contents_of(case_of(manifest=f"{folder}/x.json", fingerprint=None)).cases
+    assert old.links == {"manifest": entry.links["manifest"]}
     for link in entry.links.values():
         assert not re.match(r"[a-z]+:|/", link, re.IGNORECASE)
         assert not set(link) & set(" #?\"'<>")
 
 
 def test_tables_hold_every_case_and_skip_without_scripts(results):
-    header, *rows = page_of(results).table("cases")
+    page = page_of(results)
+    header, *rows = page.table("cases")
     assert len(rows) == 6
     assert {len(row) for row in rows} == {len(header)}
     column = {name: place for place, name in enumerate(header)}
@@ -260,61 +203,39 @@ def test_tables_hold_every_case_and_skip_without_scripts(results):
     totals = {row[column["total score (per token)"]] for row in rows}
     assert totals == {"4.5", "n/a"}
     assert {row[column["remark"]] for row in rows} == {"", "alias of toy/other", "NaN", "no CUDA"}
+    assert page.table("size-stability")[1:] == [
+        ["toy", "gradient", "wint4_aint8", "default", "small and medium", "-1.0000"]
+    ]
 
 
 def test_page_lists_failures_files_left_out_and_the_command(results):
     results.left_out.append("a/x.json: is not JSON")
     page = page_of(results)
-    notices = [
-        text for attributes, text in page.all("section") if attributes.get("class") == "notice"
-    ]
-    assert ["is not JSON" in text for text in notices] == [True, False]
-    assert "wfp8_afp8" in notices[1]
+    left_out, failed = [text for a, text in page.all("section") if a.get("class") == "notice"]
+    assert "is not JSON" in left_out
+    assert "wfp8_afp8" in failed
     assert "pytest --aq-pairs all" in page.text_of(id="section-origin")
     assert page.text_of(id="counts").startswith("3 measured, 1 alias, 1 failed, 1 skipped")
 
 
-def test_stability_is_a_table_without_scripts(results):
-    rows = page_of(results).table("size-stability")
-    assert rows[1:] == [
-        ["toy", "gradient", "wint4_aint8", "default", "small and medium", "-1.0000"]
-    ]
-
-
-def test_empty_session_has_a_page():
-    page = page_of(SessionResults(left_out=["no manifest is here"]))
+def test_session_without_a_score_has_a_page(case_of):
+    page = page_of(results_of(left_out=["no manifest is here"]))
     assert "no manifest is here" in [text for _, text in page.all("li")]
     assert page.data["cases"] == page.data["views"] == []
-
-
-def test_session_without_a_measured_case_has_a_page(case_of):
-    lost = SessionResults(lost=("toy/p/g/small/gradient",))
-    assert page_of(lost).data["views"][0]["cells"][0]["status"] == "lost"
-    broken = session(case_of({"a": None}, effective_bits=None))
-    assert page_of(broken).data["cases"][0]["total"] is None
+    lost = page_of(results_of(lost=("toy/p/g/small/gradient",)))
+    assert lost.data["views"][0]["cells"][0]["status"] == "lost"
+    broken = page_of(results_of(case_of({"a": None}, effective_bits=None)))
+    assert broken.data["cases"][0]["total"] is None
 
 
 def test_overflowing_scores_leave_strict_json(case_of):
     cases = (
         case_of({"a": 1e308, "b": 1e308}, total_score=None),
-        case_of({"a": 1e308, "b": 5e-324}, pair="p", total_score=1e308, effective_bits=1e300),
+        case_of({"a": 1.7e308, "b": 5e-324}, pair="p", total_score=1e308, effective_bits=1e300),
         case_of({"a": 1.0}, pair="q", total_score=5e-324),
     )
-    page = page_of(session(*cases))
-    assert len(page.data["cases"]) == 3
-
-
-@settings(deadline=None, max_examples=25)
-@given(scores=st.lists(st.none() | st.floats(0, 1.7e308), min_size=1, max_size=4))
-def test_any_scores_are_strict_json(case_of, scores):
-    case = case_of({f"g{i}": s for i, s in enumerate(scores)}, total_score=None)
-    (found,) = page_of(session(case)).data["score_sets"]
-    for shown, score in zip(found["scores"], scores, strict=True):
-        assert (shown is None) == (score is None)
-        assert score is None or math.isclose(shown, score, rel_tol=1e-4, abs_tol=5e-324)
-
-
-# What it loads and runs
+    sets = page_of(results_of(*cases)).data["score_sets"]
+    assert [scores["scores"] for scores in sets] == [[1e308, 1e308], [1.7e308, 5e-324], [1.0]]
 
 
 def policy(page):
@@ -332,6 +253,9 @@ def hashed(text):
 
 def test_policy_allows_only_the_style_and_scripts_of_the_file(results):
     page = page_of(results)
+    tags = [tag for tag, _ in page.elements]
+    assert tags.index("meta") < min(tags.index("style"), tags.index("script"))
+    assert tags[:5] == ["html", "head", "meta", "meta", "meta"]
     allowed = policy(page)
     scripts = [text for attributes, text in page.all("script") if "type" not in attributes]
     assert len(scripts) == 2
@@ -345,13 +269,7 @@ def test_policy_allows_only_the_style_and_scripts_of_the_file(results):
     }
 
 
-def test_policy_precedes_styles_and_scripts(results):
-    tags = [tag for tag, _ in page_of(results).elements]
-    assert tags.index("meta") < min(tags.index("style"), tags.index("script"))
-    assert tags[:5] == ["html", "head", "meta", "meta", "meta"]
-
-
-def test_nothing_is_loaded_from_anywhere(results):
+def test_page_loads_and_evaluates_nothing(results):
     page = page_of(results)
     for tag, attributes in page.elements:
         assert tag not in {"link", "iframe", "object", "embed", "base", "img", "form"}
@@ -361,87 +279,53 @@ def test_nothing_is_loaded_from_anywhere(results):
     (style,) = [text for _, text in page.all("style")]
     assert "@import" not in style
     assert not re.search(r"url\(\s*['\"]?(?!data:|#)", style)
-
-
-def test_scripts_neither_fetch_nor_evaluate(results):
-    *_, script = [t for attributes, t in page_of(results).all("script")]
-    for forbidden in (
-        "eval(",
-        "new Function",
-        "fetch(",
-        "XMLHttpRequest",
-        "innerHTML",
-        "outerHTML",
-        "insertAdjacentHTML",
-        "document.write",
-        "import(",
-    ):
-        assert forbidden not in script
+    *_, script = [text for _, text in page.all("script")]
+    assert not re.search(r"eval\(|new Function|fetch\(|XMLHttpRequest|import\(", script)
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write", script)
 
 
 def test_ids_are_unique_and_labels_refer_to_them(results):
-    page = page_of(results)
-    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    elements = [attributes for _, attributes in page_of(results).elements]
+    ids = [attributes["id"] for attributes in elements if "id" in attributes]
     assert len(ids) == len(set(ids))
-    labels = {a["aria-labelledby"] for _, a in page.elements if "aria-labelledby" in a}
-    assert labels <= set(ids)
+    assert {a["aria-labelledby"] for a in elements if "aria-labelledby" in a} <= set(ids)
 
 
-def test_rendering_is_deterministic(results):
-    assert render(results) == render(results)
-
-
-# Hostile text
+@pytest.fixture(scope="module")
+def harmless(case_of):
+    """The page of a session whose every free text is ``plain``."""
+    return page_of(everything(case_of, "plain"))
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:14]))
-def test_hostile_text_makes_no_element_and_no_attribute_and_is_shown(case_of, text):
-    harmless = page_of(everything(case_of, "plain"))
-    page = page_of(everything(case_of, text))
+def test_hostile_text_makes_no_markup_and_is_shown(case_of, harmless, text):
+    results = everything(case_of, text)
+    page = page_of(results)
     assert page.structure == harmless.structure
     assert sum(body.count(text) for tag, body in page.all("td")) >= 10
     assert text in [body for _, body in page.all("dd")]
     assert text in page.text_of(id="section-origin")
-    assert f"{text}1" in {case["pair"] for case in page.data["cases"]}
+    assert {case["id"] for case in page.data["cases"]} == set(results.cases)
+    assert {case["model"] for case in page.data["cases"]} == {text}
+    assert f"{text}.head" in page.data["group_sets"][0]["names"]
+    for attributes, _ in page.all("a"):
+        assert re.fullmatch(r"#[\w=%./&:~-]+", attributes["href"])
 
 
-@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:14]))
-def test_hostile_text_comes_back_from_the_data_as_it_was(case_of, text):
-    results = everything(case_of, text)
-    data = page_of(results).data
-    assert {case["id"] for case in data["cases"]} == set(results.cases)
-    assert {case["model"] for case in data["cases"]} == {text}
-    assert f"{text}.head" in data["group_sets"][0]["names"]
-
-
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(text=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20))
-def test_any_text_makes_no_element_and_no_attribute(case_of, text):
-    harmless = page_of(everything(case_of, "plain"))
+def test_any_text_makes_no_element_and_no_attribute(case_of, harmless, text):
     page = page_of(everything(case_of, text))
     assert page.structure == harmless.structure
     assert {case["model"] for case in page.data["cases"]} == {text}
 
 
-@pytest.mark.parametrize(
-    "text", ["\x00", "\x1b[2J", "\ud800", "caf\udce9", "a\r\nb\tc", ""], ids=ascii
-)
-def test_text_outside_html_is_replaced(case_of, text):
+@pytest.mark.parametrize("text", ["\x00", "\x1b[2J", "\ud800", "caf\udce9", "a\r\nb"], ids=ascii)
+def test_text_outside_html_is_replaced(case_of, harmless, text):
     html = render(everything(case_of, text)).encode(errors="backslashreplace").decode()
     page = HtmlPage(html)
-    if text:
-        assert page.structure == page_of(everything(case_of, "plain")).structure
-    assert len(page.data["cases"]) >= 1
-
-
-@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: ascii(text[:14]))
-def test_links_to_cases_stay_in_the_page(case_of, text):
-    page = page_of(everything(case_of, text))
-    for attributes, _ in page.all("a"):
-        assert re.fullmatch(r"#[\w=%./&:~-]+", attributes["href"])
-
-
-# Two runs
+    assert page.structure == harmless.structure
+    assert len(page.data["cases"]) == len(harmless.data["cases"])
 
 
 def test_page_of_two_runs_compares_case_by_case(tmp_path, manifest, scored):
@@ -475,8 +359,3 @@ def test_infinite_drift_leaves_strict_json(tmp_path, scored):
     page = page_of(two_runs(found, tmp_path), found)
     assert page.table("runs")[1][4] == "inf"
     assert len(page.data["cases"]) == 2
-
-
-def test_case_entries_have_every_field(results):
-    names = {field.name for field in fields(CaseEntry)}
-    assert all(set(case) == names for case in page_of(results).data["cases"])

@@ -9,7 +9,7 @@ The plugin's options choose model, device and combinations, so parity on a GPU i
 """
 
 import pytest
-from builders import calibration_of, ignore_progress, model_state
+from builders import calibration_of, config_of, ignore_progress, model_state
 from pytest_autoquant.plugin.pytest_config import plan_of
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
 from pytest_autoquant.scoring.stock import StockEngine
@@ -32,23 +32,20 @@ def model(aq_runner):
 
 @pytest.fixture(scope="module")
 def data(model):
-    return calibration_of(model)
+    return calibration_of(model, score_size=6)
 
 
 @pytest.fixture(scope="module")
-def configs(pytestconfig, aq_runner):
-    """Distinct configs that run on the device, by the name of a combination."""
-    distinct = {}
-    for combination in plan_of(pytestconfig).combinations:
-        if aq_runner.support(combination).is_supported:
-            config = aq_runner.config(combination)
-            distinct.setdefault(config.digest, (combination.test_id, config))
-    return dict(distinct.values())
+def sample():
+    return {name: config_of(*name.split("-")) for name in SAMPLE}
 
 
 @pytest.fixture(scope="module")
-def swept(model, configs, data):
-    return ReplayEngine(model).score(list(configs.values()), data, ignore_progress)
+def swept(model, sample, data):
+    before = model_state(model.module)
+    outcomes = ReplayEngine(model).score(list(sample.values()), data, ignore_progress)
+    assert model_state(model.module) == before
+    return outcomes
 
 
 def assert_parity(model, config, replayed, data):
@@ -64,30 +61,28 @@ def assert_parity(model, config, replayed, data):
 
 
 @pytest.mark.parametrize("name", SAMPLE)
-def test_replay_equals_stock(model, configs, swept, data, name):
-    assert_parity(model, configs[name], swept[configs[name].digest], data)
+def test_replay_equals_stock(model, sample, swept, data, name):
+    assert_parity(model, sample[name], swept[sample[name].digest], data)
 
 
 @pytest.mark.slow
-def test_replay_equals_stock_for_every_combination_that_runs_here(model, configs, swept, data):
-    assert configs
-    for name, config in configs.items():
-        largest = assert_parity(model, config, swept[config.digest], data)
+def test_replay_equals_stock_for_every_combination_that_runs_here(model, aq_runner, pytestconfig):
+    data, distinct = calibration_of(model), {}
+    for combination in plan_of(pytestconfig).combinations:
+        if aq_runner.support(combination).is_supported:
+            config = aq_runner.config(combination)
+            distinct.setdefault(config.digest, (combination.test_id, config))
+    assert distinct
+    configs = [config for _, config in distinct.values()]
+    outcomes = ReplayEngine(model).score(configs, data, ignore_progress)
+    for name, config in distinct.values():
+        largest = assert_parity(model, config, outcomes[config.digest], data)
         print(f"{name}: largest difference of a group {largest:.1e}")
 
 
-def test_config_scores_the_same_alone_as_in_a_sweep(model, configs, swept, data):
-    config = configs["wint4_aint4-w_group64"]
+def test_repeated_sweep_and_config_alone_give_the_same_bits(model, sample, swept, data):
+    again = ReplayEngine(model).score(list(sample.values()), data, ignore_progress)
+    assert all(again[digest].groups == swept[digest].groups for digest in swept)
+    config = sample["wint4_aint4-w_group64"]
     alone = ReplayEngine(model).score([config], data, ignore_progress)[config.digest]
     assert alone.groups == swept[config.digest].groups
-
-
-def test_repeated_sweep_gives_the_same_bits(model, configs, swept, data):
-    again = ReplayEngine(model).score(list(configs.values()), data, ignore_progress)
-    assert all(again[digest].groups == swept[digest].groups for digest in swept)
-
-
-def test_sweep_leaves_the_model_unchanged(model, configs, data):
-    before = model_state(model.module)
-    ReplayEngine(model).score(list(configs.values())[:6], data, ignore_progress)
-    assert model_state(model.module) == before

@@ -2,19 +2,16 @@
 
 import pytest
 import torch
-from pytest_autoquant.formats.effective_config import resolve
-from pytest_autoquant.grid.vocabulary import load_vocabulary
+from builders import config_of
 from pytest_autoquant.scoring.engine import Failure
 from pytest_autoquant.scoring.replay.quantizers import ShapedQuantizers
 from pytest_autoquant.scoring.replay.sweep import SweepResult, plan_sweep, sweep_slice
 from pytest_autoquant.scoring.replay.token_slices import TokenSlice
 from torch import nn
 
-VOCABULARY = load_vocabulary()
-
 
 def configs_of(*pairs):
-    return [resolve(VOCABULARY.pairs[pair], VOCABULARY.granularities["default"]) for pair in pairs]
+    return [config_of(pair) for pair in pairs]
 
 
 def test_plan_holds_each_quantizer_once_and_each_product():
@@ -55,7 +52,7 @@ def token_slice(module):
     )
 
 
-def test_slice_is_scored_by_the_formula(module, token_slice):
+def test_slices_are_scored_by_the_formula_and_added(module, token_slice):
     """INT8 weights per output channel, written out: scale amax / 127, round."""
     plan, result = plan_sweep(configs_of("wint8_afp16")), SweepResult()
     sweep_slice(plan, token_slice, module, result)
@@ -65,15 +62,8 @@ def test_slice_is_scored_by_the_formula(module, token_slice):
         change = (linear.weight / scale).round() * scale - linear.weight
         expected = (token_slice.gradients[name] * (token_slice.x @ change.T)).square().sum()
         assert scores[name] == pytest.approx(float(expected), rel=1e-3)
-
-
-def test_scores_of_slices_are_added(module, token_slice):
-    plan, once, twice = plan_sweep(configs_of("wint8_afp16")), SweepResult(), SweepResult()
-    sweep_slice(plan, token_slice, module, once)
-    for _ in range(2):
-        sweep_slice(plan, token_slice, module, twice)
-    (single,), (double,) = once.by_config(1), twice.by_config(1)
-    assert double == {name: 2 * score for name, score in single.items()}
+    sweep_slice(plan, token_slice, module, result)
+    assert result.by_config(1) == [{name: 2 * score for name, score in scores.items()}]
 
 
 def test_each_quantizer_runs_once_per_tensor(module, token_slice, monkeypatch):
@@ -113,7 +103,3 @@ def test_out_of_memory_is_raised(module, token_slice, monkeypatch):
     monkeypatch.setattr(ShapedQuantizers, "weight", run_out)
     with pytest.raises(torch.OutOfMemoryError):
         sweep_slice(plan_sweep(configs_of("wint8_afp16")), token_slice, module, SweepResult())
-
-
-def test_sweep_without_slices_has_no_scores():
-    assert SweepResult().by_config(2) == [{}, {}]

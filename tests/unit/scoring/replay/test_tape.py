@@ -67,11 +67,6 @@ def test_estimate_is_an_upper_bound(tiny, data, tape):
     assert tape.nbytes <= estimate_bytes(tiny, data) < 2 * tape.nbytes
 
 
-@pytest.mark.parametrize("requested", ["auto", "cpu", "cuda"])
-def test_tape_of_a_model_on_the_cpu_is_in_host_memory(tiny, data, requested):
-    assert choose_device(requested, tiny, data) == CPU
-
-
 @pytest.mark.parametrize(
     ("requested", "share_of_free_memory", "expected"),
     [("auto", 0.49, "cuda"), ("auto", 0.51, "cpu"), ("cuda", 2, "cuda"), ("cpu", 0.1, "cpu")],
@@ -79,6 +74,7 @@ def test_tape_of_a_model_on_the_cpu_is_in_host_memory(tiny, data, requested):
 def test_tape_is_on_the_gpu_if_half_of_its_free_memory_is_enough(
     tiny, data, monkeypatch, requested, share_of_free_memory, expected
 ):
+    assert choose_device(requested, tiny, data) == CPU
     free = int(estimate_bytes(tiny, data) / share_of_free_memory)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
     on_gpu = replace(tiny, device=torch.device("cuda"))
@@ -101,7 +97,7 @@ def test_saved_tape_is_loaded_bit_for_bit(tiny, data, tape, tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("model", "0" * 64), ("captions", "1" * 64), ("torch", "1.0"), ("format", 2)],
+    [("captions", "1" * 64), ("format", 2)],
 )
 def test_tape_with_another_fingerprint_is_refused(tiny, data, tape, tmp_path, field, value):
     path = tmp_path / "other.tape.safetensors"
@@ -122,12 +118,11 @@ def write_other_safetensors(path):
     "write",
     [
         lambda path: path.write_bytes(b""),
-        lambda path: path.write_bytes(b"not a tape"),
         lambda path: path.write_bytes(b"\xff" * 64),
         lambda path: path.mkdir(),
         write_other_safetensors,
     ],
-    ids=["empty", "text", "bytes", "folder", "other tensors"],
+    ids=["empty", "bytes", "folder", "other tensors"],
 )
 def test_file_that_is_not_a_tape_is_refused(tiny, data, tmp_path, write):
     path = tmp_path / "broken.tape.safetensors"
@@ -136,13 +131,9 @@ def test_file_that_is_not_a_tape_is_refused(tiny, data, tmp_path, write):
         load_tape(path, tape_fingerprint(tiny, data), CPU)
 
 
-def test_check_folder_creates_the_folder_and_leaves_it_empty(tmp_path):
-    folder = tmp_path / "new" / "tapes"
-    check_folder(folder)
-    assert list(folder.iterdir()) == []
-
-
-def test_folder_that_cannot_be_created_is_refused(tmp_path):
+def test_check_folder_creates_an_empty_folder_or_is_refused(tmp_path):
+    check_folder(tmp_path / "new" / "tapes")
+    assert list((tmp_path / "new" / "tapes").iterdir()) == []
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / "tapes"
     with pytest.raises(WriteError) as caught:

@@ -27,7 +27,7 @@ def tape():
     )
 
 
-@pytest.mark.parametrize("tokens", [None, 1, 3, 7, 10, 99])
+@pytest.mark.parametrize("tokens", [None, 3, 10])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
 def test_slices_of_an_input_are_the_tape(tape, tokens, device):
     pieces = list(token_slices(tape, LINEARS, torch.device(device), tokens))
