@@ -6,6 +6,8 @@ import pytest
 from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
 from pytest_autoquant.models.registry import REGISTRY
 
+pytestmark = pytest.mark.slow
+
 ONE = ("cases/test_sensitivity.py", "--aq-device=cpu", "--aq-sizes=small")
 PLAIN = (*ONE, "--aq-pairs=wint8_afp16", "--aq-granularities=default")
 

@@ -12,6 +12,8 @@ import pytest_autoquant
 from pytest_autoquant.manifests.layout import MANIFEST_SUFFIX
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.slow
+
 DATA = Path(pytest_autoquant.__file__).parent / "models" / "data"
 
 EMBEDDED = DATA / "tiny-qwen3-vl"

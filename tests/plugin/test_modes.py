@@ -5,6 +5,8 @@ from textwrap import dedent
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 COUNTING = """
     import os, pathlib, socket
     import pytest

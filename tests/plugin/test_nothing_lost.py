@@ -12,6 +12,8 @@ import pytest
 from pytest_autoquant.manifests.layout import find_manifests
 from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
 
+pytestmark = pytest.mark.slow
+
 SELECTION = ("cases/test_sensitivity.py", "--aq-device=cpu", "--aq-sizes=small")
 PAIRS = ("wint8_afp16", "wint4_afp16")
 GRANULARITIES = ("default", "w_per_tensor", "w_group64")

@@ -205,6 +205,7 @@ def test_second(aq_case, aq_measure):
 """
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_failed_test_of_a_case_is_not_hidden_by_another_one_that_passed(run, tmp_path, xdist):
     done = run(
@@ -216,12 +217,70 @@ def test_a_failed_test_of_a_case_is_not_hidden_by_another_one_that_passed(run, t
     assert list(tmp_path.joinpath("b").rglob("*.json")) == []
 
 
+SUBTESTS = """
+import pytest
+
+def test_subtests(aq_case, aq_measure, subtests):
+    aq_measure(aq_case)
+    with subtests.test("passes"):
+        pass
+    assert False
+
+@pytest.mark.xfail
+def test_expected(aq_case, aq_measure):
+    aq_measure(aq_case)
+    assert False
+"""
+
+
+@pytest.mark.slow
+def test_subtests_and_expected_failures_bless_nothing(run, tmp_path):
+    done = run({"test_mine.py": SUBTESTS}, *SMALL, "--aq-baseline=b", "--aq-update-baseline")
+    assert "1 failed" in done.stdout
+    assert "1 xfailed" in done.stdout
+    assert list(tmp_path.joinpath("b").rglob("*.json")) == []
+
+
+@pytest.mark.slow
+def test_an_empty_selection_of_a_shard_is_not_green(run):
+    files = {"test_mine.py": "def test_it(aq_case, aq_measure): aq_measure(aq_case)\n"}
+    done = run(files, *SMALL, "--aq-shard=1/2", "-k", "nothing_like_it")
+    assert done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
+    done = run(files, *SMALL, "--aq-shard=2/2", "--aq-baseline=b", "--aq-baseline-missing=write")
+    assert done.returncode == 0
+
+
+def test_results_stay_where_the_command_line_says_although_a_test_changes_the_folder(run, tmp_path):
+    text = OWN_TEST.replace("(aq_measure)", "(aq_measure, tmp_path, monkeypatch)").replace(
+        "    manifest =", "    monkeypatch.chdir(tmp_path)\n    manifest ="
+    )
+    done = run({"test_mine.py": text}, "--aq-device=cpu", "--aq-report-dir=out")
+    assert done.returncode == 0
+    (manifest,) = tmp_path.rglob("*_quant_manifest.json")
+    assert manifest.is_relative_to(tmp_path / "out")
+
+
+SCHEDULER = """
+from xdist.scheduler import LoadScheduling
+
+def pytest_xdist_make_scheduler(config, log):
+    print("MINE")
+    return LoadScheduling(config, log)
+"""
+
+
+def test_a_projects_own_xdist_scheduler_stays(run):
+    files = {"conftest.py": SCHEDULER, "test_mine.py": "def test_it(): pass\n"}
+    assert "MINE" in run(files, "-n1", "-s").stdout
+
+
 RERUN = """
 def test_it(aq_case, aq_measure):
     assert aq_measure(aq_case) is None
 """
 
 
+@pytest.mark.slow
 def test_a_case_that_fails_every_attempt_is_not_blessed(run, tmp_path):
     options = ("--reruns=1", "--aq-baseline=b", "--aq-update-baseline")
     done = run({"test_mine.py": RERUN}, *SMALL, *options)
@@ -241,6 +300,7 @@ def test_it(aq_case, y, aq_measure):
 """
 
 
+@pytest.mark.slow
 def test_a_case_with_one_more_parameter_is_named_when_its_worker_dies(run, tmp_path):
     done = run({"test_mine.py": KILLED}, *SMALL, "-n1", "--max-worker-restart=0")
     assert done.returncode == 1
@@ -249,6 +309,7 @@ def test_a_case_with_one_more_parameter_is_named_when_its_worker_dies(run, tmp_p
     assert "run the same command with --aq-resume" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_case_whose_own_assertion_failed_is_run_again_by_a_resumed_run(run):
     files = {"test_mine.py": RERUN}
     assert run(files, *SMALL).returncode == 1
@@ -257,6 +318,7 @@ def test_a_case_whose_own_assertion_failed_is_run_again_by_a_resumed_run(run):
     assert "1 failed" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_corrupt_manifest_is_named_by_a_resumed_run(run, tmp_path):
     files = {"test_mine.py": "def test_it(aq_case, aq_measure): aq_measure(aq_case)\n"}
     assert run(files, *SMALL).returncode == 0
@@ -284,6 +346,7 @@ def test_a_gate_of_skipped_cases_alone_fails(run):
     assert "no case was compared with a baseline" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--lf"], ["--sw"], ["-x"], ["--maxfail=1", "-n2"]])
 def test_pytests_own_selection_and_stopping_work_with_cases(run, arguments):
     text = "def test_it(aq_combination, aq_check): aq_check(aq_combination)\n"

@@ -14,6 +14,8 @@ import pytest_autoquant
 from pytest_autoquant.manifests.layout import find_manifests
 from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
 
+pytestmark = pytest.mark.slow
+
 DATA = Path(pytest_autoquant.__file__).parent / "calibration" / "data"
 
 PAIRS = ("wint8_afp16", "wint4_afp16")

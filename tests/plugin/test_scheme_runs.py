@@ -14,6 +14,8 @@ from pytest_autoquant.manifests.layout import find_schemes
 from pytest_autoquant.manifests.scheme_manifest import load_scheme
 from safetensors import safe_open
 
+pytestmark = pytest.mark.slow
+
 FULL, HALF = "fp8_autoquant_full", "fp8_autoquant_top50"
 CPU = ("-p", "no:benchmark", "--aq-device=cpu", "--aq-sizes=small")
 SCHEMES = ("cases/test_schemes.py", *CPU, f"--aq-schemes={HALF},{FULL}")

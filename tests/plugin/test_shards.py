@@ -8,6 +8,8 @@ import pytest
 from pytest_autoquant.manifests.layout import find_manifests
 from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
 
+pytestmark = pytest.mark.slow
+
 COUNT = 3
 
 

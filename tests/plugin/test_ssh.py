@@ -24,6 +24,8 @@ import pytest
 import pytest_autoquant
 from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
 
+pytestmark = pytest.mark.slow
+
 HARNESS = Path(pytest_autoquant.__file__).parent
 PROGRAMS = {"sshd": "openssh-server", "ssh": "openssh-client", "ssh-keygen": "openssh-client"}
 MANIFESTS = "*_quant_manifest.json"

@@ -6,6 +6,8 @@ from textwrap import dedent
 import pytest
 from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
 
+pytestmark = pytest.mark.slow
+
 KILLED = "test_sensitivity[wint4_afp16-default-small]"
 KILLER = f"""
     import os, signal

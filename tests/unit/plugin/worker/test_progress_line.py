@@ -180,6 +180,7 @@ def test_verbose_line_of_pytest_gets_its_result_beside_the_test_id(
 ):
     file = TerminalFile(screen)
     monkeypatch.setattr("sys.stdout", file)
+    monkeypatch.setattr(progress_line.os, "write", lambda _, data: file.write(data.decode()))
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", str(WIDTH))
     config = pytester.parseconfigure("-v", "-s", "--color=no")
