@@ -113,7 +113,7 @@ def test_a_shard_given_twice_is_refused(refused, folders, tmp_path):
     again = shutil.copytree(folders[1], tmp_path / "again")
     message = refused(*folders, again)
     assert re.fullmatch(
-        rf"{again} and {folders[1]} both hold tiny-qwen3-vl/\S+ and \d+ more; give one of them",
+        rf"{again} and {folders[1]} both hold tiny-qwen3-vl/\S+ and \d+ more; pass only one of them",
         message,
     )
 
