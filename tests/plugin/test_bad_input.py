@@ -90,7 +90,7 @@ UNKNOWN = {
     "model": ("--aq-model=qwen9", ["'qwen9' is unknown", "tiny-qwen3-vl, qwen3-vl-4b", "folder"]),
     "method": ("--aq-method=hessian", ["--aq-method: 'hessian'", "gradient, kl_div"]),
     "dtype": ("--aq-dtype=int8", ["--aq-dtype: 'int8'", "auto, fp32, bf16, fp16"]),
-    "device": ("--aq-device=banana", ["--aq-device", "'banana'", "auto, cpu, cuda or cuda:N"]),
+    "device": ("--aq-device=banana", ["unknown device 'banana'", "auto, cpu, cuda or cuda:N"]),
     "device of another kind": ("--aq-device=meta", ["meta", "auto, cpu, cuda or cuda:N"]),
     "no batch": ("--aq-batch-size=0", ["--aq-batch-size: '0'", "whole number of at least 1"]),
     "half a caption": ("--aq-score-size=1.5", ["--aq-score-size: '1.5'", "whole number"]),
@@ -322,9 +322,12 @@ def test_too_few_captions_and_one_of_a_single_token_are_recorded_and_the_case_go
     assert re.findall(r"AutoquantWarning: (.+)", result.stdout.str()) == [few, dropped]
 
 
-def test_a_budget_that_no_selected_case_reaches_is_refused_before_the_first_case(refused):
-    message = refused(*ONE, "--aq-effective-bits=2")
-    assert "--aq-effective-bits 2: too small for every selected case; the least is 8" in message
+def test_a_budget_that_no_selected_case_reaches_is_refused_before_the_first_case(project):
+    result = project.runpytest_inprocess(*ONE, "--aq-effective-bits=2")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    words = "--aq-effective-bits 2: too small for every selected case; the least is 8 bits"
+    assert words in result.stderr.str()
+    assert not (project.path / "reports").exists()
 
 
 def test_a_case_that_misses_the_budget_passes_and_states_its_least_bits(project, modelopt):

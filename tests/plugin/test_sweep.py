@@ -49,7 +49,7 @@ def case_id(pair, granularity):
 
 def test_the_sweep_passes_and_writes_exactly_the_designs_files(sweep):
     assert sweep.status == 0
-    expected = {"index.html", "summary.md", "summary.json", GRID}
+    expected = {"index.html", "summary.md", "summary.json", "outcomes.jsonl", GRID}
     for pair, granularity in MEASURED | ALIASES.keys():
         weight, activation = re.fullmatch("w(.+)_a(.+)", pair).groups()
         folder = f"{MODEL}/weight-{weight}-act-{activation}/{granularity}/small"
