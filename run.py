@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 BIN = VENV / "bin"
 INPUTS = ("pyproject.toml", "setup.py", "constraints.txt")
-OLDEST_PYTHON = (3, 11)
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)
 GATED = ("--aq-device=cpu", "--aq-sizes=small", "--aq-pairs=wfp8_afp8,wint4_aint8,wint8_afp16")
 COMMANDS = {
     "sweep": (("pytest", "cases", "-q"),),
@@ -59,9 +59,10 @@ def main(arguments: list[str]) -> None:
     """Run one of the named command lines; extra arguments go to the last one, pytest."""
     if not arguments or arguments[0] not in COMMANDS:
         sys.exit(__doc__)
-    if sys.version_info < OLDEST_PYTHON:
-        needed, here = (".".join(map(str, v)) for v in (OLDEST_PYTHON, sys.version_info[:2]))
-        sys.exit(f"run.py needs Python {needed} or newer, got {here}")
+    here = sys.version_info[:2]
+    if not OLDEST_PYTHON <= here <= NEWEST_PYTHON:
+        oldest, newest, got = (".".join(map(str, v)) for v in (OLDEST_PYTHON, NEWEST_PYTHON, here))
+        sys.exit(f"run.py needs Python {oldest} to {newest}, got {got}")
     set_up()
     *checks, last = COMMANDS[arguments[0]]
     for check in checks:

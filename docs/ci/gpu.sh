@@ -30,4 +30,4 @@ pytest cases -n auto --gpu-only \
 # Time and memory, as ratios: compared with what the blessing run saved.
 cost=(--benchmark-compare --benchmark-compare-fail=min:50%)
 [ "${BLESS:-0}" = 1 ] && cost=(--benchmark-save=blessed)
-pytest benchmarks/test_cost.py --benchmark-storage="file://$BASELINE/cost" "${cost[@]}"
+pytest benchmarks/bench_cost.py --benchmark-storage="file://$BASELINE/cost" "${cost[@]}"

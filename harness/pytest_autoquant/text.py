@@ -20,6 +20,12 @@ def one_line(value: object, most: int | None = None) -> str:
     return flat if most is None or len(flat) <= most else f"{flat[:most]}..."
 
 
+def counted(count: int, noun: str) -> str:
+    """Return ``1 scheme``, ``2 schemes``: a number with its noun, whose plural ends in s or es."""
+    ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
+    return f"{count} {noun}{ending}"
+
+
 def well_formed(text: str) -> str:
     """Return ``text`` with half surrogate pairs, as undecodable file names have, as U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

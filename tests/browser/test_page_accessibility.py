@@ -161,7 +161,7 @@ def test_page_without_scripts_shows_all_tables_and_nothing_that_needs_scripts(ne
         assert rows.count() == count, name
     text = page.inner_text('table[data-name="cases"]')
     assert [m for m in sweep.manifests.values() if four(total(m)) not in text] == []
-    assert "A score is the expected damage" in page.inner_text("#section-grid")
+    assert "A score is the squared change" in page.inner_text("#section-grid")
     for selector in (".chart", ".detail", ".controls", "select", "button", ".tools"):
         assert page.locator(f"{selector}:visible").count() == 0, selector
     hrefs = [link.get_attribute("href") for link in page.locator("nav a:visible").all()]

@@ -8,7 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from page_reading import violations
+from builders import results_of, structure_check
+from page_reading import column, go, table, violations
+from pytest_autoquant.manifests.outcomes import FailedCase
+from pytest_autoquant.reports.session_results import SessionResults
+from pytest_autoquant.reports.write import write_summary
 from scipy.stats import spearmanr
 
 CASES = Path(__file__).resolve().parents[2] / "cases"
@@ -93,3 +97,24 @@ def test_axe_finds_no_violation(new_page, derived, open_report, scheme):
 
 def test_report_without_schemes_has_no_such_section(swept):
     assert swept.locator('nav a[href="#schemes"]').count() == 0
+
+
+def test_schemes_that_were_not_derived_are_in_their_section_alone(page, tmp_path, open_report):
+    failed = FailedCase(case_id="toy/schemes/half/small", problem="export failed")
+    write_summary(tmp_path, SessionResults(errors={failed.case_id: failed}))
+    open_report(page, tmp_path / "index.html", "#schemes")
+    row = page.locator('table[data-name="schemes-not-derived"] tbody tr')
+    assert row.locator("td").all_inner_texts() == [failed.case_id, "failed", "export failed"]
+    go(page, "#cases")
+    assert failed.case_id not in page.inner_text("#section-cases")
+
+
+def test_report_of_structure_cases_has_no_selector_and_no_chart(page, tmp_path, open_report):
+    checks = (structure_check("wint8_afp16"), structure_check("wfp4_afp8"))
+    write_summary(tmp_path, results_of(*checks))
+    open_report(page, tmp_path / "index.html")
+    grid = page.inner_text("#section-grid")
+    assert "No case was measured; the table below says what can run." in grid
+    assert "A score is" not in grid
+    assert page.locator("#view:visible, #chart-grid:visible").count() == 0
+    assert column(table(page, "what-can-run"), "pair") == ["wfp4_afp8", "wint8_afp16"]

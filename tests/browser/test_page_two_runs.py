@@ -67,3 +67,9 @@ def test_case_opens_the_comparison_of_its_two_sides(page, compared, open_report)
         href = page.locator("#case-facts a", has_text="manifest").get_attribute("href")
         assert href.startswith(f"{folder}/")
         assert read_manifest(compared.parent / href).case.case_id == case_id
+
+
+def test_comparison_opens_with_run_a_beside_the_same_case_of_run_b(page, compared, open_report):
+    open_report(page, compared, "#compare")
+    sides = [page.locator(f"{side} option:checked").inner_text() for side in ("#case-a", "#case-b")]
+    assert sides == ["A: " + sides[1].removeprefix("B: "), "B: " + sides[0].removeprefix("A: ")]

@@ -41,12 +41,13 @@ def test_base_install_has_no_torch_and_no_development_tool():
     assert str(EXTRAS["dev"][0]) == "pytest-autoquant[measure]"
 
 
-def test_oldest_python_is_the_same_everywhere():
+def test_supported_python_is_the_same_everywhere():
     supported = SpecifierSet(PROJECT["requires-python"])
     minors = [minor for minor in range(8, 20) if f"3.{minor}" in supported]
     classified = re.findall(r"Python :: 3\.(\d+)", "\n".join(PROJECT["classifiers"]))
     assert [int(minor) for minor in classified] == minors
-    assert runpy.run_path(str(ROOT / "run.py"))["OLDEST_PYTHON"] == (3, minors[0])
+    script = runpy.run_path(str(ROOT / "run.py"))
+    assert (script["OLDEST_PYTHON"], script["NEWEST_PYTHON"]) == ((3, minors[0]), (3, minors[-1]))
 
 
 @pytest.mark.parametrize(

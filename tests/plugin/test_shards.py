@@ -91,7 +91,7 @@ def test_merged_shards_are_the_unsharded_run_file_for_file(
     assert f"\n{counted}\n" in grid.output
     here = contents(without_command(grid.root, tmp_path / "whole", shards))
     there = contents(shards.folder / "merged")
-    assert len(here) == 4 * 12 + 3 + 2
+    assert len(here) == 4 * 12 + 4 + 2
     assert there.keys() == here.keys()
     for name, content in here.items():
         assert there[name] == content, name
@@ -100,8 +100,7 @@ def test_merged_shards_are_the_unsharded_run_file_for_file(
 def test_a_missing_shard_is_refused_unless_it_may_be(refused, shards, folders, tmp_path):
     message = refused(folders[0], folders[2])
     assert (
-        message
-        == "shards 2/3 are missing; pass their folders too, or --partial to merge without them"
+        message == "missing shards: 2/3; pass their folders too, or --partial to merge without them"
     )
     some = map(str, (folders[0], folders[2]))
     partial = shards.harness("merge", *some, "--partial", "--into", str(tmp_path / "partial"))
@@ -114,7 +113,7 @@ def test_a_shard_given_twice_is_refused(refused, folders, tmp_path):
     again = shutil.copytree(folders[1], tmp_path / "again")
     message = refused(*folders, again)
     assert re.fullmatch(
-        rf"{again} and {folders[1]} both hold tiny-qwen3-vl/\S+ and \d+ more; give one of them",
+        rf"{again} and {folders[1]} both hold tiny-qwen3-vl/\S+ and \d+ more; pass only one .*",
         message,
     )
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pytest_autoquant.errors import UsageError
-from pytest_autoquant.text import in_words, one_line, slug, unknown, well_formed
+from pytest_autoquant.text import counted, in_words, one_line, slug, unknown, well_formed
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,16 @@ def test_exception_is_shown_with_type_and_message_on_one_line():
     assert in_words(ValueError("a\n  b")) == "ValueError: a b"
     assert in_words(ValueError("abc"), most=2) == "ValueError: ab"
     assert in_words(KeyError()) == "KeyError: no message"
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "shown"),
+    [
+        (1, "scheme", "1 scheme"),
+        (0, "structure case", "0 structure cases"),
+        (1, "alias", "1 alias"),
+        (2, "alias", "2 aliases"),
+    ],
+)
+def test_numbers_agree_with_their_noun(count, noun, shown):
+    assert counted(count, noun) == shown

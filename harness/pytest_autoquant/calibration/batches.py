@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from pytest_autoquant.calibration.captions import CaptionSet
 from pytest_autoquant.errors import CaptionError
+from pytest_autoquant.text import counted
 
 #: Fewest tokens of a caption that can be used: one token to predict another from.
 MIN_TOKENS = 2
@@ -69,8 +70,8 @@ class CalibrationData:
         if available >= requested:
             return None
         return (
-            f"{self.captions.name} holds {available} captions, size {self.captions.size} needs "
-            f"{requested}: measured on {available - len(self.dropped)}"
+            f"{self.captions.name} holds {counted(available, 'caption')}, size "
+            f"{self.captions.size} needs {requested}: measured on {available - len(self.dropped)}"
         )
 
     @property

@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = arguments.run(arguments)
         sys.stdout.flush()
     except AutoquantError as error:
-        print(f"aq-harness: {error}", file=sys.stderr)
+        for problem in str(error).splitlines():
+            print(f"aq-harness: {problem}", file=sys.stderr)
         return USAGE_ERROR
     except BrokenPipeError:
         # The reader has closed the pipe (`| head`); Python must not fail again flushing at exit.

@@ -105,6 +105,12 @@ class SchemeCase:
         return self.candidates
 
 
+def is_scheme_id(case_id: str) -> bool:
+    """Return whether an id is one of ``SchemeCase.case_id``."""
+    parts = case_id.split("/")
+    return len(parts) == 4 and parts[1] == "schemes"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseId:
     """The parts of a sensitivity case's ``case_id``; its names need not be in the vocabulary."""

@@ -7,11 +7,12 @@ It is imported on first use, so that importing a record type costs nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from json import JSONDecodeError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.files import load_json
-from pytest_autoquant.text import one_line
+from pytest_autoquant.text import counted, one_line
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -45,9 +46,16 @@ def load_record(kind: type[Record], text: str | bytes, *, source: str, name: str
     try:
         raw = load_json(text)
     except ValueError as error:
-        raise RecordError(f"{source}: is not JSON: {one_line(error, _LONGEST_MESSAGE)}") from None
+        raise RecordError(f"{source}: is not JSON: {_not_json(error, name)}") from None
     check_version(raw, source=source, name=name)
     return validate_record(kind, raw, source=source, name=name)
+
+
+def _not_json(error: ValueError, name: str) -> str:
+    """Return where a text stops being JSON, or what the JSON standard forbids in it."""
+    if isinstance(error, JSONDecodeError):
+        return f"not a {name}, error at line {error.lineno}, column {error.colno}"
+    return one_line(error, _LONGEST_MESSAGE)
 
 
 def validate_record(kind: type[Record], raw: object, *, source: str, name: str) -> Record:
@@ -97,7 +105,7 @@ def first_problem(error: Exception) -> str:
         return one_line(error, _LONGEST_MESSAGE)
     first = error.errors(include_input=False, include_url=False, include_context=False)[0]
     where = one_line(".".join(str(part) for part in first["loc"]), _LONGEST_MESSAGE)
-    return f"{where}: {first['msg']} ({error.error_count()} problems)"
+    return f"{where}: {first['msg']} ({counted(error.error_count(), 'problem')})"
 
 
 def adapter(kind: type[Record]) -> TypeAdapter[Record]:

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
 
-from pytest_autoquant.errors import ModelError
+from pytest_autoquant.errors import ModelError, UsageError
 from pytest_autoquant.text import slug, unknown
 
 _DATA = Path(str(files("pytest_autoquant.models") / "data"))
@@ -78,7 +78,12 @@ def find_model(name: str, *, random_weights: bool) -> ModelSource:
 def _find(name: str, *, random_weights: bool) -> ModelSource:
     if name in REGISTRY:
         return REGISTRY[name]
-    folder = Path(name).expanduser()
+    if not name.strip():
+        raise UsageError(
+            f"the model's name must not be empty; known: {', '.join(REGISTRY)}; or use a "
+            "checkpoint folder or an org/name hub id"
+        )
+    folder = _expanded(name)
     if folder.is_dir():
         return _local(folder, random_weights=random_weights)
     if folder.is_absolute() or name.startswith((".", "~")):
@@ -86,6 +91,14 @@ def _find(name: str, *, random_weights: bool) -> ModelSource:
     if _HUB_ID.fullmatch(name):
         return ModelSource(name=slug(name), location=name)
     raise unknown("model", name, REGISTRY, "or use a checkpoint folder or an org/name hub id")
+
+
+def _expanded(name: str) -> Path:
+    """Return a path with the home folder of ``~`` or ``~user`` in it."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # the user does not exist
+        raise ModelError(f"model folder {name}: does not exist: no such user") from None
 
 
 def _local(folder: Path, *, random_weights: bool) -> ModelSource:

@@ -92,10 +92,10 @@ OPTIONS: tuple[Option, ...] = (
         name="sizes",
         kind=names(),
         default=(),
-        help=f"measure only these calibration sizes: {', '.join(SIZES)}",
+        help=f"only these calibration sizes: {', '.join(SIZES)}",
     ),
-    Option(name="pairs", kind=names(), default=(), help="measure only these quant pairs"),
-    Option(name="granularities", kind=names(), default=(), help="measure only these granularities"),
+    Option(name="pairs", kind=names(), default=(), help="only these quant pairs"),
+    Option(name="granularities", kind=names(), default=(), help="only these granularities"),
     Option(
         name="conf",
         kind=PATH,

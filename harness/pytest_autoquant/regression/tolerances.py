@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 
 from pytest_autoquant.errors import UsageError
 from pytest_autoquant.regression.comparison import Comparison
+from pytest_autoquant.text import counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +80,7 @@ def _allows(name: str, value: object) -> bool:
 def _group_changes(comparison: Comparison) -> Iterator[str]:
     for kind, names in (("new", comparison.new), ("vanished", comparison.vanished)):
         if names:
-            yield f"{len(names)} groups {kind}, such as {names[0]}"
+            yield f"{counted(len(names), 'group')} {kind}, such as {names[0]}"
 
 
 def _order_drifts(comparison: Comparison, tolerances: Tolerances) -> Iterator[str]:
@@ -113,6 +114,6 @@ def _selection_drifts(comparison: Comparison, tolerances: Tolerances) -> Iterato
     count = len(comparison.selection_changes)
     if count > tolerances.selected:
         yield (
-            f"{count} groups selected otherwise under the bit budget, {tolerances.selected} "
-            "allowed (--aq-tol-selected)"
+            f"{counted(count, 'group')} selected otherwise under the bit budget, "
+            f"{tolerances.selected} allowed (--aq-tol-selected)"
         )

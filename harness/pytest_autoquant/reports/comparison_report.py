@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from pytest_autoquant.manifests.fingerprint import Difference
 from pytest_autoquant.regression.comparison import Comparison
-from pytest_autoquant.reports.markdown import code, number, table, text
+from pytest_autoquant.reports.markdown import code, number, table
 from pytest_autoquant.reports.run_comparison import RunComparison
+from pytest_autoquant.text import counted
 
 #: Groups shown when a single case is compared, most drifted first.
 _MOST_GROUPS = 10
@@ -28,7 +30,8 @@ def compare_markdown(comparison: RunComparison) -> str:
     """Return the comparison as Markdown, most drifted case first."""
     ordered = sorted(comparison.cases.items(), key=lambda item: -item[1].largest_drift)
     parts = [
-        f"{len(ordered)} cases in both runs, {len(comparison.only_before)} only in the first, "
+        f"{counted(len(ordered), 'case')} in both runs, "
+        f"{len(comparison.only_before)} only in the first, "
         f"{len(comparison.only_after)} only in the second.",
         table(_HEADERS, [_row(case_id, found) for case_id, found in ordered], right=" rrrrr"),
     ]
@@ -57,9 +60,16 @@ def _remarks(comparisons: Sequence[Comparison]) -> Iterator[str]:
             "A manifest from before the harness takes part: compare its ranks, not its scores; "
             "what it was measured on is unknown."
         )
-    fields = sorted({str(difference) for found in comparisons for difference in found.differing})
+    fields = sorted({_in_words(each) for found in comparisons for each in found.differing})
     if fields:
-        yield "Measured on something else: " + "; ".join(text(field) for field in fields)
+        yield "Measured on something else: " + "; ".join(fields)
+
+
+def _in_words(difference: Difference) -> str:
+    """Return a difference without characters that Markdown would need escaped."""
+    field = "measurement version" if difference.field == "harness" else difference.field
+    name = field.replace("_", " ")
+    return f"{name} {code(difference.before[:16])}, then {code(difference.after[:16])}"
 
 
 def _names(title: str, names: Sequence[str]) -> list[str]:

@@ -10,10 +10,11 @@ from pytest_autoquant.text import one_line
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~&])")
 
 SCORE_MEANS = (
-    "A score is the expected damage of quantizing one layer group alone: the squared change that "
-    "quantization makes in each output, weighted by the squared gradient of the loss there, summed "
-    "over the group and divided by the number of scored tokens. It ranks groups and compares "
-    "configurations of one model on the same captions; it is not a loss and not an accuracy."
+    "A score is the squared change of a layer's output, weighted by the squared gradient of the "
+    "loss: a second-order estimate of the loss increase, with the empirical Fisher in place of the "
+    "Hessian. It is summed over a layer group that is quantized alone, and divided by the number "
+    "of scored tokens. It ranks groups and compares configurations of one model on the same "
+    "captions; it is not a loss and not an accuracy."
 )
 GROUPS_MEAN = (
     "A group is named after its first linear: q_proj stands for q, k and v together, gate_proj for "
@@ -25,6 +26,9 @@ KL_SCORE_MEANS = (
     "on the same captions; it is not an accuracy."
 )
 
+INFEASIBLE_MEANS = (
+    "infeasible: more bits are stored than the budget allows even with every group quantized."
+)
 LOST_MEANS = "was to run and sent no outcome"
 
 

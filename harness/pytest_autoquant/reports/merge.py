@@ -29,6 +29,7 @@ from pytest_autoquant.manifests.session_summary import (
     read_summary,
 )
 from pytest_autoquant.reports.folder import add_outcomes, read_outcomes
+from pytest_autoquant.reports.ownership import refuse_foreign_files
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_summary
 
@@ -70,11 +71,14 @@ def merge(folders: Sequence[Path], target: Path, *, partial: bool = False) -> Se
         partial: merge although shards are missing or cases were lost; the summary names the lost.
 
     Raises:
-        RecordError: a folder has no summary or an unreadable record; two folders hold the same
-            case; cases differ in what they measured; shards are missing or cases lost, unless
-            ``partial``. Nothing is written then.
-        WriteError: the target cannot be written.
+        RecordError: a folder is missing, is passed twice, has no summary or an unreadable record;
+            two folders hold the same case; cases differ in what they measured; shards are missing
+            or cases lost, unless ``partial``. Nothing is written then.
+        WriteError: the target cannot be written, or a report would replace a file of somebody else.
     """
+    problems = [*_unusable(folders)]
+    if problems:
+        raise RecordError("\n".join(problems))
     sources = [_read(folder) for folder in folders]
     problems = [*_duplicates(sources), *_incompatible(sources)]
     if not partial:
@@ -82,6 +86,7 @@ def merge(folders: Sequence[Path], target: Path, *, partial: bool = False) -> Se
     if problems:
         raise RecordError("\n".join(problems))
     check_writable(target)
+    refuse_foreign_files(target)
     results = SessionResults()
     for source in sources:
         for path, manifest in source.manifests.items():
@@ -94,6 +99,19 @@ def merge(folders: Sequence[Path], target: Path, *, partial: bool = False) -> Se
     results.lost = tuple(sorted(set(results.lost) - results.case_ids))
     write_summary(target, results)
     return results
+
+
+def _unusable(folders: Sequence[Path]) -> Iterator[str]:
+    """Yield one line per folder that is passed twice, does not exist or is no report folder."""
+    seen: set[Path] = set()
+    for folder in dict.fromkeys(folders):
+        if folder.resolve() in seen or folders.count(folder) > 1:
+            yield f"{folder}: was passed more than once; pass it once"
+        elif not folder.is_dir():
+            yield f"{folder}: no such folder; pass the report folder of a run"
+        elif not (folder / SUMMARY_JSON).exists():
+            yield f"{folder}: holds no {SUMMARY_JSON}; pass the report folder of a run"
+        seen.add(folder.resolve())
 
 
 def _read(folder: Path) -> Source:
@@ -194,10 +212,7 @@ def _missing_shards(sources: Sequence[Source]) -> Iterator[str]:
     missing = sorted(set(range(1, count + 1)) - {shard.index for shard in shards})
     if missing:
         names = ", ".join(f"{index}/{count}" for index in missing)
-        yield (
-            f"shards {names} are missing; pass their folders too, or --partial to merge without "
-            "them"
-        )
+        yield f"missing shards: {names}; pass their folders too, or --partial to merge without them"
 
 
 def _lost(sources: Iterable[Source]) -> Iterator[str]:

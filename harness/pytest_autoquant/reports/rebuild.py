@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pytest_autoquant.errors import RecordError
 from pytest_autoquant.manifests.case_result import CaseResult
-from pytest_autoquant.manifests.layout import MANIFEST_SUFFIX
+from pytest_autoquant.manifests.layout import find_manifests
 from pytest_autoquant.manifests.sensitivity_manifest import Manifest
 from pytest_autoquant.reports.folder import read_folder
+from pytest_autoquant.reports.ownership import refuse_foreign_files
 from pytest_autoquant.reports.page.render import PAGE
 from pytest_autoquant.reports.session_report import counts_sentence
 from pytest_autoquant.reports.session_results import SessionResults
@@ -20,13 +22,21 @@ def rebuild(root: Path) -> SessionResults:
     Files beside a manifest from before the harness are left as they are.
 
     Raises:
-        WriteError: a report cannot be written.
+        RecordError: the folder holds no record; nothing is written or deleted then.
+        WriteError: a report cannot be written, or would replace a file of somebody else.
     """
+    if not find_manifests(root) and not _has_outcomes(root):
+        raise RecordError(f"{root}: holds no manifest; run some cases first")
+    refuse_foreign_files(root)
     results = read_folder(root, _write_layer_reports)
-    if results.is_empty and not results.left_out:
-        results.left_out.append(f"no *{MANIFEST_SUFFIX} is here; run some cases first")
     write_folder_reports(root, results)
     return results
+
+
+def _has_outcomes(root: Path) -> bool:
+    """Return whether a folder without manifests has a session's other records."""
+    results = read_folder(root)
+    return not results.is_empty or results.last_run is not None
 
 
 def _write_layer_reports(path: Path, manifest: Manifest, case: CaseResult) -> None:

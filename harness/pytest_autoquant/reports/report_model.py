@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pytest_autoquant.reports.charts.grid import GridCell, View, grid_cells, views
+from pytest_autoquant.manifests.outcomes import StructureCheck
+from pytest_autoquant.reports.charts.grid import (
+    GridCell,
+    View,
+    grid_cells,
+    in_vocabulary_order,
+    views,
+)
 from pytest_autoquant.reports.charts.group_shares import GroupShares, group_shares
 from pytest_autoquant.reports.charts.pareto import ParetoPoint, frontier
 from pytest_autoquant.reports.charts.size_stability import StabilityPoint, stability
+from pytest_autoquant.reports.markdown import SCORE_MEANS
 from pytest_autoquant.reports.scheme_report import agreement_sentence
 from pytest_autoquant.reports.session_results import SessionResults, most_sensitive_groups, origin
 
@@ -35,6 +43,7 @@ class ReportModel:
         sensitive: the most sensitive groups, each with its mean share of a case's total score.
         origin: where the numbers come from: each label with its distinct values.
         agreement: how well predictions rank the schemes; empty with fewer than two schemes.
+        structures: structure cases in the order in which the vocabulary is documented.
     """
 
     results: SessionResults
@@ -43,6 +52,14 @@ class ReportModel:
     sensitive: tuple[tuple[str, float], ...]
     origin: tuple[tuple[str, tuple[str, ...]], ...]
     agreement: str
+    structures: tuple[StructureCheck, ...]
+
+    @property
+    def introduction(self) -> str:
+        """What a score means; without a case, that the reports have none."""
+        if self.results.cases or not self.structures:
+            return SCORE_MEANS
+        return "No case was measured; the table below says what can run."
 
 
 def report_model(results: SessionResults) -> ReportModel:
@@ -54,6 +71,7 @@ def report_model(results: SessionResults) -> ReportModel:
         sensitive=tuple(most_sensitive_groups(results.cases.values())),
         origin=tuple(origin(results)),
         agreement=agreement_sentence(results.schemes),
+        structures=in_vocabulary_order(results.structures.values()),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pytest_autoquant.manifests.scheme_manifest import ExportRecord, SchemeManifest
 from pytest_autoquant.regression.comparison import spearman
 from pytest_autoquant.reports.markdown import bits, code, number, percent, table, text
+from pytest_autoquant.text import counted
 
 SCHEMES_MARKDOWN = "schemes.md"
 
@@ -40,7 +41,7 @@ def agreement_sentence(schemes: Mapping[str, SchemeManifest]) -> str:
     }
     return " ".join(
         f"{what}: Spearman rank correlation of predicted score and measured KL "
-        f"{spearman(numbers):.4f} over {len(numbers)} schemes."
+        f"{spearman(numbers):.4f} over {counted(len(numbers), 'scheme')}."
         for what, numbers in pairs.items()
         if len(numbers) > 1
     )
@@ -109,7 +110,7 @@ def check_sentence(export: ExportRecord | None) -> str:
         return "not exported"
     if not export.violations:
         return "no violation found"
-    return f"{len(export.violations)} violations"
+    return counted(len(export.violations), "violation")
 
 
 def load_sentence(export: ExportRecord | None) -> str:

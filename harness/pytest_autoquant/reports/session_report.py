@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 
 from pytest_autoquant.calibration.sizes import SIZES
@@ -20,8 +20,8 @@ from pytest_autoquant.reports.case_report import report_links
 from pytest_autoquant.reports.charts.grid import grid_file
 from pytest_autoquant.reports.markdown import (
     GROUPS_MEAN,
+    INFEASIBLE_MEANS,
     LOST_MEANS,
-    SCORE_MEANS,
     bits,
     code,
     number,
@@ -32,6 +32,7 @@ from pytest_autoquant.reports.markdown import (
 from pytest_autoquant.reports.report_model import ReportModel
 from pytest_autoquant.reports.scheme_report import SCHEMES_MARKDOWN
 from pytest_autoquant.reports.session_results import SessionResults
+from pytest_autoquant.text import counted
 
 SUMMARY_MARKDOWN = "summary.md"
 
@@ -86,7 +87,7 @@ def summary_markdown(model: ReportModel) -> str:
     results = model.results
     parts = ["# Quantization sensitivity", text(counts_sentence(results))]
     parts += [text(sentence) for sentence in last_run_sentences(results)]
-    parts.append(SCORE_MEANS)
+    parts.append(model.introduction)
     for section in _SECTIONS:
         parts += section(model)
     return "\n\n".join(parts) + "\n"
@@ -101,17 +102,18 @@ def counts_sentence(results: SessionResults) -> str:
     counts = results.counts
     parts = [
         f"{counts.measured} measured",
-        f"{counts.alias} aliases",
+        counted(counts.alias, "alias"),
         f"{counts.failed} failed",
         f"{counts.skipped} skipped" + (f" ({why})" if why else ""),
-        f"{counts.structure} structure cases",
+        counted(counts.structure, "structure case"),
     ]
     return ", ".join([*parts, *_rare_counts(counts)])
 
 
 def _rare_counts(counts: OutcomeCounts) -> Iterator[str]:
+    if counts.schemes:
+        yield f"{counted(counts.schemes, 'scheme')} derived"
     for count, what in (
-        (counts.schemes, "schemes derived"),
         (counts.kept, "kept from an earlier run"),
         (counts.gated, "stopped by the gate"),
         (counts.lost, "lost"),
@@ -135,13 +137,13 @@ def last_run_sentences(results: SessionResults) -> tuple[str, ...]:
 def _run(run: LastRun) -> str:
     counts = run.counts
     common = (
-        (counts.measured, "measured"),
-        (counts.alias, "aliases"),
-        (counts.failed, "failed"),
-        (counts.skipped, "skipped"),
-        (counts.structure, "structure cases"),
+        (counts.measured, f"{counts.measured} measured"),
+        (counts.alias, counted(counts.alias, "alias")),
+        (counts.failed, f"{counts.failed} failed"),
+        (counts.skipped, f"{counts.skipped} skipped"),
+        (counts.structure, counted(counts.structure, "structure case")),
     )
-    parts = [f"{count} {what}" for count, what in common if count]
+    parts = [what for count, what in common if count]
     shard = "" if run.shard is None else f"shard {run.shard}, "
     return shard + (", ".join([*parts, *_rare_counts(counts)]) or "no case")
 
@@ -221,10 +223,14 @@ def _stability(model: ReportModel) -> list[str]:
 
 
 def _schemes(model: ReportModel) -> list[str]:
-    count = len(model.results.schemes)
-    if not count:
-        return []
-    return ["## Schemes", f"[{count} derived]({SCHEMES_MARKDOWN}). {text(model.agreement)}"]
+    count, unfinished = len(model.results.schemes), model.results.unfinished_schemes
+    parts = ["## Schemes"] if count or unfinished else []
+    if count:
+        parts.append(f"[{count} derived]({SCHEMES_MARKDOWN}). {text(model.agreement)}")
+    if unfinished:
+        rows = [(code(case_id), text(status), text(why)) for case_id, status, why in unfinished]
+        parts.append(table(("not derived", "status", "reason"), rows))
+    return parts
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float, float]:
@@ -283,6 +289,7 @@ def _measured(model: ReportModel) -> list[str]:
         table((*_CASE_HEADERS, *_run_header(results)), rows, right="   rr rr"),
         "\\* on the frontier: no other case of the size has less of score or bits, and not more of "
         "the other.",
+        *filter(None, [infeasible_note(measured)]),
     ]
 
 
@@ -304,11 +311,21 @@ def _linked(case: CaseResult) -> str:
     return f"[{code(case.pair)}]({address})"
 
 
+def infeasible_note(cases: Iterable[CaseResult]) -> str:
+    """Return the footnote on ``infeasible``, empty if ``quantized`` returns it for no case."""
+    return INFEASIBLE_MEANS if any(map(_is_infeasible, cases)) else ""
+
+
+def _is_infeasible(case: CaseResult) -> bool:
+    """Return whether no selection of groups stays within the bit budget."""
+    return not case.is_old and not case.selection.is_satisfied
+
+
 def quantized(case: CaseResult) -> str:
     """Return how many groups the bit budget keeps quantized."""
     if case.is_old:
         return UNKNOWN
-    if not case.selection.is_satisfied:
+    if _is_infeasible(case):
         return "infeasible"
     return f"{case.selected_groups} of {len(case.groups)}"
 
@@ -338,12 +355,12 @@ def _skipped(model: ReportModel) -> list[str]:
 
 
 def _matrix(model: ReportModel) -> list[str]:
-    structures = model.results.structures
-    if not structures:
+    checks = model.structures
+    if not checks:
         return []
-    pairs = dict.fromkeys(pair for pair, _ in structures)
-    granularities = dict.fromkeys(granularity for _, granularity in structures)
-    statuses = {key: text(check.status) for key, check in structures.items()}
+    pairs = dict.fromkeys(check.pair for check in checks)
+    granularities = dict.fromkeys(check.granularity for check in checks)
+    statuses = {(check.pair, check.granularity): text(check.status) for check in checks}
     rows = [
         [code(pair), *(statuses.get((pair, granularity), "") for granularity in granularities)]
         for pair in pairs

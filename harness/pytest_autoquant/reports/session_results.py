@@ -9,11 +9,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pytest_autoquant.grid.case import is_scheme_id
 from pytest_autoquant.manifests.case_result import CaseResult
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
 from pytest_autoquant.manifests.session_summary import LastRun, OutcomeCounts
 from pytest_autoquant.redact import without_paths
+from pytest_autoquant.reports.markdown import LOST_MEANS
 
 #: Quant pair and granularity of a structure case.
 StructureKey = tuple[str, str]
@@ -110,6 +112,14 @@ class SessionResults:
     def by_status(self, status: str) -> list[CaseResult]:
         """Return the cases that ended as ``measured``, ``alias`` or ``failed``."""
         return [line for line in self.cases.values() if line.status == status]
+
+    @property
+    def unfinished_schemes(self) -> tuple[tuple[str, str, str], ...]:
+        """Case id, status and reason of every scheme that was skipped, failed or got lost."""
+        found = [(skip.case_id, skip.status, skip.reason) for skip in self.skips.values()]
+        found += [(error.case_id, "failed", error.problem) for error in self.errors.values()]
+        found += [(case_id, "lost", LOST_MEANS) for case_id in self.lost]
+        return tuple(outcome for outcome in found if is_scheme_id(outcome[0]))
 
     @property
     def failures(self) -> list[FailedCase]:

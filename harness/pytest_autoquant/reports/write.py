@@ -25,6 +25,7 @@ from pytest_autoquant.reports.charts.grid import GRID_FILES, grid_file
 from pytest_autoquant.reports.charts.layer_map import draw_layer_map
 from pytest_autoquant.reports.charts.static_svg import picture
 from pytest_autoquant.reports.folder import cover, expected_summary
+from pytest_autoquant.reports.ownership import is_marked, marked, refuse_foreign_files
 from pytest_autoquant.reports.page.render import PAGE, render_page
 from pytest_autoquant.reports.report_model import ReportModel, report_model
 from pytest_autoquant.reports.run_comparison import RunComparison, two_runs
@@ -68,8 +69,9 @@ def write_expected(root: Path, session: SessionResults) -> None:
     """Write the ``summary.json`` of a session that has only begun: its cases count as lost.
 
     Raises:
-        WriteError: the file cannot be written.
+        WriteError: the file cannot be written, or a report would replace a file of somebody else.
     """
+    refuse_foreign_files(root)
     write_atomic(root / SUMMARY_JSON, dump_summary(expected_summary(root, session)))
 
 
@@ -88,15 +90,16 @@ def write_folder_reports(root: Path, folder: SessionResults) -> tuple[Path, ...]
     The small files come first: if the disk is full, the page is missing rather than the record.
 
     Raises:
-        WriteError: a file cannot be written.
+        WriteError: a file cannot be written, or a report would replace a file of somebody else.
     """
+    refuse_foreign_files(root)
     model = report_model(folder)
     texts = {
         SUMMARY_JSON: dump_summary(session_summary(model)),
-        SUMMARY_MARKDOWN: summary_markdown(model),
+        SUMMARY_MARKDOWN: marked(summary_markdown(model)),
     }
     if folder.schemes:
-        texts[SCHEMES_MARKDOWN] = schemes_markdown(folder.schemes)
+        texts[SCHEMES_MARKDOWN] = marked(schemes_markdown(folder.schemes))
     _write_outcomes(root, folder)
     for name in (SUMMARY_JSON, SUMMARY_MARKDOWN, SCHEMES_MARKDOWN, PAGE):
         with suppress(OSError):  # a report that then cannot be written is missing, not outdated
@@ -134,11 +137,12 @@ def _grid_pictures(model: ReportModel) -> dict[str, str]:
 
 def _write_pictures(root: Path, pictures: Mapping[str, str]) -> None:
     """Write the pictures of a folder, and delete those of grids that it no longer has."""
-    for stale in {path.name for path in root.glob(GRID_FILES)} - set(pictures):
-        with suppress(OSError):
-            (root / stale).unlink()
+    for path in root.glob(GRID_FILES):
+        if path.name not in pictures and is_marked(path):
+            with suppress(OSError):
+                path.unlink()
     for name, drawn in pictures.items():
-        write_atomic(root / name, drawn)
+        write_atomic(root / name, marked(drawn))
 
 
 def write_comparison(path: Path, comparison: RunComparison) -> None:

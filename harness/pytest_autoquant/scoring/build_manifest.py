@@ -32,6 +32,7 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
 )
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.engine import GroupScore, Measurement
+from pytest_autoquant.text import counted
 
 UNQUANTIZED_FORMAT = f"NONE(effective-bits: {UNQUANTIZED_BITS})"
 
@@ -153,13 +154,15 @@ def find_problems(groups: Sequence[GroupScore], layers: Mapping[str, Layer]) -> 
         problems.append("nothing was quantized: AutoQuant searched no layer group")
     left_out = sorted(set(layers) - {name for group in groups for name in group.modules})
     if left_out and groups:
-        problems.append(f"{len(left_out)} linears have no score: {_some(left_out)}")
+        problems.append(f"no score for {counted(len(left_out), 'linear')}: {_some(left_out)}")
     idle = [group.name for group in groups if not group.quantized]
     if idle:
-        problems.append(f"quantizers were off in {len(idle)} groups: {_some(idle)}")
+        problems.append(f"quantizers were off in {counted(len(idle), 'group')}: {_some(idle)}")
     broken = [group.name for group in groups if not math.isfinite(group.score)]
     if broken:
-        problems.append(f"scores are not finite in {len(broken)} groups: {_some(broken)}")
+        problems.append(
+            f"scores are not finite in {counted(len(broken), 'group')}: {_some(broken)}"
+        )
     return tuple(problems)
 
 

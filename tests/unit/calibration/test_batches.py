@@ -110,7 +110,7 @@ def test_digest_depends_on_which_captions_are_scored_and_not_on_order_or_batches
     ("lengths", "requested", "expected"),
     [
         ([2] * 16, 16, None),
-        ([2], 16, "mine.txt holds 1 captions, size small needs 16: measured on 1"),
+        ([2], 16, "mine.txt holds 1 caption, size small needs 16: measured on 1"),
         ([2, 1, 2], 16, "mine.txt holds 3 captions, size small needs 16: measured on 2"),
     ],
     ids=["exactly enough", "too few", "too few and one is dropped"],

@@ -86,12 +86,11 @@ def test_render_names_a_broken_manifest_and_renders_the_rest(reports, capsys):
     assert len(list(reports.rglob("layer-sensitivity-report.md"))) == 1
 
 
-def test_render_of_an_empty_folder_writes_a_page_and_exits_1(tmp_path, capsys):
-    assert cli.main(["render", str(tmp_path)]) == 1
-    out, err = capsys.readouterr()
-    reason = "no *_autoquant_lm_quant_manifest.json is here; run some cases first"
-    assert (out.splitlines()[0], err) == (f"left out: {reason}", "")
-    assert (tmp_path / "index.html").is_file()
+def test_render_of_an_empty_folder_exits_2_and_writes_nothing(tmp_path, capsys):
+    assert cli.main(["render", str(tmp_path)]) == 2
+    said = f"aq-harness: {tmp_path}: holds no manifest; run some cases first\n"
+    assert capsys.readouterr() == ("", said)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unreadable_input_is_a_one_line_error(tmp_path, capsys):

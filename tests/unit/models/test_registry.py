@@ -1,11 +1,12 @@
 """Model names: registry entries, folders and hub ids."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from pytest_autoquant.errors import ModelError, UsageError
+from pytest_autoquant.errors import AutoquantError, ModelError, UsageError
 from pytest_autoquant.models.registry import DEFAULT_MODEL, EMBEDDED_TOKENIZER, REGISTRY, find_model
 from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -133,3 +134,16 @@ def test_path_that_does_not_exist_is_refused(name):
 def test_misspelt_name_gets_a_suggestion():
     with pytest.raises(UsageError, match=r"did you mean 'qwen3-vl-4b'"):
         find_model("qwen3vl-4b", random_weights=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("~no-such-user/x", "model folder ~no-such-user/x: does not exist: no such user"),
+        ("", "the model's name must not be empty; known: tiny-qwen3-vl, "),
+        (" ", "the model's name must not be empty; known: tiny-qwen3-vl, "),
+    ],
+)
+def test_names_without_a_folder_or_a_model_are_refused(name, message):
+    with pytest.raises(AutoquantError, match=f"^{re.escape(message)}"):
+        find_model(name, random_weights=False)

@@ -109,10 +109,10 @@ def test_changed_selections_are_counted(manifest):
     after = replace(manifest, layers=layers)
     assert drifts(manifest, after, selected=1) == ()
     assert drifts(manifest, after, selected=0) == (
-        "1 groups selected otherwise under the bit budget, 0 allowed (--aq-tol-selected)",
+        "1 group selected otherwise under the bit budget, 0 allowed (--aq-tol-selected)",
     )
 
 
 def test_new_and_vanished_groups_always_count_as_drifts(scored):
     before, after = scored({"a": 1.0, "b": 1.0}), scored({"b": 1.0, "c": 1.0, "d": 1.0})
-    assert drifts(before, after) == ("2 groups new, such as c", "1 groups vanished, such as a")
+    assert drifts(before, after) == ("2 groups new, such as c", "1 group vanished, such as a")

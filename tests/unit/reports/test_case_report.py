@@ -90,7 +90,7 @@ def test_failed_case_shows_its_problem_and_missing_numbers(render, findings):
     manifest = build_manifest(with_score(findings, 1, float("nan")))
     page = render(layer_report_markdown(manifest))
     broken = f"{PREFIX}.self_attn.o_proj"
-    assert f"Failed: scores are not finite in 1 groups: {broken}.quant_recipe" in page.text
+    assert f"Failed: scores are not finite in 1 group: {broken}.quant_recipe" in page.text
     assert page.tables[1][1][:6] == ["1", broken, "1", "n/a", "n/a", "n/a"]
     assert page.tables[1][2][3:6] == ["6", "n/a", "n/a"]
     report = layer_report_json(manifest)

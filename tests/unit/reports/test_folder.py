@@ -73,7 +73,7 @@ def test_scheme_run_after_sweep_keeps_every_outcome_of_the_sweep(tmp_path, run, 
     last = document["last_run"]
     assert (last["cases"], last["structure"]) == ([derived.case_id], [])
     assert (last["counts"]["schemes"], last["counts"]["measured"]) == (1, 0)
-    expected = "Last run: 1 schemes derived; all other outcomes here are from earlier runs."
+    expected = "Last run: 1 scheme derived; all other outcomes here are from earlier runs."
     assert expected in (tmp_path / "summary.md").read_text()
     assert expected in (tmp_path / "index.html").read_text()
 

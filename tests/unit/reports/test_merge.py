@@ -83,8 +83,7 @@ def test_shard_of_skips_alone_can_be_merged(tmp_path, ran):
     [
         (
             ("2/4", "4/4"),
-            "shards 1/4, 3/4 are missing; pass their folders too, or --partial to merge without "
-            "them",
+            "missing shards: 1/4, 3/4; pass their folders too, or --partial to merge without them",
         ),
         (("1/2", "2/3"), "shards of different runs: some of 2, some of 3"),
     ],
@@ -152,7 +151,7 @@ def test_same_case_in_two_folders_is_refused(tmp_path, ran, outcomes, more):
 def test_folder_passed_twice_is_refused(tmp_path, ran):
     folder = ran("a", "default")
     text = refusal([folder, folder], tmp_path / "merged")
-    assert text.startswith(f"{folder} and {folder} both hold {DEFAULT}")
+    assert text == f"{folder}: was passed more than once; pass it once"
 
 
 @pytest.mark.parametrize(
@@ -201,7 +200,7 @@ def test_all_problems_are_reported_together(tmp_path, ran, measured):
     other = changed(measured["default"], "environment", torch="2.12.0")
     folders = [ran("a", "default", shard="1/3", lost=("toy/gone",)), ran("b", other, shard="2/3")]
     problems = refusal(folders, tmp_path / "merged").splitlines()
-    expected = ("both hold", "torch differs", "shards 3/3 are missing", "lost toy/gone")
+    expected = ("both hold", "torch differs", "missing shards: 3/3", "lost toy/gone")
     assert len(problems) == len(expected)
     assert [part for part, line in zip(expected, problems, strict=True) if part not in line] == []
 
@@ -209,7 +208,6 @@ def test_all_problems_are_reported_together(tmp_path, ran, measured):
 @pytest.mark.parametrize(
     ("file", "content", "problem"),
     [
-        ("summary.json", None, "cannot be read: No such file or directory"),
         ("summary.json", '{"schema_version": 99}', "was written by a newer version: schema 99"),
         ("summary.json", "{}", "is not "),
         ("manifest", "{", "is not JSON: "),
@@ -231,3 +229,14 @@ def test_target_that_cannot_be_written_is_refused(tmp_path, ran):
     with pytest.raises(WriteError, match=r"taken: cannot be written"):
         merge([folder], tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == "a file in the way"
+
+
+def test_folders_that_are_no_reports_or_passed_twice_are_all_named(tmp_path, ran):
+    folder = ran("a", "default")
+    away, empty = tmp_path / "away", tmp_path / "empty"
+    empty.mkdir()
+    assert refusal([folder, away, folder, empty], tmp_path / "merged").splitlines() == [
+        f"{folder}: was passed more than once; pass it once",
+        f"{away}: no such folder; pass the report folder of a run",
+        f"{empty}: holds no summary.json; pass the report folder of a run",
+    ]

@@ -6,6 +6,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from builders import files_in
+from pytest_autoquant.errors import RecordError
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
 from pytest_autoquant.reports.rebuild import rebuild
 from pytest_autoquant.reports.report_model import report_model
@@ -63,16 +64,15 @@ def test_broken_last_summary_is_named_and_replaced(tmp_path, session, content, p
     assert json.loads((tmp_path / "summary.json").read_text())["counts"]["measured"] == 3
 
 
-@pytest.mark.parametrize("folder", ["away", "empty"])
-def test_reports_of_an_empty_folder_name_the_reason(tmp_path, render, folder):
-    (tmp_path / "empty").mkdir()
-    results = rebuild(tmp_path / folder)
-    reason = "no *_autoquant_lm_quant_manifest.json is here; run some cases first"
-    assert (results.left_out, results.cases) == ([reason], {})
-    assert set(files_in(tmp_path / folder)) == {"index.html", "summary.md", "summary.json"}
-    assert reason in (tmp_path / folder / "index.html").read_text()
-    assert reason in render((tmp_path / folder / "summary.md").read_text()).text
-    assert json.loads((tmp_path / folder / "summary.json").read_text())["left_out"] == [reason]
+@pytest.mark.parametrize("folder", ["away", "docs"])
+def test_folder_without_records_is_refused_and_left_as_it_is(tmp_path, folder):
+    (tmp_path / "docs").mkdir()
+    for name in ("schemes.md", "summary.json", "index.html", "grid-of-things.svg"):
+        (tmp_path / "docs" / name).write_text("somebody's")
+    before = files_in(tmp_path)
+    with pytest.raises(RecordError, match=f"^{tmp_path / folder}: holds no manifest; run some"):
+        rebuild(tmp_path / folder)
+    assert files_in(tmp_path) == before
 
 
 def test_second_manifest_of_a_case_is_left_out_by_name(tmp_path, manifest):

@@ -117,14 +117,14 @@ def test_markdown_has_every_section(render, results, line):
     assert ["torch", "2.11.0"] in came_from
     assert matrix == [
         ["pair", "default", "w_group64"],
-        ["wint8_afp16", "supported", "supported"],
         ["wfp4_afp8", "needs-cuda", ""],
+        ["wint8_afp16", "supported", "supported"],
     ]
 
 
 def test_terminal_ends_with_counts_reasons_failures_and_the_worst_groups(results, line):
     assert terminal_lines(results) == [
-        "2 measured, 1 aliases, 2 failed, 12 skipped (needs-cuda 12), 3 structure cases",
+        "2 measured, 1 alias, 2 failed, 12 skipped (needs-cuda 12), 3 structure cases",
         "  skipped   12  needs-cuda: RuntimeError: no CUDA",
         f"  alias  alias = {line.case_id}",
         "  failed failed: NaN",
@@ -199,3 +199,25 @@ def test_summary_of_measured_cases_stars_the_frontier_and_draws_every_view(rende
     assert sorted(page.images) == ["grid-toy-large.svg", "grid-toy-small.svg"]
     for absent in ("Failed", "Aliases", "Skipped", "What can run"):
         assert absent not in page.text
+
+
+def test_schemes_that_were_not_derived_are_listed_with_the_reason(render):
+    failed = FailedCase(case_id="toy/schemes/half/small", problem="export failed")
+    page = render(markdown_of(results_of(failed, lost=("toy/schemes/rest/small",))))
+    (schemes,) = [table for table in page.tables if table[0][0] == "not derived"]
+    assert schemes[1:] == [
+        ["toy/schemes/half/small", "failed", "export failed"],
+        ["toy/schemes/rest/small", "lost", "was to run and sent no outcome"],
+    ]
+
+
+def test_structure_cases_alone_have_no_text_on_scores(render):
+    text = render(markdown_of(results_of(structure_check("wfp8_afp8")))).text
+    assert "No case was measured; the table below says what can run." in text
+    assert "A score is" not in text
+
+
+def test_infeasible_has_a_footnote(render, results, line):
+    note = "infeasible: more bits are stored than the budget allows"
+    assert note in render(markdown_of(results)).text
+    assert note not in render(markdown_of(results_of(line))).text

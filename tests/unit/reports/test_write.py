@@ -9,6 +9,7 @@ from builders import changed, files_in, results_of
 from pytest_autoquant.errors import WriteError
 from pytest_autoquant.manifests.outcomes import SkippedCase
 from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
+from pytest_autoquant.reports.ownership import MARK
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_summary
 
@@ -74,7 +75,7 @@ def test_summary_does_not_depend_on_the_order_in_which_cases_arrived(tmp_path, s
 
 
 def test_only_views_with_a_score_have_a_picture_and_outdated_ones_are_deleted(tmp_path, case_of):
-    (tmp_path / "grid-toy-large.svg").write_text("of an earlier run")
+    (tmp_path / "grid-toy-large.svg").write_text(MARK)
     cases = (case_of(), case_of(method="kl_div"), case_of({"a": None}, model="broken"))
     skip = SkippedCase(case_id="skipped/p/g/small/gradient", status="s", reason="r")
     write_summary(tmp_path, results_of(*cases, skip))
@@ -86,9 +87,9 @@ def test_only_views_with_a_score_have_a_picture_and_outdated_ones_are_deleted(tm
 
 def test_log_that_cannot_be_read_is_named_and_left_as_it_is(tmp_path, case_of):
     log = tmp_path / "outcomes.jsonl"
-    log.write_text("{\n")
+    log.write_text('{"schema_version": 1}\n')
     skip = SkippedCase(case_id="toy/p/g/small/gradient", status="s", reason="r")
     write_summary(tmp_path, results_of(case_of(), skip))
-    assert log.read_text() == "{\n"
+    assert log.read_text() == '{"schema_version": 1}\n'
     (reason,) = json.loads((tmp_path / "summary.json").read_text())["left_out"]
     assert reason.startswith("outcomes.jsonl, line 1: ")

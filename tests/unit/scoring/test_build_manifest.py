@@ -124,7 +124,7 @@ def test_score_that_is_not_finite_fails_the_case_and_names_the_group(findings, b
     # The budget keeps one group, attention with the score 3 or the one without a score.
     manifest = build_manifest(with_budget(scored, 8.0))
     assert manifest.case.status == "failed"
-    assert manifest.case.problems == (f"scores are not finite in 1 groups: {OUTPUT}",)
+    assert manifest.case.problems == (f"scores are not finite in 1 group: {OUTPUT}",)
     assert manifest.layer_sensitivity[OUTPUT].scores == (None, 0.0)
     assert manifest.layer_sensitivity[OUTPUT].importance is None
     assert manifest.sensitivity_ranking[0] == RankedGroup(name=OUTPUT, importance=None)
@@ -156,7 +156,7 @@ def test_linears_without_a_score_are_named_and_belong_to_no_group(findings):
     manifest = build_manifest(replace(findings, layers={**findings.layers, **extra}))
     names = ", ".join(list(extra)[:5])
     assert manifest.case.status == "failed"
-    assert manifest.case.problems == (f"7 linears have no score: {names} and 2 more",)
+    assert manifest.case.problems == (f"no score for 7 linears: {names} and 2 more",)
     unscored = manifest.layers["model.language_model.layers.6.mlp.extra"]
     assert (unscored.group, unscored.quantized, unscored.selected) == ("", False, False)
     assert (unscored.out_features, unscored.in_features, unscored.padded_to) == (8, 8, 16)
@@ -172,7 +172,7 @@ def without_groups(findings):
     [
         (
             lambda findings: with_groups(findings, quantized=(False, True, True)),
-            f"quantizers were off in 1 groups: {ATTENTION}",
+            f"quantizers were off in 1 group: {ATTENTION}",
             3,
         ),
         (

@@ -35,6 +35,7 @@ from pytest_autoquant.plugin.messages.outcome import (
 )
 from pytest_autoquant.redact import command_line, without_paths
 from pytest_autoquant.regression.resume import earlier_manifest
+from pytest_autoquant.reports.ownership import refuse_foreign_files
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_expected, write_summary
 
@@ -83,10 +84,14 @@ class Collector:
         self._unblessed: dict[str, tuple[Manifest, Mapping[str, float] | None]] = {}
 
     def check_folders(self) -> None:
-        """Raise WriteError now if reports, baselines or tapes could not be written later."""
+        """Raise WriteError now if reports, baselines or tapes could not be written later.
+
+        A report must not replace a file of somebody else either.
+        """
         if self.gate is not None:
             self.gate.check_folder()
         check_writable(self._root)
+        refuse_foreign_files(self._root)
         tapes = self._plan.settings.tape_dir
         if tapes is not None:
             check_writable(tapes, name="tape folder", option="--aq-tape-dir")

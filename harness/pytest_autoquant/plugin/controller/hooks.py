@@ -22,6 +22,7 @@ from pytest_autoquant.plugin.pytest_config import (
     plan_of,
     typed_options,
 )
+from pytest_autoquant.text import counted
 
 if TYPE_CHECKING:
     from pytest_autoquant.plugin.controller.collector import Collector
@@ -260,8 +261,9 @@ class Controller:
         for path in self._summary:
             terminalreporter.line(f"wrote {_short(path, self._config)}")
         if self.collector.results.written:
+            manifests = counted(len(self.collector.results.written), "manifest")
             terminalreporter.line(
-                f"wrote {len(self.collector.results.written)} manifests and layer reports under "
+                f"wrote {manifests} and layer reports under "
                 f"{_short(plan_of(self._config).root, self._config)}"
             )
 

@@ -9,7 +9,7 @@ from pytest_autoquant.calibration.sizes import size_order
 from pytest_autoquant.grid.case import CaseId
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.manifests.case_result import CaseResult
-from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
+from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.reports.markdown import LOST_MEANS, bits, number
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.text import slug
@@ -82,6 +82,14 @@ def grid_cells(results: SessionResults, view: View) -> tuple[GridCell, ...]:
         for column, granularity in enumerate(granularities)
         if (pair, granularity) in names
     )
+
+
+def in_vocabulary_order(checks: Iterable[StructureCheck]) -> tuple[StructureCheck, ...]:
+    """Order structure cases by pair and granularity as the built-in vocabulary has them."""
+    checks, vocabulary = tuple(checks), load_vocabulary()
+    pairs = _ordered((check.pair for check in checks), vocabulary.pairs)
+    names = _ordered((check.granularity for check in checks), vocabulary.granularities)
+    return tuple(sorted(checks, key=lambda c: (pairs.index(c.pair), names.index(c.granularity))))
 
 
 def _ordered(found: Iterable[str], known: Iterable[str]) -> list[str]:

@@ -3,6 +3,7 @@
 // cases chosen here is computed here. Text reaches the document as text only, never as markup.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
+  const comparesRuns = document.querySelector('table[data-name="runs"]') !== null;
   const cases = new Map(data.cases.map((entry) => [entry.id, entry]));
   const byId = (id) => document.getElementById(id);
   const drawn = new Map();
@@ -406,20 +407,36 @@
         id: entry.id,
       }));
 
+  /** The run of a case on a page of two runs, A or B; on other pages all cases are of one run. */
+  const runOf = (entry) => (comparesRuns ? entry.id[0] : "");
+  const nameInRun = (entry) => entry.id.slice(3);
+
+  /** The case that A starts with: the view's first, on a page of two runs the same case in run A. */
+  function startCase() {
+    const entry = firstCase();
+    return entry && runOf(entry) === "B" ? counterpart(entry) : entry;
+  }
+
   /** The case that B starts with: the same in the other run, else another one of the view. */
   function counterpart(entry) {
     const same = (other, ...names) => names.every((name) => other[name] === entry[name]);
-    const others = data.cases.filter((other) => other !== entry && other.groups === entry.groups);
+    const others = data.cases.filter(
+      (other) =>
+        other !== entry &&
+        other.groups === entry.groups &&
+        (!comparesRuns || runOf(other) !== runOf(entry)),
+    );
     return (
-      others.find((other) => same(other, "pair", "granularity", "size", "method")) ??
-      others.find((other) => same(other, "model", "size", "method") && other.status === "measured") ??
-      others[0] ??
+      (comparesRuns && others.find((other) => nameInRun(other) === nameInRun(entry))) ||
+      others.find((other) => same(other, "pair", "granularity", "size", "method")) ||
+      others.find((other) => same(other, "model", "size", "method") && other.status === "measured") ||
+      others[0] ||
       entry
     );
   }
 
   function showCompare(first, second) {
-    const a = cases.get(first) ?? compared.a ?? firstCase();
+    const a = cases.get(first) ?? compared.a ?? startCase();
     if (!a) return draw("compare", [], {});
     const b = cases.get(second) ?? (a === compared.a ? compared.b : counterpart(a));
     Object.assign(compared, { a, b });
@@ -487,6 +504,7 @@
   }
 
   async function showSchemes() {
+    if (!data.schemes.length) return;
     await draw("schemes", data.schemes, { say: sayer("schemes") });
     await draw("budgets", data.budgets, { say: sayer("budgets") });
   }
@@ -499,7 +517,7 @@
     compare: showCompare,
     stability: showStability,
     frontier: showFrontier,
-    ...(data.schemes.length || data.budgets.length ? { schemes: showSchemes } : {}),
+    ...(byId("section-schemes") ? { schemes: showSchemes } : {}),
     origin: () => {},
   };
 

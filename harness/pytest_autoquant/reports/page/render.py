@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from pytest_autoquant.calibration.sizes import size_order
-from pytest_autoquant.grid.case import CaseId
+from pytest_autoquant.grid.case import CaseId, is_scheme_id
 from pytest_autoquant.manifests.outcomes import StructureCheck
 from pytest_autoquant.reports.charts.static_svg import CHARTS, specification
 from pytest_autoquant.reports.markdown import (
     GROUPS_MEAN,
     KL_SCORE_MEANS,
     LOST_MEANS,
-    SCORE_MEANS,
     bits,
     number,
     percent,
@@ -31,13 +30,14 @@ from pytest_autoquant.reports.run_comparison import RunComparison
 from pytest_autoquant.reports.scheme_report import HEADERS, MEANING, cells
 from pytest_autoquant.reports.session_report import (
     counts_sentence,
+    infeasible_note,
     last_run_sentences,
     problem_of,
     quantized,
     run_of,
 )
 from pytest_autoquant.reports.session_results import SessionResults
-from pytest_autoquant.text import well_formed
+from pytest_autoquant.text import counted, well_formed
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -67,6 +67,7 @@ def render_page(model: ReportModel, comparison: RunComparison | None = None) -> 
         model=model,
         results=results,
         schemes=[(found, cells(found)) for found in results.schemes.values()],
+        unfinished_schemes=results.unfinished_schemes,
         scheme_headers=HEADERS,
         schemes_meaning=MEANING,
         counts=counts_sentence(results),
@@ -80,7 +81,7 @@ def render_page(model: ReportModel, comparison: RunComparison | None = None) -> 
         page=shown,
         data={**_fields(shown), "charts": {name: specification(name) for name in CHARTS}},
         lost_means=LOST_MEANS,
-        score_means=SCORE_MEANS,
+        infeasible_means=infeasible_note(results.cases.values()),
         kl_score_means=KL_SCORE_MEANS if _uses_kl(results) else "",
         groups_mean=GROUPS_MEAN,
         parts={name: path.read_text(encoding="utf-8") for name, path in _PARTS.items()},
@@ -107,8 +108,10 @@ def _template() -> Template:
         "percent": percent,
         "bits": bits,
         "quantized": quantized,
+        "counted": counted,
         "address": lambda text: quote(well_formed(text), safe=""),
         "case_name": CaseId.parse,
+        "is_scheme_id": is_scheme_id,
         "problem": problem_of,
         "run_of": run_of,
         "run_of_check": _run_of_check,

@@ -20,6 +20,7 @@ from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.next_token import next_token_logits, next_token_loss
 from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.replay.tape import Tape, tape_fingerprint
+from pytest_autoquant.text import counted
 
 
 def capture(
@@ -203,7 +204,9 @@ def _run_unscored(model: LoadedModel, batch: Batch, batch_pass: _BatchPass) -> N
 def _check_all_ran(model: LoadedModel, recording: _Recording) -> None:
     idle = [x.name for x in model.linears if x.name not in recording.gradients.tensors]
     if idle:
-        raise _not_replayable(f"{len(idle)} linears did not run on the captions, such as {idle[0]}")
+        raise _not_replayable(
+            f"{counted(len(idle), 'linear')} did not run on the captions, such as {idle[0]}"
+        )
 
 
 def _not_replayable(reason: str) -> NotReplayableError:

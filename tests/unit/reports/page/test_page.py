@@ -215,7 +215,7 @@ def test_page_lists_failures_files_left_out_and_the_command(results):
     assert "is not JSON" in left_out
     assert "wfp8_afp8" in failed
     assert "pytest --aq-pairs all" in page.text_of(id="section-origin")
-    assert page.text_of(id="counts").startswith("3 measured, 1 aliases, 1 failed, 1 skipped")
+    assert page.text_of(id="counts").startswith("3 measured, 1 alias, 1 failed, 1 skipped")
 
 
 def test_session_without_a_score_has_a_page(case_of):

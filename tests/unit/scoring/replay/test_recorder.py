@@ -152,7 +152,7 @@ def test_recorded_gradients_are_those_of_autograd():
 @pytest.mark.parametrize(
     ("wiring", "reason"),
     [
-        (lambda m, x: m.q(x) + m.k(x), "1 linears did not run on the captions, such as v"),
+        (lambda m, x: m.q(x) + m.k(x), "1 linear did not run on the captions, such as v"),
         (lambda m, x: m.q(m.q(x)) + m.k(x) + m.v(x), "q runs several times per forward"),
         (lambda m, x: m.q(x) + m.k(x) + m.v(x[:, :1]), "v sees 2 of 6 tokens"),
         (

@@ -1,6 +1,6 @@
 """Time, memory and page size of ``aq-harness render`` on a grid of 600 cases with 250 groups each.
 
-    pytest benchmarks/test_render.py -s
+    pytest benchmarks/bench_render.py -s
 
 Nothing but the manifests is there when it starts, so every report and picture is drawn anew.
 """

@@ -1,7 +1,7 @@
 """The cost of a sweep as a ratio, for pytest-benchmark to compare with an earlier run.
 
-    pytest benchmarks/test_cost.py --benchmark-save=main
-    pytest benchmarks/test_cost.py --benchmark-compare --benchmark-compare-fail=min:50%
+    pytest benchmarks/bench_cost.py --benchmark-save=main
+    pytest benchmarks/bench_cost.py --benchmark-compare --benchmark-compare-fail=min:50%
 
 Seconds differ from machine to machine, so what is recorded is none: time counts in stock AutoQuant
 cases measured in the same run, memory in sizes of the model.

@@ -2,7 +2,7 @@
 
 Qwen3-VL-4B has 144 groups; 250 groups in five formats are more than any scheme has.
 
-pytest benchmarks/test_frontier.py -s
+pytest benchmarks/bench_frontier.py -s
 """
 
 import random

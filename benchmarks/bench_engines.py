@@ -1,7 +1,7 @@
 """Both engines on the same captions in one run, and their ratio.
 
-    pytest benchmarks/test_engines.py -s
-    pytest benchmarks/test_engines.py -s --aq-model qwen3-vl-4b --aq-weights random
+    pytest benchmarks/bench_engines.py -s
+    pytest benchmarks/bench_engines.py -s --aq-model qwen3-vl-4b --aq-weights random
 
 ``medium`` by default; ``--aq-sizes``, ``--aq-pairs`` and the other options of the plugin apply. The
 stock engine runs a few cases only, with the harness's batches and with the usual padded ones.
