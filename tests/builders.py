@@ -329,3 +329,16 @@ def with_scores(manifest, scores, *, total=1.0):
         ),
         autoquant_state=replace(manifest.autoquant_state, total_score=total),
     )
+
+
+def linear(name, out_features, in_features):
+    """A linear layer of a model that need not exist."""
+    from pytest_autoquant.models.layers import Linear
+
+    return Linear(
+        name=name,
+        module_type="Linear",
+        out_features=out_features,
+        in_features=in_features,
+        input_widths=(in_features,),
+    )

@@ -13,7 +13,7 @@ import time
 from dataclasses import fields, replace
 
 import pytest
-from builders import HtmlPage, load_tiny
+from builders import HtmlPage, linear, load_tiny
 from markdown_it import MarkdownIt
 from pytest_autoquant.calibration.batches import Batch, CalibrationData
 from pytest_autoquant.calibration.captions import CaptionSet
@@ -36,7 +36,7 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
     ModelRecord,
     RunConfig,
 )
-from pytest_autoquant.scoring.build_manifest import Findings, Layer, build_manifest
+from pytest_autoquant.scoring.build_manifest import Findings, build_manifest
 from pytest_autoquant.scoring.engine import GroupScore, Measurement
 
 LAYER = "model.language_model.layers.0"
@@ -110,10 +110,7 @@ def findings(combination, measurement, data):
         config=resolve(combination.pair, combination.granularity),
         measurement=measurement,
         data=data,
-        layers={
-            name: Layer(module_type="Linear", out_features=out, in_features=width, padded_to=None)
-            for name, (out, width) in SHAPES.items()
-        },
+        linears={name: linear(name, *shape) for name, shape in SHAPES.items()},
         alias_of=None,
         notes=("mine.txt holds 5 captions, size small needs 16: measured on 5",),
         model=ModelRecord(
@@ -169,12 +166,11 @@ def scored(findings):
             GroupScore(modules=(name,), score=score * findings.data.scored_tokens, quantized=True)
             for name, score in scores.items()
         )
-        layer = Layer(module_type="Linear", out_features=256, in_features=256, padded_to=None)
         return build_manifest(
             replace(
                 findings,
                 measurement=replace(findings.measurement, groups=groups),
-                layers=dict.fromkeys(scores, layer),
+                linears={name: linear(name, 256, 256) for name in scores},
             )
         )
 

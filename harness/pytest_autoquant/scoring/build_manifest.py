@@ -30,33 +30,19 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
     RankedGroup,
     RunConfig,
 )
-from pytest_autoquant.models.loading import LoadedModel
+from pytest_autoquant.models.layers import Linear
 from pytest_autoquant.scoring.engine import GroupScore, Measurement
+from pytest_autoquant.scoring.notes import padded_to
 from pytest_autoquant.text import counted
 
 UNQUANTIZED_FORMAT = f"NONE(effective-bits: {UNQUANTIZED_BITS})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
-    """A measured linear: its weight shape and the width its blocks pad it to, if they do."""
-
-    module_type: str
-    out_features: int
-    in_features: int
-    padded_to: int | None
-
-    @property
-    def num_weights(self) -> int:
-        """Weights stored for the layer."""
-        return self.out_features * self.in_features
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
     """Everything about one case that its manifest is made of.
 
-    ``layers`` is by module name, in module order; ``alias_of`` names the case that measured;
+    ``linears`` is by module name, in module order; ``alias_of`` names the case that measured;
     ``started`` is the clock (``time.perf_counter``) when the case began.
     """
 
@@ -64,7 +50,7 @@ class Findings:
     config: EffectiveConfig
     measurement: Measurement
     data: CalibrationData
-    layers: Mapping[str, Layer]
+    linears: Mapping[str, Linear]
     alias_of: str | None
     notes: tuple[str, ...]
     model: ModelRecord
@@ -78,9 +64,9 @@ def build_manifest(findings: Findings) -> Manifest:
     """Rank the groups, select under the bit budget and put the record together."""
     groups = findings.measurement.groups
     scores = [per_token(group, findings.data) for group in groups]
-    weights = [_num_weights(group, findings.layers) for group in groups]
+    weights = [_num_weights(group, findings.linears) for group in groups]
     selection = _selection(scores, weights, findings)
-    problems = find_problems(groups, findings.layers)
+    problems = find_problems(groups, findings.linears)
     ranking = _ranking(scores)
     return Manifest(
         case=_case_record(findings, problems),
@@ -89,7 +75,7 @@ def build_manifest(findings: Findings) -> Manifest:
         dataset=dataset_record(findings.data),
         quantization=_quantization(findings),
         num_quantized_layers=sum(len(group.modules) for group in groups if group.quantized),
-        layers=_layers(groups, selection, findings.layers),
+        layers=_layers(groups, selection, findings),
         layer_sensitivity={
             group.name: _sensitivity(group, score, weight, rank, findings.config)
             for group, score, weight, rank in zip(
@@ -107,52 +93,12 @@ def build_manifest(findings: Findings) -> Manifest:
     )
 
 
-def layers_of(model: LoadedModel, config: EffectiveConfig) -> dict[str, Layer]:
-    """Return every measured linear by name, with the width that the config's blocks pad it to."""
-    return {
-        linear.name: Layer(
-            module_type=linear.module_type,
-            out_features=linear.out_features,
-            in_features=linear.in_features,
-            padded_to=next(
-                (p for w in linear.input_widths if (p := config.padded_width(w)) != w), None
-            ),
-        )
-        for linear in model.linears
-    }
-
-
-def data_notes(data: CalibrationData) -> tuple[str, ...]:
-    """Say when a measurement used fewer captions than its size asks for."""
-    notes = [data.shortfall] if data.shortfall else []
-    if data.dropped:
-        notes.append(
-            f"{data.captions.name}: left out {len(data.dropped)} with fewer than two tokens, such "
-            f"as {data.dropped[0]!r}"
-        )
-    return tuple(notes)
-
-
-def layer_notes(layers: Mapping[str, Layer]) -> tuple[str, ...]:
-    """Say which linears' input widths the block size does not divide, one line per width."""
-    padded: dict[tuple[int, int], list[str]] = {}
-    for name, layer in layers.items():
-        if layer.padded_to is not None:
-            padded.setdefault((layer.in_features, layer.padded_to), []).append(name)
-    return tuple(
-        f"block size does not divide the input width {width} of {names[0]}"
-        + (f" and {len(names) - 1} more linears" if len(names) > 1 else "")
-        + f": padded to {to}"
-        for (width, to), names in padded.items()
-    )
-
-
-def find_problems(groups: Sequence[GroupScore], layers: Mapping[str, Layer]) -> tuple[str, ...]:
+def find_problems(groups: Sequence[GroupScore], linears: Mapping[str, Linear]) -> tuple[str, ...]:
     """Say what keeps a measurement from being one: nothing searched, unscored or NaN groups."""
     problems = []
     if not groups:
         problems.append("nothing was quantized: AutoQuant searched no layer group")
-    left_out = sorted(set(layers) - {name for group in groups for name in group.modules})
+    left_out = sorted(set(linears) - {name for group in groups for name in group.modules})
     if left_out and groups:
         problems.append(f"no score for {counted(len(left_out), 'linear')}: {_some(left_out)}")
     idle = [group.name for group in groups if not group.quantized]
@@ -242,7 +188,7 @@ def _quantization(findings: Findings) -> QuantizationRecord:
 
 
 def _layers(
-    groups: Sequence[GroupScore], selection: Selection, layers: Mapping[str, Layer]
+    groups: Sequence[GroupScore], selection: Selection, findings: Findings
 ) -> dict[str, LayerRecord]:
     owner = {name: i for i, group in enumerate(groups) for name in group.modules}
     return {
@@ -250,12 +196,12 @@ def _layers(
             group=groups[owner[name]].name if name in owner else "",
             quantized=name in owner and groups[owner[name]].quantized,
             selected=name in owner and selection.chosen[owner[name]] == 0,
-            module_type=layer.module_type,
-            out_features=layer.out_features,
-            in_features=layer.in_features,
-            padded_to=layer.padded_to,
+            module_type=linear.module_type,
+            out_features=linear.out_features,
+            in_features=linear.in_features,
+            padded_to=padded_to(linear, findings.config),
         )
-        for name, layer in layers.items()
+        for name, linear in findings.linears.items()
     }
 
 
@@ -329,8 +275,8 @@ def per_token(group: GroupScore, data: CalibrationData) -> float:
     return group.score / data.scored_tokens
 
 
-def _num_weights(group: GroupScore, layers: Mapping[str, Layer]) -> int:
-    return sum(layers[name].num_weights for name in group.modules)
+def _num_weights(group: GroupScore, linears: Mapping[str, Linear]) -> int:
+    return sum(linears[name].num_weights for name in group.modules)
 
 
 def _finite(value: float) -> float | None:

@@ -31,13 +31,11 @@ from pytest_autoquant.regression.resume import Earlier
 from pytest_autoquant.scoring.build_manifest import (
     Findings,
     build_manifest,
-    data_notes,
-    layer_notes,
-    layers_of,
 )
 from pytest_autoquant.scoring.configurations import Configurations
 from pytest_autoquant.scoring.engine import Engine, Failure, Measurement
 from pytest_autoquant.scoring.environment import environment_record, memory_record
+from pytest_autoquant.scoring.notes import data_notes, padding_notes
 from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
 from pytest_autoquant.scoring.stock import StockEngine
@@ -164,7 +162,7 @@ class MeasurementRunner:
         started = time.perf_counter()
         config, data = self.config(case.combination), self.data(case.size)
         measurement = self._measurement(case, config)
-        original, layers = self._original(case), layers_of(self.model, config)
+        original, linears = self._original(case), self.model.linears
         reason = self._choose(config, case.size).reason
         manifest = build_manifest(
             Findings(
@@ -172,9 +170,9 @@ class MeasurementRunner:
                 config=config,
                 measurement=measurement,
                 data=data,
-                layers=layers,
+                linears={linear.name: linear for linear in linears},
                 alias_of=None if original == case else original.case_id,
-                notes=(*data_notes(data), *layer_notes(layers), *measurement.notes),
+                notes=(*data_notes(data), *padding_notes(linears, config), *measurement.notes),
                 model=self.model.record,
                 environment=self.environment,
                 memory=memory_record(measurement.peak_cuda_bytes),

@@ -6,14 +6,14 @@ from dataclasses import replace
 from math import inf, nan
 
 import pytest
-from builders import config_of
+from builders import config_of, linear
 from pytest_autoquant.calibration.batches import Batch
 from pytest_autoquant.manifests.sensitivity_manifest import (
     RankedGroup,
     dump_manifest,
     load_manifest,
 )
-from pytest_autoquant.scoring.build_manifest import Layer, build_manifest
+from pytest_autoquant.scoring.build_manifest import build_manifest
 
 ATTENTION = "model.language_model.layers.0.self_attn.q_proj.quant_recipe"
 OUTPUT = "model.language_model.layers.0.self_attn.o_proj.quant_recipe"
@@ -148,18 +148,16 @@ def test_score_that_is_not_finite_leaves_the_choice_among_the_others_unchanged(
 
 def test_linears_without_a_score_are_named_and_belong_to_no_group(findings):
     extra = {
-        f"model.language_model.layers.{i}.mlp.extra": Layer(
-            module_type="Linear", out_features=8, in_features=8, padded_to=16
-        )
-        for i in range(7)
+        name: linear(name, 8, 8)
+        for name in (f"model.language_model.layers.{i}.mlp.extra" for i in range(7))
     }
-    manifest = build_manifest(replace(findings, layers={**findings.layers, **extra}))
+    manifest = build_manifest(replace(findings, linears={**findings.linears, **extra}))
     names = ", ".join(list(extra)[:5])
     assert manifest.case.status == "failed"
     assert manifest.case.problems == (f"no score for 7 linears: {names} and 2 more",)
     unscored = manifest.layers["model.language_model.layers.6.mlp.extra"]
     assert (unscored.group, unscored.quantized, unscored.selected) == ("", False, False)
-    assert (unscored.out_features, unscored.in_features, unscored.padded_to) == (8, 8, 16)
+    assert (unscored.out_features, unscored.in_features, unscored.padded_to) == (8, 8, 128)
     assert manifest.num_quantized_layers == 6
 
 
