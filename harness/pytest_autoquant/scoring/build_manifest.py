@@ -94,7 +94,7 @@ def build_manifest(findings: Findings) -> Manifest:
 
 
 def find_problems(groups: Sequence[GroupScore], linears: Mapping[str, Linear]) -> tuple[str, ...]:
-    """Say what keeps a measurement from being one: nothing searched, unscored or NaN groups."""
+    """Return what makes a measurement invalid: nothing searched, groups without a finite score."""
     problems = []
     if not groups:
         problems.append("nothing was quantized: AutoQuant searched no layer group")

@@ -37,7 +37,7 @@ class WorkerInput:
 
 
 def worker_input_of(config: pytest.Config) -> WorkerInput:
-    """Return what the controller told this worker; the defaults where this is no worker of ours."""
+    """Return what the controller told this worker; the defaults outside xdist."""
     given: Mapping[str, Any] = getattr(config, "workerinput", {})
     if WORKER_INPUT not in given:
         return WorkerInput()
