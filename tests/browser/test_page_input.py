@@ -52,21 +52,6 @@ def walk(page):
         assert page.locator(f"#section-{section} h2").is_visible()
 
 
-def test_folder_without_manifests_has_a_page_whose_controls_work(page, report_of, open_report):
-    open_report(page, report_of())
-    assert left_out(page) == [f"no *{MANIFEST_SUFFIX} is here; run some cases first"]
-    assert "0 measured" in page.inner_text("#counts")
-    walk(page)
-    for section, chart in {"grid": "grid", "case": "layers", "frontier": "frontier"}.items():
-        go(page, f"#{section}")
-        assert page.inner_text(f"#chart-{chart}") == "Nothing was measured for this."
-    page.click("#theme")
-    go(page, "#groups")
-    page.select_option("#rows", label="all groups")
-    go(page, "#compare")
-    assert page.inner_text("#correlation") == ""
-
-
 @pytest.mark.slow
 def test_report_of_skips_alone_is_drawn(page, report_of, open_report):
     case_id = "model/wnvfp4_afp16/default/small/gradient"
