@@ -206,17 +206,18 @@ def test_drift_within_the_tolerance_passes_and_a_marker_narrows_or_widens_it(unc
 def test_a_case_without_a_baseline_fails_and_says_how_to_write_it(unchanged):
     assert unchanged.outcomes["wint4_afp16-mine"] == "failure"
     text = unchanged.texts["wint4_afp16-mine"]
-    assert f"{case_id('wint4_afp16-mine')} has no baseline at edited/{MODEL}/" in text
+    assert f"{case_id('wint4_afp16-mine')} has no baseline at " in text
+    assert f"/edited/{MODEL}/" in text
     assert "write it with --aq-update-baseline" in text
     assert "--aq-baseline-missing skip or write" in text
 
 
 def test_a_case_that_was_measured_and_is_now_skipped_fails(unchanged):
-    assert unchanged.outcomes["wfp4_afp8-default"] in ("failure", "error")
+    assert unchanged.outcomes["wfp4_afp8-default"] == "failure"
     assert unchanged.outcomes["wfp4_afp8-mine"] == "skipped"
     text = unchanged.texts["wfp4_afp8-default"]
     assert "is skipped but has a baseline: needs-cuda: RuntimeError:" in text
-    assert f"baseline: edited/{MODEL}/weight-fp4-act-fp8/default/small/" in text
+    assert f"/edited/{MODEL}/weight-fp4-act-fp8/default/small/" in text
 
 
 def test_the_exit_status_the_counts_and_the_summary_agree_with_the_gate(unchanged):
@@ -250,8 +251,8 @@ def test_other_weights_and_a_redefined_overlay_are_refused_by_name(refused):
         assert [part.split()[0] for part in line.split("; ")] == fields.split(",")
         assert f"to compare nevertheless, pass --aq-baseline-allow {fields}\n" in text
         assert "drifted" not in text
-        assert f"baseline: {manifest_file(Path('blessed'), name)}\n" in text
-        assert f"measured: {manifest_file(Path('refused'), name)}\n" in text
+        assert f"/{manifest_file(Path('blessed'), name)}\n" in text
+        assert f"/{manifest_file(Path('refused'), name)}\n" in text
         assert "accept it with --aq-update-baseline" in text
     assert "Traceback" not in refused.run.output
 
@@ -294,8 +295,8 @@ def test_drift_names_the_layer_both_files_the_tolerances_and_how_to_accept_it(dr
     assert (int(rank_before), int(rank_after)) == (old["rank"], new["rank"])
     assert re.search(r"total score \+\d+\.\d\d%, 2.00% allowed \(--aq-tol-total\)", text)
     assert re.search(r"\d+ of 24 groups drifted by more than 10.00% \(--aq-tol-group\)", text)
-    assert f"baseline: {manifest_file(Path('two-missing'), name)}\n" in text
-    assert f"measured: {manifest_file(Path('drifted'), name)}\n" in text
+    assert f"/{manifest_file(Path('two-missing'), name)}\n" in text
+    assert f"/{manifest_file(Path('drifted'), name)}\n" in text
     assert "if the change is right, accept it with --aq-update-baseline" in text
     assert text.strip().splitlines()[0] in drifted.run.output
 
@@ -310,7 +311,7 @@ def test_a_wrong_name_in_a_marker_fails_the_case_with_one_message(drifted):
         "top_ten, total; each value must be a finite number of at least 0, and an integer for "
         "selected"
     )
-    assert drifted.outcomes["wint4_aint8-default"] == "failure"
+    assert drifted.outcomes["wint4_aint8-default"] == "error"
     assert drifted.texts["wint4_aint8-default"].splitlines()[0] == message
     assert drifted.run.output.count("marker aq_tolerance: ") == 1
     assert "Traceback" not in drifted.run.output
@@ -334,8 +335,8 @@ def test_a_case_that_failed_by_itself_stays_failed_when_its_comparison_is_skippe
 
 
 def test_every_case_that_the_gate_failed_is_counted(drifted):
-    failed = ("wint4_afp16-default", "wint4_aint8-default", "wint4_afp16-mine")
-    assert [drifted.outcomes[name] for name in failed] == ["failure"] * 3
+    failed = ("wint4_afp16-default", "wint4_afp16-mine")
+    assert [drifted.outcomes[name] for name in failed] == ["failure"] * 2
     assert drifted.summary["gated"].keys() == {case_id(name) for name in failed}
 
 
@@ -390,7 +391,7 @@ def duplicate(path):
         (duplicate, ["two baselines of ", "/elsewhere/", "delete one"]),
         (
             lambda path: shutil.rmtree(path.parents[4]),
-            ["--aq-baseline bad: the folder has no manifest"],
+            ["/bad: the folder has no manifest"],
         ),
         (lambda path: path.unlink(), ["the folder has no manifest", "--aq-update-baseline"]),
     ],

@@ -11,6 +11,7 @@ from textwrap import dedent
 import pytest
 from pytest_autoquant.manifests.layout import find_manifests
 from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
+from pytest_autoquant.reports.ownership import marked
 
 pytestmark = pytest.mark.slow
 
@@ -158,7 +159,7 @@ def test_a_disk_that_fills_up_fails_the_run_and_names_what_is_not_written(start)
     project, process = start("resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384))", "-n0")
     page = project.folder / "reports" / "tmp" / "index.html"
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("of an earlier run")
+    page.write_text(marked("of an earlier run"))
     run = project.finished(process)
     assert run.status == pytest.ExitCode.TESTS_FAILED
     written = finished(run.root)
