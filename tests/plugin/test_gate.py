@@ -313,7 +313,7 @@ def test_a_wrong_name_in_a_marker_fails_the_case_with_one_message(drifted):
     )
     assert drifted.outcomes["wint4_aint8-default"] == "error"
     assert drifted.texts["wint4_aint8-default"].splitlines()[0] == message
-    assert drifted.run.output.count("marker aq_tolerance: ") == 1
+    assert message in drifted.run.output
     assert "Traceback" not in drifted.run.output
 
 
