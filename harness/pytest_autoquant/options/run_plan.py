@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -84,7 +84,13 @@ class RunPlan:
     @cached_property
     def cases(self) -> tuple[Case, ...]:
         """Every sensitivity case of the selected grid."""
-        return self._cases(self.vocabulary)
+        method = self.settings.method
+        return tuple(cases(self.vocabulary, self.sizes, model=self.source.name, method=method))
+
+    @cached_property
+    def cases_by_id(self) -> Mapping[str, Case]:
+        """The cases of the selected grid by ``case_id``."""
+        return {case.case_id: case for case in self.cases}
 
     def case_named(self, name: str) -> Case:
         """Return a case by its test id, such as ``wint4_aint8-w_group64-small``.
@@ -172,10 +178,6 @@ class RunPlan:
                 f"--aq-effective-bits {budget:g}: too small for every selected case; the least is "
                 f"{least:g} bits per weight: give at least that, or select a pair with fewer bits"
             )
-
-    def _cases(self, vocabulary: Vocabulary) -> tuple[Case, ...]:
-        method = self.settings.method
-        return tuple(cases(vocabulary, self.sizes, model=self.source.name, method=method))
 
     def _shard_of(self, selected: tuple[Case, ...]) -> tuple[Case, ...]:
         shard = self.settings.shard

@@ -202,9 +202,7 @@ def _below(root: Path, error: RecordError) -> str:
 def add_outcomes(folder: SessionResults, outcomes: Iterable[LoggedOutcome]) -> None:
     """Add outcomes without a manifest, each newer than what ``folder`` has of its case."""
     for line in outcomes:
-        if isinstance(line, StructureCheck):
-            folder.structures[line.pair, line.granularity] = line
-        elif not isinstance(line, KeptCase):
+        if not isinstance(line, KeptCase):
             folder.add(line)
 
 

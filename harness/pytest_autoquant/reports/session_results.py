@@ -56,12 +56,15 @@ class SessionResults:
     write_errors: list[str] = field(default_factory=list)
     last_run: LastRun | None = None
 
-    def add(self, line: CaseResult | SkippedCase | FailedCase) -> None:
-        """Record a newer outcome of a case.
+    def add(self, line: CaseResult | SkippedCase | FailedCase | StructureCheck) -> None:
+        """Record a newer outcome of a case, or of a structure case.
 
         A measurement replaces everything. A skip never replaces a measurement. An error is kept
         beside an earlier measurement.
         """
+        if isinstance(line, StructureCheck):
+            self.structures[line.pair, line.granularity] = line
+            return
         if isinstance(line, SkippedCase) and line.case_id in self.cases:
             return
         self.skips.pop(line.case_id, None)

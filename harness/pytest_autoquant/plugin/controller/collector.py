@@ -21,7 +21,7 @@ from pytest_autoquant.manifests.scheme_manifest import (
 )
 from pytest_autoquant.manifests.sensitivity_manifest import Manifest, load_manifest
 from pytest_autoquant.options.run_plan import RunPlan
-from pytest_autoquant.plugin.controller.gate import PASSED, Gate, Outcome, Verdict
+from pytest_autoquant.plugin.controller.gate import Gate
 from pytest_autoquant.plugin.messages.collected import CollectedCases
 from pytest_autoquant.plugin.messages.outcome import (
     Checked,
@@ -34,6 +34,7 @@ from pytest_autoquant.plugin.messages.outcome import (
     load_report,
 )
 from pytest_autoquant.redact import command_line, without_paths
+from pytest_autoquant.regression.baselines import PASSED, Outcome, Verdict
 from pytest_autoquant.regression.resume import earlier_manifest
 from pytest_autoquant.reports.ownership import refuse_foreign_files
 from pytest_autoquant.reports.session_results import SessionResults
@@ -226,17 +227,17 @@ class Collector:
 
     def _write(self, manifest: Manifest, state: bytes | None) -> None:
         """Write a case; one that cannot be written is shown as such, an interrupted one is lost."""
+        case = case_result_of(manifest)
         try:
             write_case(self._root, manifest, state)
-            self.results.written.add(manifest.case.case_id)
+            self.results.written.add(case.case_id)
         except AutoquantError:
-            self.results.add(case_result_of(manifest))
+            self.results.add(case)
             raise
-        self.results.add(case_result_of(manifest))
+        self.results.add(case)
 
     def _take_kept(self, case_id: str, report: WorkerReport, end: TestEnd) -> Verdict:
-        (case,) = (case for case in self._plan.cases if case.case_id == case_id)
-        manifest = earlier_manifest(self._root, case)
+        manifest = earlier_manifest(self._root, self._plan.cases_by_id[case_id])
         if manifest is None:
             raise RecordError(
                 f"{case_id}: its manifest was removed while the run was resumed; run it again"
@@ -281,10 +282,7 @@ class Collector:
 
     def _log(self, outcome: LoggedOutcome) -> None:
         """Record an outcome that has no manifest, on disk before anyone reads the report."""
-        if isinstance(outcome, StructureCheck):
-            self.results.structures[outcome.pair, outcome.granularity] = outcome
-        else:
-            self.results.add(outcome)
+        self.results.add(outcome)
         append(self._root, self._public(outcome))
 
     def _public(self, outcome: LoggedOutcome) -> LoggedOutcome:

@@ -11,7 +11,7 @@ from pathlib import Path
 from pytest_autoquant.errors import AutoquantError
 from pytest_autoquant.manifests.sensitivity_manifest import Manifest
 from pytest_autoquant.options.settings import Settings
-from pytest_autoquant.regression.baselines import PASSED, Baselines, Outcome, Verdict
+from pytest_autoquant.regression.baselines import Baselines, Outcome, Verdict
 from pytest_autoquant.regression.tolerances import Tolerances
 
 
@@ -68,6 +68,3 @@ class Gate:
         if verdict.outcome is Outcome.FAILED:
             self.failures[case_id] = verdict.text
         return verdict
-
-
-__all__ = ["PASSED", "Gate", "Outcome", "Verdict"]

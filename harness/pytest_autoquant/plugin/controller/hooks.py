@@ -121,7 +121,7 @@ class Controller:
             return
         with as_usage_error():
             plan = plan_of(self._config)
-            by_id = {case.case_id: case for case in plan.cases}
+            by_id = plan.cases_by_id
             plan.check_budget([by_id[i] for i in collected.cases.values() if i in by_id])
             self._check_device()
             self.collector.check_folders()
@@ -152,9 +152,9 @@ class Controller:
     def _check_selection(self, num_items: int) -> None:
         if only_looks(self._config) or num_items == 0:
             return  # pytest itself says that no test ran
-        settings = plan_of(self._config).settings if is_asked_for(self._config) else None
-        if settings is None:
+        if not is_asked_for(self._config):
             return
+        settings = plan_of(self._config).settings
         collected = self._collected or CollectedCases()
         if collected.num_selected == 0:
             asking = [option.flag for option in typed_options(self._config)]
@@ -272,7 +272,7 @@ class Controller:
         if self._collected is None:
             return {}
         plan, cases = plan_of(self._config), self._collected.cases
-        by_id = {case.case_id: case for case in plan.cases}
+        by_id = plan.cases_by_id
         collected = dict.fromkeys(cases[nodeid] for nodeid in ids if nodeid in cases)
         parts = plan.parts([by_id[i] for i in collected if i in by_id], workers)
         dealt = {nodeid: parts[case_id] for nodeid, case_id in cases.items() if case_id in parts}

@@ -190,13 +190,13 @@ class Worker:
     @pytest.hookimpl(specname="pytest_collection_modifyitems", trylast=True)
     def pytest_select_shard(self, items: list[pytest.Item]) -> None:
         """Keep this shard's cases, and remember which of them are measured together."""
-        if not any(_is_ours(item) for item in items):
+        ours = [item for item in items if _is_ours(item)]
+        if not ours:
             return
         cases = [case for item in items if (case := parameter(item, CASE)) is not None]
         dealt = worker_input_of(self._config)
         workers = self._config.workerinput["workercount"] if dealt.is_dealt_by_part else 1  # type: ignore[attr-defined]
         self._assignment = self.plan.assign(cases, workers=workers)
-        ours = [item for item in items if _is_ours(item)]
         self._refuse_schemes_without_names(items)
         self._keep(items, [item for item in items if self._is_in_shard(item)])
         self._collected = CollectedCases(num_selected=len(ours))
@@ -228,10 +228,13 @@ class Worker:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Announce which tests are cases, before the controller learns their names."""
         items = [item for item in session.items if _is_ours(item)]
+        cases, schemes = _ids(items, CASE), _ids(items, SCHEME)
         collected = CollectedCases(
-            cases=_ids(items, CASE),
-            schemes=_ids(items, SCHEME),
-            others=tuple(i.nodeid for i in items if not _ids([i], CASE) and not _ids([i], SCHEME)),
+            cases=cases,
+            schemes=schemes,
+            others=tuple(
+                i.nodeid for i in items if i.nodeid not in cases and i.nodeid not in schemes
+            ),
             num_selected=self._collected.num_selected,
         )
         if not collected.num_selected:
