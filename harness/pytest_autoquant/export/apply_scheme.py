@@ -38,7 +38,7 @@ def applied(
 ) -> Iterator[None]:
     """Quantize layer groups with ModelOpt, calibrated on ``batches``; restore the model at the end.
 
-    Linears of a group whose format has one scale per tensor share it, because runtimes fuse them:
+    Linears of a group whose format has one range per linear share it, because runtimes fuse them:
     ModelOpt's export widens their ranges to the largest (``preprocess_linear_fusion`` in
     ``modelopt/torch/export/quant_utils.py``). Groups without a format stay unquantized.
 
@@ -63,14 +63,16 @@ def applied(
 
 
 def shared_range(model: LoadedModel, group: GroupFormat) -> torch.Tensor | None:
-    """Return the largest weight magnitude of a group, None if its format has finer scales.
+    """Return the largest weight magnitude of a group, None if its linears have finer ranges.
 
-    The shape is that of ModelOpt's ``amax`` per tensor: ``()``.
+    As in ModelOpt's export, the first linear decides. NVFP4 has a range per tensor, which scales
+    the scales of its blocks. The shape is that of ModelOpt's ``amax`` per tensor: ``()``.
     """
-    if group.config.scale_shared_by("weight") != "tensor":
+    attributes = group.config.weight
+    weights = [model.module.get_submodule(name).weight.detach() for name in group.modules]
+    if attributes is None or not attributes.has_one_range(*weights[0].shape):
         return None
-    weights = (model.module.get_submodule(name).weight for name in group.modules)
-    return torch.stack([weight.detach().abs().amax().float() for weight in weights]).amax()
+    return torch.stack([weight.abs().amax().float() for weight in weights]).amax()
 
 
 def _share_range(model: LoadedModel, group: GroupFormat) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.utils import skip_init
 
+from pytest_autoquant.export.stored_linear import TOLERANCE, StoredLinear, largest_error
 from pytest_autoquant.formats.effective_config import EffectiveConfig
-from pytest_autoquant.formats.quantizer import ScaleSharing
-from pytest_autoquant.modelopt_support.private_api import export_algorithm
+from pytest_autoquant.formats.quantizer import QuantizerAttributes, ScaleSharing
+from pytest_autoquant.modelopt_support.private_api import export_algorithm, exported_linear
 from pytest_autoquant.modelopt_support.quiet import quiet
+from pytest_autoquant.text import in_words
 
-#: Features of the linear that is quantized to ask ModelOpt: a multiple of every block size.
+#: Features of the linear that is exported to ask ModelOpt: a multiple of every block size.
 _PROBE_WIDTH = 256
 
 
@@ -41,6 +45,9 @@ ALGORITHMS: Mapping[str, tuple[Scaling, Scaling]] = MappingProxyType(
         "W8A8_SQ_PER_CHANNEL": (Scaling("int8", "output channel"), Scaling("int8", "tensor")),
         "W8A16": (Scaling("int8", "output channel"), _UNQUANTIZED),
         "W4A16_AWQ": (Scaling("int4", "block"), _UNQUANTIZED),
+        "FP8_PB_WO": (Scaling("fp8", "block"), _UNQUANTIZED),
+        "MXFP8": (Scaling("fp8", "block"), Scaling("fp8", "block")),
+        "MXFP4": (Scaling("fp4", "block"), Scaling("fp4", "block")),
         "NVFP4": (Scaling("nvfp4", "block"), Scaling("nvfp4", "block")),
         "W4A16_NVFP4": (Scaling("nvfp4", "block"), _UNQUANTIZED),
         "W4A8_NVFP4_FP8": (Scaling("nvfp4", "block"), Scaling("fp8", "tensor")),
@@ -49,46 +56,105 @@ ALGORITHMS: Mapping[str, tuple[Scaling, Scaling]] = MappingProxyType(
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Export:
+    """How ModelOpt exported the linear of a probe.
+
+    Attributes:
+        algorithm: what the export names, None if ModelOpt cannot quantize or export it.
+        unreadable: why the stored weight is not the fake-quantized one, None if it is.
+    """
+
+    algorithm: str | None
+    unreadable: str | None = None
+
+
 class ExportProbe:
-    """Asks ModelOpt once per effective config, by quantizing a small linear on ``device``."""
+    """Asks ModelOpt once per effective config, by exporting a small linear on ``device``."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._algorithms: dict[str, str | None] = {}
+        self._exports: dict[str, _Export] = {}
 
     def algorithm(self, config: EffectiveConfig) -> str | None:
         """Return the algorithm that ModelOpt's export names for a config, None without one."""
-        if config.digest not in self._algorithms:
-            self._algorithms[config.digest] = _exported_algorithm(config, self._device)
-        return self._algorithms[config.digest]
+        return self._export(config).algorithm
 
     def problem(self, config: EffectiveConfig) -> str | None:
         """Return why an export would not be what the config asks for, None if it would be."""
-        algorithm = self.algorithm(config)
+        export = self._export(config)
         what = f"{config.pair.name} with {config.granularity.name}"
-        if algorithm is None or algorithm not in ALGORITHMS:
+        if export.algorithm is None or export.algorithm not in ALGORITHMS:
             return f"ModelOpt has no export of {what} that can be verified"
-        weights, activations = ALGORITHMS[algorithm]
-        if (weights, activations) == scalings_of(config):
-            return None
-        return (
-            f"ModelOpt exports {what} as {algorithm}, for which a runtime computes {weights.dtype} "
-            f"weights (a scale per {weights.shared_by}) and {activations.dtype} activations "
-            f"(a scale per {activations.shared_by})"
-        )
+        weights, activations = ALGORITHMS[export.algorithm]
+        if (weights, activations) != scalings_of(config):
+            return (
+                f"ModelOpt exports {what} as {export.algorithm}, for which a runtime computes "
+                f"{weights.dtype} weights (a scale per {weights.shared_by}) and "
+                f"{activations.dtype} activations (a scale per {activations.shared_by})"
+            )
+        if export.unreadable is not None:
+            return f"ModelOpt exports {what} as {export.algorithm}, but {export.unreadable}"
+        return None
+
+    def _export(self, config: EffectiveConfig) -> _Export:
+        if config.digest not in self._exports:
+            self._exports[config.digest] = _export(config, self._device)
+        return self._exports[config.digest]
 
 
-def _exported_algorithm(config: EffectiveConfig, device: torch.device) -> str | None:
+def _export(config: EffectiveConfig, device: torch.device) -> _Export:
     import modelopt.torch.quantization as mtq
 
-    linear = nn.Sequential(nn.Linear(_PROBE_WIDTH, _PROBE_WIDTH, device=device))
+    linear = _seeded_linear(device)
     cfg = {"quant_cfg": config.modelopt()["quant_cfg"], "algorithm": "max"}
     try:
         with quiet():
             mtq.quantize(linear, cfg, lambda m: m(torch.ones(2, _PROBE_WIDTH, device=device)))
-            return export_algorithm(linear)
+            algorithm = export_algorithm(linear)
     except Exception:  # whatever ModelOpt raises here, it raises in an export
+        return _Export(algorithm=None)
+    if algorithm is None:
+        return _Export(algorithm=None)
+    return _Export(algorithm=algorithm, unreadable=_unreadable(linear[0], config.weight))
+
+
+def _seeded_linear(device: torch.device) -> nn.Sequential:
+    """Return a linear with normal random weights; the global generators stay untouched."""
+    linear = skip_init(nn.Linear, _PROBE_WIDTH, _PROBE_WIDTH, bias=False, device=device)
+    weight = torch.randn(_PROBE_WIDTH, _PROBE_WIDTH, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+    return nn.Sequential(linear)
+
+
+def _unreadable(linear: Any, attributes: QuantizerAttributes | None) -> str | None:
+    """Export a quantized linear; return why its weight cannot be read back, None if it can."""
+    weight = linear.weight.detach().clone()
+    try:
+        with quiet(), torch.no_grad():
+            expected = linear.weight_quantizer(weight)
+    except Exception as error:  # whatever ModelOpt raises here, it raises in every forward pass
+        return f"cannot quantize a weight here: {in_words(error)}"
+    try:
+        with quiet(), torch.no_grad():
+            actual = _stored(linear).dequantized((_PROBE_WIDTH, _PROBE_WIDTH), attributes)
+    except Exception as error:  # likewise: whatever it raises here, it raises in an export
+        return f"fails: {in_words(error)}"
+    deviation = largest_error(actual, expected, weight)
+    if deviation <= TOLERANCE:
         return None
+    return f"stores a weight that deviates by {deviation:.2%} from the one that is measured"
+
+
+def _stored(linear: nn.Module) -> StoredLinear:
+    tensors = exported_linear(linear)
+    return StoredLinear(
+        name="a linear",
+        weight=tensors["weight"],
+        scale=tensors["weight_scale"],
+        scale_2=tensors.get("weight_scale_2"),
+    )
 
 
 def scalings_of(config: EffectiveConfig) -> tuple[Scaling, Scaling]:

@@ -16,16 +16,14 @@ import torch
 
 from pytest_autoquant.errors import ExportError
 from pytest_autoquant.export.apply_scheme import GroupFormat, shared_range
+from pytest_autoquant.export.stored_linear import TOLERANCE, StoredLinear, largest_error
+from pytest_autoquant.formats.quantizer import E4M3_MAX
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.replay.quantizers import fake_quantized
 
 #: Current and older prefix of a tensor's name. transformers 5 renamed modules of Qwen2.5-VL and
 #: still saves checkpoints under the older names.
 _OLD_PREFIXES = (("model.language_model.", "model."), ("model.visual.", "visual."))
-
-#: Largest accepted deviation, relative to the largest weight of the linear or to a scale: stored
-#: scales are rounded.
-_TOLERANCE = 1e-3
 
 _UNEQUAL = "the export is not the quantized model"
 _DISCARD = "the export is defective, do not use it"
@@ -55,14 +53,20 @@ def calibrated_input_scales(
     """Return the scale of every linear whose inputs have one per tensor; call before the export.
 
     A scale is the calibrated range over the largest value of the dtype: ModelOpt's ``amax`` over
-    ``maxbound`` (``get_activation_scaling_factor`` in ``modelopt/torch/export/quant_utils.py``).
+    ``maxbound``, and for NVFP4 over that times the largest block scale
+    (``get_activation_scaling_factor`` in ``modelopt/torch/export/quant_utils.py`` and in
+    ``modelopt/torch/quantization/qtensor/nvfp4_tensor.py``).
     """
     scales = {}
-    for name in _modules(formats):
-        quantizer = model.module.get_submodule(name).input_quantizer
-        amax = quantizer.amax if quantizer.is_enabled else None
-        if amax is not None and amax.numel() == 1:
-            scales[name] = amax.item() / quantizer.maxbound
+    for group in formats:
+        attributes = group.config.input
+        if attributes is None:
+            continue
+        for name in group.modules:
+            quantizer = model.module.get_submodule(name).input_quantizer
+            if quantizer.amax is not None and quantizer.amax.numel() == 1:
+                largest = quantizer.maxbound * (E4M3_MAX if attributes.is_nvfp4 else 1.0)
+                scales[name] = quantizer.amax.item() / largest
     return scales
 
 
@@ -115,6 +119,19 @@ class _StoredTensors:
                 return tensor
         return None
 
+    def linear(self, name: str) -> StoredLinear:
+        """Return a quantized linear.
+
+        Raises:
+            ExportError: its weight or scale is missing.
+        """
+        weight, scale = self.get(f"{name}.weight"), self.get(f"{name}.weight_scale")
+        if weight is None or scale is None:
+            missing = "weight" if weight is None else "weight_scale"
+            raise ExportError(f"{_UNEQUAL}: {missing} of {name} is missing; {_DISCARD}")
+        scale_2 = self.get(f"{name}.weight_scale_2")
+        return StoredLinear(name=name, weight=weight, scale=scale, scale_2=scale_2)
+
 
 def _stored_names(name: str) -> Iterator[str]:
     yield name
@@ -136,7 +153,7 @@ def _check_input_scale(name: str, expected: float | None, stored: torch.Tensor |
 
 
 def _is_close(stored: torch.Tensor, expected: float) -> bool:
-    return stored.numel() == 1 and math.isclose(stored.item(), expected, rel_tol=_TOLERANCE)
+    return stored.numel() == 1 and math.isclose(stored.item(), expected, rel_tol=TOLERANCE)
 
 
 def _errors(model: LoadedModel, group: GroupFormat, stored: _StoredTensors) -> Iterator[float]:
@@ -145,69 +162,15 @@ def _errors(model: LoadedModel, group: GroupFormat, stored: _StoredTensors) -> I
     for name in group.modules:
         weight = model.module.get_submodule(name).weight.detach()
         expected = weight if attributes is None else fake_quantized(attributes, weight, shared)
-        actual = _dequantized(name, stored, tuple(weight.shape)).to(expected.device)
+        actual = stored.linear(name).dequantized(tuple(weight.shape), attributes)
         if not actual.isfinite().all():
             raise ExportError(f"{_UNEQUAL}: {name} holds values that are not finite; {_DISCARD}")
-        error = _largest_error(actual, expected, weight)
-        if not error <= _TOLERANCE:
+        error = largest_error(actual.to(expected.device), expected, weight)
+        if not error <= TOLERANCE:
             raise ExportError(
                 f"{_UNEQUAL}: {name} deviates by {error:.2%} of its largest weight; {_DISCARD}"
             )
         yield error
-
-
-def _largest_error(actual: torch.Tensor, expected: torch.Tensor, weight: torch.Tensor) -> float:
-    """Return the largest deviation, relative to the largest weight.
-
-    Both are computed in the weight's dtype, so they may differ by its rounding. A weight that lies
-    halfway between two values, up to that rounding, may be stored as either.
-    """
-    rounding = 2 * torch.finfo(weight.dtype).eps
-    weight, expected = weight.float(), expected.float()
-    deviation = (actual - expected).abs() - rounding * expected.abs()
-    nearer = ((actual - weight).abs() - (expected - weight).abs()).abs()
-    wrong = deviation.where(nearer > rounding * weight.abs(), 0.0).clamp(min=0.0).max()
-    return float(wrong / expected.abs().max().clamp(min=torch.finfo(torch.float32).tiny))
-
-
-def _dequantized(name: str, stored: _StoredTensors, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return a stored weight, ``(out_features, in_features)``, in fp32."""
-    weight, scale = stored.get(f"{name}.weight"), stored.get(f"{name}.weight_scale")
-    if weight is None or scale is None:
-        missing = "weight" if weight is None else "weight_scale"
-        raise ExportError(f"{_UNEQUAL}: {missing} of {name} is missing; {_DISCARD}")
-    if weight.dtype == torch.uint8 and weight.shape[0] * 2 == shape[0]:
-        return _unpacked_int4(weight) * _factors(scale, shape)
-    if tuple(weight.shape) == shape:
-        return weight.float() * _factors(scale, shape)
-    raise ExportError(
-        f"the export stores {name} as {weight.dtype} {tuple(weight.shape)}, which cannot be read "
-        "back; give candidates in FP8, INT8 or INT4"
-    )
-
-
-def _unpacked_int4(packed: torch.Tensor) -> torch.Tensor:
-    """Unpack two rows per byte, the first in the lower four bits, as signed integers in fp32.
-
-    Source: ``pack_int4_in_uint8`` in ``modelopt/torch/export/quant_utils.py``.
-    """
-    nibbles = torch.stack([packed & 0xF, packed >> 4], dim=1).flatten(0, 1).to(torch.int8)
-    return torch.where(nibbles > 7, nibbles - 16, nibbles).float()
-
-
-def _factors(scale: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return a scale so that it multiplies a weight of ``shape``.
-
-    Scales have shape ``()``, ``(out_features,)`` or ``(out_features, blocks)``; the last block of a
-    row may be cut.
-    """
-    factors = scale.float()
-    if factors.dim() == 1:
-        return factors[:, None]
-    if factors.dim() == 2 and factors.shape[1] not in (1, shape[1]):
-        width = -(-shape[1] // factors.shape[1])
-        return factors.repeat_interleave(width, dim=1)[:, : shape[1]]
-    return factors
 
 
 def _count_identical(

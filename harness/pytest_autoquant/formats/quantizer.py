@@ -52,6 +52,11 @@ _AXIS_NAMES: Mapping[QuantizedTensor, tuple[ScaleSharing, ...]] = {
 _MINIFLOAT_SCALE_BITS = 8
 _SCALE_BITS = 16
 _MX_SCALE = (8, 0)
+_E2M1 = (2, 1)
+_E4M3 = (4, 3)
+
+#: The largest E4M3 value (``E4M3_MAX`` in quantization/qtensor/nvfp4_tensor.py of ModelOpt).
+E4M3_MAX = 448.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +158,22 @@ class QuantizerAttributes:
         """Whether scales are E8M0 and computed per block (``TensorQuantizer.is_mx_format``)."""
         blocks = self.blocks
         return blocks is not None and blocks.type == "dynamic" and blocks.scale_bits == _MX_SCALE
+
+    @property
+    def is_nvfp4(self) -> bool:
+        """Whether values are E2M1 in blocks with E4M3 scales, which a range per tensor scales."""
+        return (
+            self.num_bits == _E2M1 and self.blocks is not None and self.blocks.scale_bits == _E4M3
+        )
+
+    def has_one_range(self, out_features: int, in_features: int) -> bool:
+        """Whether a weight has one calibrated range: per tensor, or of a single block."""
+        if not self.needs_calibration or self.axis is not None:
+            return False
+        if self.blocks is None or self.blocks.type == "dynamic":
+            return True
+        rows, columns = self.blocks.along(-2, 0) or 1, self.blocks.along(-1, 1) or in_features
+        return rows >= out_features and columns >= in_features
 
     @property
     def is_dynamic(self) -> bool:

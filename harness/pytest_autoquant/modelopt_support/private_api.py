@@ -189,6 +189,17 @@ def export_algorithm(model: nn.Module) -> str | None:
     return None if algorithm is None else str(algorithm).upper()
 
 
+def exported_linear(linear: nn.Module) -> Mapping[str, torch.Tensor]:
+    """Export one quantized linear in place; return its weight and scales as a checkpoint has them.
+
+    Source: ``_export_quantized_weight`` in export/unified_export_hf.py.
+    """
+    from modelopt.torch.export.unified_export_hf import _export_quantized_weight
+
+    _export_quantized_weight(linear, cast(torch.Tensor, linear.weight).dtype)
+    return {name: tensor for name, tensor in linear.state_dict().items() if "." not in name}
+
+
 def cuda_extension_loaders() -> Mapping[str, ExtensionLoader]:
     """Return what compiles or loads each CUDA extension, by the extension's name.
 

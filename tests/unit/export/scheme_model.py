@@ -6,7 +6,10 @@ from pytest_autoquant.export.apply_scheme import GroupFormat, applied
 from pytest_autoquant.export.verify_checkpoint import calibrated_input_scales, verify_checkpoint
 from pytest_autoquant.export.write_checkpoint import write_checkpoint
 from pytest_autoquant.formats.effective_config import resolve
+from pytest_autoquant.formats.granularity import DEFAULT
+from pytest_autoquant.formats.quant_pair import QuantPair
 from pytest_autoquant.grid.vocabulary import load_vocabulary
+from pytest_autoquant.modelopt_support.presets import load_preset
 
 VOCABULARY = load_vocabulary()
 LAYERS = "model.language_model.layers"
@@ -22,9 +25,27 @@ def batches_of(model, captions, count, batch_size=8):
     return calibration_data(captions, rows, batch_size=batch_size, score_size=count).batches
 
 
+#: Weights, activations and ModelOpt preset of pairs that a user could add.
+PAIRS_OF_ONES_OWN = {
+    "mxfp8": ("fp8", "fp8", "MXFP8_DEFAULT_CFG"),
+    "fp8_blocks": ("fp8", "fp16", "FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG"),
+}
+
+
 def config_of(candidate):
     """Return the effective config of ``pair`` or ``pair-granularity``."""
     pair, _, granularity = candidate.partition("-")
+    if pair in PAIRS_OF_ONES_OWN:
+        weight, activation, preset = PAIRS_OF_ONES_OWN[pair]
+        own = QuantPair(
+            name=pair,
+            weight=weight,
+            activation=activation,
+            format_name=preset,
+            experimental=False,
+            from_preset=True,
+        )
+        return resolve(own, DEFAULT, load_preset(own))
     return resolve(VOCABULARY.pairs[pair], VOCABULARY.granularities[granularity or "default"])
 
 

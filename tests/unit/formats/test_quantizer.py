@@ -160,3 +160,20 @@ def test_defaults_are_those_of_modelopt():
     theirs = QuantizerAttributeConfig().model_dump()
     assert {key: theirs[key] for key in ATTRIBUTE_DEFAULTS} == ATTRIBUTE_DEFAULTS
     assert theirs["num_bits"] == QuantizerAttributes().num_bits
+
+
+@pytest.mark.parametrize(
+    ("cfg", "expected"),
+    [
+        ({"num_bits": (4, 3), "axis": None}, True),
+        ({"num_bits": 8, "axis": 0}, False),
+        ({"num_bits": (4, 3), "type": "dynamic"}, False),
+        ({"num_bits": (2, 1), "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}}, 1),
+        ({"num_bits": (2, 1), "block_sizes": {-1: 32, "type": "dynamic", "scale_bits": (8, 0)}}, 0),
+        ({"num_bits": (4, 3), "block_sizes": {-1: 128, -2: 128}}, True),
+        ({"num_bits": (4, 3), "block_sizes": {-1: 128, -2: 64}}, False),
+        ({"num_bits": 4, "block_sizes": {-1: 128}}, False),
+    ],
+)
+def test_one_range_of_a_weight_of_128_by_128(cfg, expected):
+    assert QuantizerAttributes.of(cfg).has_one_range(128, 128) == expected

@@ -18,6 +18,7 @@ from pytest_autoquant.modelopt_support.private_api import (
     CHECKED_VERSION,
     cuda_extension_loaders,
     export_algorithm,
+    exported_linear,
     has_nvfp4_kernel,
     named_quantizers,
     reduced_range,
@@ -143,6 +144,13 @@ def test_quantizers_and_export_algorithm_of_a_quantized_model():
         "0.output_quantizer": False,
     }
     assert export_algorithm(model) == "FP8"
+    tensors = exported_linear(model[0])
+    assert {name: str(tensor.dtype) for name, tensor in tensors.items()} == {
+        "weight": "torch.float8_e4m3fn",
+        "bias": "torch.float32",
+        "weight_scale": "torch.float32",
+        "input_scale": "torch.float32",
+    }
 
 
 def test_config_is_validated():
