@@ -15,7 +15,9 @@ from pytest_autoquant.export.apply_scheme import applied
 from pytest_autoquant.export.checkpoint_folder import refuse_existing, replace_folder
 from pytest_autoquant.export.damage import measure_damage
 from pytest_autoquant.export.exportable import ExportProbe
+from pytest_autoquant.export.readme import README, readme
 from pytest_autoquant.export.scheme_groups import Choice, choose
+from pytest_autoquant.export.source_files import source_folder
 from pytest_autoquant.export.verify_checkpoint import (
     Verification,
     calibrated_input_scales,
@@ -24,7 +26,7 @@ from pytest_autoquant.export.verify_checkpoint import (
 from pytest_autoquant.export.vllm_load import NOT_ASKED, load_in_vllm
 from pytest_autoquant.export.vllm_rules import check_export
 from pytest_autoquant.export.vllm_rules.configs import ALGORITHMS, MIXED, MIXED_ALGORITHMS
-from pytest_autoquant.export.write_checkpoint import size_in_bytes, write_checkpoint
+from pytest_autoquant.export.write_checkpoint import write_checkpoint
 from pytest_autoquant.files import write_atomic
 from pytest_autoquant.grid.case import SchemeCase
 from pytest_autoquant.manifests.layout import SCHEME_MANIFEST, scheme_folder
@@ -116,11 +118,12 @@ class SchemeRunner:
         Raises:
             UsageError: the budget cannot be reached.
             MeasurementError: the scheme cannot be measured.
-            ExportError: the checkpoint exists already.
+            ExportError: the checkpoint exists already, or the source's files cannot be found.
             UnexportedSchemeError: the checkpoint cannot be written or is not the quantized model;
                 the error carries what was measured.
         """
         target = self._checkpoint_folder(case)
+        source = source_folder(self._bench.model, self._bench.source) if target else None
         phases = _Phases()
         choice = self._choose(case, phases)
         measured: SchemeManifest | None = None
@@ -133,8 +136,8 @@ class SchemeRunner:
                         return measured
                     phases.begin("export")
                     scales = calibrated_input_scales(self._bench.model, choice.formats)
-                    write_checkpoint(self._bench.model, self._bench.source, folder)
-                return self._finish(measured, choice, scales, folder, phases)
+                    write_checkpoint(self._bench.model, source, folder)
+                return self._finish(measured, choice, scales, folder, source, phases)
         except (ExportError, WriteError) as error:
             if measured is None:
                 raise
@@ -240,14 +243,21 @@ class SchemeRunner:
         choice: Choice,
         scales: Mapping[str, float],
         folder: Path,
+        source: Path | None,
         phases: _Phases,
     ) -> SchemeManifest:
         """Verify the checkpoint and write the manifest into it; the model is unquantized again."""
-        verified = verify_checkpoint(self._bench.model, choice.formats, scales, folder)
+        verified = verify_checkpoint(self._bench.model, choice.formats, scales, folder, source)
         record = self._export_record(verified, folder, phases)
         manifest = replace(measured, export=record, timing=phases.seconds())
+        write_atomic(folder / README, readme(manifest, self._algorithms(choice)))
         write_atomic(folder / SCHEME_MANIFEST, dump_scheme(manifest))
         return manifest
+
+    def _algorithms(self, choice: Choice) -> list[str]:
+        """Return what the export names for the formats that the scheme uses."""
+        named = {self._probe.algorithm(group.config) for group in choice.formats}
+        return sorted(name for name in named if name is not None)
 
     def _export_record(self, verified: Verification, folder: Path, phases: _Phases) -> ExportRecord:
         phases.begin("check")
@@ -257,7 +267,7 @@ class SchemeRunner:
             phases.begin("load")
             load = load_in_vllm(folder)
         return ExportRecord(
-            bytes_before=size_in_bytes(self._bench.model),
+            bytes_before=verified.source_bytes,
             bytes_after=verified.stored_bytes,
             num_quantized=verified.num_quantized,
             largest_error=verified.largest_error,

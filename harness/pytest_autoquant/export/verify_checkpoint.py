@@ -1,7 +1,8 @@
 """Read a checkpoint back and compare it with the model that it was exported from.
 
 What ModelOpt wrote is not trusted: every quantized linear is dequantized from the safetensors files
-and compared with ModelOpt's fake-quantized weight. Everything else must be equal bit for bit.
+and compared with ModelOpt's fake-quantized weight. Everything else must be the source's bit for
+bit.
 """
 
 from __future__ import annotations
@@ -10,20 +11,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from pytest_autoquant.errors import ExportError
 from pytest_autoquant.export.apply_scheme import GroupFormat, shared_range
+from pytest_autoquant.export.checkpoint_tensors import CheckpointTensors
 from pytest_autoquant.export.stored_linear import TOLERANCE, StoredLinear, largest_error
+from pytest_autoquant.export.write_checkpoint import size_in_bytes
 from pytest_autoquant.formats.quantizer import E4M3_MAX
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.replay.quantizers import fake_quantized
-
-#: Current and older prefix of a tensor's name. transformers 5 renamed modules of Qwen2.5-VL and
-#: still saves checkpoints under the older names.
-_OLD_PREFIXES = (("model.language_model.", "model."), ("model.visual.", "visual."))
 
 _UNEQUAL = "the export is not the quantized model"
 _DISCARD = "the export is defective, do not use it"
@@ -35,6 +33,7 @@ class Verification:
 
     Attributes:
         stored_bytes: size of the safetensors files.
+        source_bytes: size of the source's safetensors files; of random weights, in memory.
         num_quantized: number of linears compared after dequantizing.
         largest_error: largest deviation of a dequantized from a fake-quantized weight, relative to
             the largest weight of its linear.
@@ -42,6 +41,7 @@ class Verification:
     """
 
     stored_bytes: int
+    source_bytes: int
     num_quantized: int
     largest_error: float
     num_identical: int
@@ -75,16 +75,19 @@ def verify_checkpoint(
     formats: Sequence[GroupFormat],
     input_scales: Mapping[str, float],
     folder: Path,
+    source: Path | None,
 ) -> Verification:
     """Compare a checkpoint with the model, which must be unquantized again.
 
     Args:
         input_scales: what ``calibrated_input_scales`` returned.
+        source: folder of the checkpoint that the model was loaded from, None for random weights.
 
     Raises:
         ExportError: a tensor is missing or differs; the message names it.
     """
-    stored = _StoredTensors(folder)
+    stored = CheckpointTensors(folder)
+    original = None if source is None else CheckpointTensors(source)
     for name in _modules(formats):
         _check_input_scale(name, input_scales.get(name), stored.get(f"{name}.input_scale"))
     errors = [error for group in formats for error in _errors(model, group, stored)]
@@ -92,7 +95,8 @@ def verify_checkpoint(
         stored_bytes=stored.num_bytes,
         num_quantized=len(errors),
         largest_error=max(errors, default=0.0),
-        num_identical=_count_identical(model, formats, stored),
+        num_identical=_count_identical(model, formats, stored, original),
+        source_bytes=size_in_bytes(model) if original is None else original.num_bytes,
     )
 
 
@@ -100,44 +104,18 @@ def _modules(formats: Sequence[GroupFormat]) -> Iterator[str]:
     return (name for group in formats for name in group.modules)
 
 
-class _StoredTensors:
-    """The tensors of a checkpoint's safetensors files, read one by one."""
+def _linear(stored: CheckpointTensors, name: str) -> StoredLinear:
+    """Return a quantized linear.
 
-    def __init__(self, folder: Path) -> None:
-        from safetensors import safe_open
-
-        paths = sorted(folder.glob("*.safetensors"))
-        files: list[Any] = [safe_open(path, "pt") for path in paths]
-        self._file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118
-        self.num_bytes = sum(path.stat().st_size for path in paths)
-
-    def get(self, name: str) -> torch.Tensor | None:
-        """Return a tensor by its name in the model, None if it is not stored."""
-        for stored in _stored_names(name):
-            if stored in self._file_of:
-                tensor: torch.Tensor = self._file_of[stored].get_tensor(stored)
-                return tensor
-        return None
-
-    def linear(self, name: str) -> StoredLinear:
-        """Return a quantized linear.
-
-        Raises:
-            ExportError: its weight or scale is missing.
-        """
-        weight, scale = self.get(f"{name}.weight"), self.get(f"{name}.weight_scale")
-        if weight is None or scale is None:
-            missing = "weight" if weight is None else "weight_scale"
-            raise ExportError(f"{_UNEQUAL}: {missing} of {name} is missing; {_DISCARD}")
-        scale_2 = self.get(f"{name}.weight_scale_2")
-        return StoredLinear(name=name, weight=weight, scale=scale, scale_2=scale_2)
-
-
-def _stored_names(name: str) -> Iterator[str]:
-    yield name
-    for new, old in _OLD_PREFIXES:
-        if name.startswith(new):
-            yield old + name.removeprefix(new)
+    Raises:
+        ExportError: its weight or scale is missing.
+    """
+    weight, scale = stored.get(f"{name}.weight"), stored.get(f"{name}.weight_scale")
+    if weight is None or scale is None:
+        missing = "weight" if weight is None else "weight_scale"
+        raise ExportError(f"{_UNEQUAL}: {missing} of {name} is missing; {_DISCARD}")
+    scale_2 = stored.get(f"{name}.weight_scale_2")
+    return StoredLinear(name=name, weight=weight, scale=scale, scale_2=scale_2)
 
 
 def _check_input_scale(name: str, expected: float | None, stored: torch.Tensor | None) -> None:
@@ -156,13 +134,13 @@ def _is_close(stored: torch.Tensor, expected: float) -> bool:
     return stored.numel() == 1 and math.isclose(stored.item(), expected, rel_tol=TOLERANCE)
 
 
-def _errors(model: LoadedModel, group: GroupFormat, stored: _StoredTensors) -> Iterator[float]:
+def _errors(model: LoadedModel, group: GroupFormat, stored: CheckpointTensors) -> Iterator[float]:
     """Yield the relative error of each linear of a group."""
     attributes, shared = group.config.weight, shared_range(model, group)
     for name in group.modules:
         weight = model.module.get_submodule(name).weight.detach()
         expected = weight if attributes is None else fake_quantized(attributes, weight, shared)
-        actual = stored.linear(name).dequantized(tuple(weight.shape), attributes)
+        actual = _linear(stored, name).dequantized(tuple(weight.shape), attributes)
         if not actual.isfinite().all():
             raise ExportError(f"{_UNEQUAL}: {name} holds values that are not finite; {_DISCARD}")
         error = largest_error(actual.to(expected.device), expected, weight)
@@ -174,21 +152,51 @@ def _errors(model: LoadedModel, group: GroupFormat, stored: _StoredTensors) -> I
 
 
 def _count_identical(
-    model: LoadedModel, formats: Sequence[GroupFormat], stored: _StoredTensors
+    model: LoadedModel,
+    formats: Sequence[GroupFormat],
+    stored: CheckpointTensors,
+    source: CheckpointTensors | None,
 ) -> int:
-    """Compare every tensor that is not quantized, bit for bit; a tied one may be left out."""
+    """Compare every tensor that is not quantized; a tied one may be left out.
+
+    It must be the source's bit for bit, and the model's in the model's dtype. Without a source, or
+    where the source has no tensor of that name, it must be the model's.
+    """
     quantized = {f"{name}.weight" for name in _modules(formats)}
     tied = set(getattr(model.module, "_tied_weights_keys", None) or ())
     count = 0
     for name, tensor in model.module.state_dict().items():
         if name in quantized:
             continue
-        actual, expected = stored.get(name), tensor.detach().cpu()
+        actual = stored.get(name)
         if actual is None and name in tied:
             continue
-        if actual is None or actual.dtype != expected.dtype or not torch.equal(actual, expected):
+        original = None if source is None else source.get(name)
+        if actual is None or not _is_kept(actual, tensor.detach().cpu(), original, source):
             raise ExportError(
                 f"{_UNEQUAL}: {name}, which is not quantized, differs from the model; {_DISCARD}"
             )
         count += 1
     return count
+
+
+def _is_kept(
+    actual: torch.Tensor,
+    loaded: torch.Tensor,
+    original: torch.Tensor | None,
+    source: CheckpointTensors | None,
+) -> bool:
+    """Whether a stored tensor is the original, and the one that was loaded from it."""
+    if original is not None and original.shape == loaded.shape:
+        return _is_identical(actual, original) and _is_equal(actual.to(loaded.dtype), loaded)
+    if source is not None and actual.dtype == source.common_dtype():
+        return _is_equal(actual.to(loaded.dtype), loaded)
+    return _is_identical(actual, loaded)
+
+
+def _is_identical(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.dtype == other.dtype and _is_equal(one, other)
+
+
+def _is_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return bool(torch.equal(one, other))

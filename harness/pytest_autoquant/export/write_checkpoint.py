@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pytest_autoquant.errors import ExportError
+from pytest_autoquant.export.checkpoint_tensors import CheckpointTensors
+from pytest_autoquant.export.source_files import (
+    keep_companions,
+    keep_config,
+    keep_tensors,
+)
 from pytest_autoquant.modelopt_support.quiet import quiet
 from pytest_autoquant.models.loading import LoadedModel
-from pytest_autoquant.models.registry import ModelSource
 from pytest_autoquant.text import in_words
-
-#: Processor files are copied from the source unchanged: building a processor would need more than
-#: a checkpoint, such as a video decoder.
-_PROCESSOR_FILES = (
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "processor_config.json",
-    "chat_template.json",
-    "chat_template.jinja",
-)
 
 #: Free disk space that an export needs, as a multiple of the model's size in memory.
 _SPACE_FACTOR = 1.1
@@ -33,12 +28,13 @@ def size_in_bytes(model: LoadedModel) -> int:
     return sum(p.numel() * p.element_size() for p in model.module.parameters())
 
 
-def write_checkpoint(model: LoadedModel, source: ModelSource, folder: Path) -> None:
-    """Export the model with ModelOpt, with the tokenizer and processor of its source.
+def write_checkpoint(model: LoadedModel, source: Path | None, folder: Path) -> None:
+    """Export the model with ModelOpt; keep of its source all that is not quantized.
 
     Call it inside ``applied``: ModelOpt's export changes the model.
 
     Args:
+        source: folder of the checkpoint that was loaded, None for random weights.
         folder: an existing, empty folder.
 
     Raises:
@@ -47,7 +43,7 @@ def write_checkpoint(model: LoadedModel, source: ModelSource, folder: Path) -> N
     _check_space(model, folder)
     with _architecture_named(model.module), quiet():
         _export(model.module, folder)
-    _save_companions(model, source, folder)
+    _keep_source(model, source, folder)
 
 
 def _check_space(model: LoadedModel, folder: Path) -> None:
@@ -84,27 +80,13 @@ def _architecture_named(module: Any) -> Iterator[None]:
         module.config.architectures = before
 
 
-def _save_companions(model: LoadedModel, source: ModelSource, folder: Path) -> None:
-    """Save what a runtime needs beside the weights, as far as the source has it."""
-    model.tokenizer.save_pretrained(folder)
-    if getattr(model.module, "generation_config", None) is not None:
-        model.module.generation_config.save_pretrained(folder)
-    if model.record.weights == "random":
-        return  # the processor on the hub belongs to other weights
-    if Path(source.location).is_dir():
-        _copy_processor(Path(source.location), folder)
-    else:
-        _save_processor(source, folder)
-
-
-def _copy_processor(source: Path, folder: Path) -> None:
-    for name in _PROCESSOR_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-
-
-def _save_processor(source: ModelSource, folder: Path) -> None:
-    from transformers import AutoProcessor
-
-    with suppress(OSError, ValueError, ImportError, AttributeError):  # not every model has one
-        AutoProcessor.from_pretrained(source.location).save_pretrained(folder)
+def _keep_source(model: LoadedModel, source: Path | None, folder: Path) -> None:
+    """Keep what the source has; random weights have no source but a tokenizer and a config."""
+    if source is None:
+        model.tokenizer.save_pretrained(folder)
+        if getattr(model.module, "generation_config", None) is not None:
+            model.module.generation_config.save_pretrained(folder)
+        return
+    keep_companions(source, folder)
+    keep_config(source, folder)
+    keep_tensors(CheckpointTensors(source), folder)

@@ -3,6 +3,7 @@
 import torch
 from pytest_autoquant.calibration.batches import calibration_data
 from pytest_autoquant.export.apply_scheme import GroupFormat, applied
+from pytest_autoquant.export.source_files import source_folder
 from pytest_autoquant.export.verify_checkpoint import calibrated_input_scales, verify_checkpoint
 from pytest_autoquant.export.write_checkpoint import write_checkpoint
 from pytest_autoquant.formats.effective_config import resolve
@@ -79,10 +80,11 @@ def logits_of(model, batches):
 
 def export_scheme(model, source, formats, batches, folder):
     """Write and verify a checkpoint as the pipeline does."""
+    original = source_folder(model, source)
     with applied(model, formats, batches):
         scales = calibrated_input_scales(model, formats)
-        write_checkpoint(model, source, folder)
-    return verify_checkpoint(model, formats, scales, folder)
+        write_checkpoint(model, original, folder)
+    return verify_checkpoint(model, formats, scales, folder, original)
 
 
 def snapshot(module):

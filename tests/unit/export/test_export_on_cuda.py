@@ -3,6 +3,8 @@
 Run it on a machine with a GPU: ``pytest tests/unit/export/test_export_on_cuda.py``.
 """
 
+from pathlib import Path
+
 import pytest
 import torch
 from builders import load_tiny
@@ -20,7 +22,7 @@ pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="ModelOpt quantizes to NVFP4 and MX formats on CUDA only"
 )
 
-SOURCE = REGISTRY["tiny-qwen3-vl"]
+SOURCE = Path(REGISTRY["tiny-qwen3-vl"].location)
 WEIGHTS = "model.safetensors"
 #: What is exported as which algorithm, and the kinds of tensor that a linear of it has.
 SCALES = {"weight", "weight_scale"}
@@ -61,7 +63,7 @@ def exported(model, batches, tmp_path):
             scales = calibrated_input_scales(model, formats)
             write_checkpoint(model, SOURCE, tmp_path)
         tensors = load_file(tmp_path / WEIGHTS)
-        return lambda: verify_checkpoint(model, formats, scales, tmp_path), tensors
+        return lambda: verify_checkpoint(model, formats, scales, tmp_path, SOURCE), tensors
 
     return export
 

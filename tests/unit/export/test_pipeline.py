@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 from itertools import pairwise
+from pathlib import Path
 
 import modelopt.torch.quantization as mtq
 import pytest
@@ -304,7 +305,8 @@ def test_manifest_describes_its_checkpoint(bench, exported):
     quantized = [name for group in manifest.groups if group.format for name in group.modules]
     assert export.num_quantized == len(quantized)
     assert export.bytes_after == (folder / "model.safetensors").stat().st_size
-    assert export.bytes_before == sum(p.numel() * 4 for p in bench.model.module.parameters())
+    assert export.bytes_before == (Path(bench.source.location) / "model.safetensors").stat().st_size
+    assert export.bytes_after < 0.75 * export.bytes_before
     assert export.violations == check_export(folder) != ()  # vLLM loads no INT4 by ModelOpt
     assert (export.load, export.load_text) == ("not tried", "loading in vLLM was not asked for")
     config = json.loads((folder / "hf_quant_config.json").read_text())["quantization"]
@@ -312,6 +314,18 @@ def test_manifest_describes_its_checkpoint(bench, exported):
     assert {name: each["quant_algo"] for name, each in config["quantized_layers"].items()} == {
         name: algorithms[g.format] for g in manifest.groups if g.format for name in g.modules
     }
+
+
+def test_readme_of_a_checkpoint_says_what_loads_it(exported):
+    root, manifest = exported
+    text = (root / manifest.path).with_name("README.md").read_text()
+    quantized = sum(group.format is not None for group in manifest.groups)
+    assert text.startswith("# mine of tiny-qwen3-vl\n")
+    groups = f"{quantized} of {len(manifest.groups)} layer groups of the language model"
+    assert f"Quantized are {groups}, to FP8, W4A16_AWQ; everything" in text
+    assert "- vLLM does not load W4A16_AWQ as ModelOpt writes it.\n" in text
+    assert "- transformers does not load this checkpoint." in text
+    assert f"KL divergence {manifest.measured.kl:.4g} nats per token" in text
 
 
 def test_deriving_again_with_an_export_gives_equal_results(mixture, exported):
@@ -345,7 +359,7 @@ def test_model_is_quantized_once_per_export_and_loaded_in_vllm_only_when_asked(
     assert (manifest.export.load, manifest.export.load_text) == ("failed", "vLLM 0 failed: x")
     assert list(manifest.timing)[-1] == "load"
     runner(bench, root=tmp_path, may_replace=True).derive(case)
-    assert (quantized[2:], folders) == ([True], ["mine"])
+    assert (quantized[2:], folders) == ([True, False], ["mine"])  # a new runner asks again
 
 
 def test_existing_checkpoint_is_refused_before_any_work(bench, exported, monkeypatch):

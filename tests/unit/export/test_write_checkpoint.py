@@ -40,7 +40,7 @@ def test_checkpoint_is_complete_and_the_model_is_restored(
     monkeypatch.setattr(tiny.module.config, "architectures", architectures)
     before = snapshot(tiny.module)
     with applied(tiny, formats, calibration):
-        write_checkpoint(tiny, SOURCE, tmp_path)
+        write_checkpoint(tiny, Path(SOURCE.location), tmp_path)
     assert snapshot(tiny.module) == before
     assert tiny.module.config.architectures is architectures
     assert tiny.module.lm_head.weight is tiny.module.get_input_embeddings().weight
@@ -74,7 +74,7 @@ def test_failure_in_modelopt_is_an_export_error(tiny, calibration, tmp_path, mon
     monkeypatch.setattr(modelopt.torch.export, "export_hf_checkpoint", fails)
     before = snapshot(tiny.module)
     with pytest.raises(ExportError) as error, applied(tiny, MIXTURE, calibration):
-        write_checkpoint(tiny, SOURCE, tmp_path)
+        write_checkpoint(tiny, Path(SOURCE.location), tmp_path)
     assert str(error.value) == "ModelOpt cannot export this scheme: RuntimeError: no such export"
     assert snapshot(tiny.module) == before
 
@@ -85,7 +85,7 @@ def test_export_needs_free_space(tiny, tmp_path, monkeypatch):
     assert size_in_bytes(tiny) == size
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, int(size * 1.1) - 1))
     with pytest.raises(ExportError) as error:
-        write_checkpoint(tiny, SOURCE, tmp_path)
+        write_checkpoint(tiny, Path(SOURCE.location), tmp_path)
     assert str(error.value) == (
         f"{tmp_path}: the export of tiny-qwen3-vl needs 0.0 GB, 0.0 GB are free; free some, or "
         "give another --aq-report-dir"

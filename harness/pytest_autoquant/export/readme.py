@@ -1,0 +1,56 @@
+"""The README of a checkpoint: what it is, and what loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pytest_autoquant.export.vllm_rules.configs import ALGORITHMS
+from pytest_autoquant.manifests.layout import SCHEME_MANIFEST
+from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
+from pytest_autoquant.text import counted
+
+README = "README.md"
+
+#: Source: loading such checkpoints with transformers 5.14.1, which knows no ``quant_method``
+#: ``modelopt``.
+_TRANSFORMERS = (
+    "transformers does not load this checkpoint. `from_pretrained` reads the quantized weights "
+    "without their scales, says so only in a log line, and the model then computes nonsense; or it "
+    "refuses packed weights by their shapes."
+)
+
+
+def readme(manifest: SchemeManifest, algorithms: Sequence[str]) -> str:
+    """Return the README as Markdown.
+
+    Args:
+        algorithms: what the export names for the formats that the scheme uses.
+    """
+    quantized = [group for group in manifest.groups if group.format is not None]
+    parts = [
+        f"# {manifest.scheme.name} of {manifest.model.name}",
+        f"Quantized are {len(quantized)} of {counted(len(manifest.groups), 'layer group')} of the "
+        f"language model, to {_listed(algorithms) or 'nothing'}; everything else is the source's, "
+        f"bit for bit. {SCHEME_MANIFEST} has the decision and the scores of every group.",
+        f"Measured on held-out captions: KL divergence {manifest.measured.kl:.4g} nats per token, "
+        f"perplexity {manifest.measured.perplexity:.4g} (before: "
+        f"{manifest.measured.perplexity_before:.4g}).",
+        "## What loads it",
+        f"- {_vllm(algorithms)}\n- {_TRANSFORMERS}\n- Other runtimes were not tried.",
+        f"Written by nvidia-modelopt {manifest.environment.modelopt} and pytest-autoquant.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _vllm(algorithms: Sequence[str]) -> str:
+    unknown = [name for name in algorithms if name not in ALGORITHMS]
+    if unknown:
+        return f"vLLM does not load {_listed(unknown)} as ModelOpt writes it."
+    return (
+        "vLLM has a loader for these algorithms; `aq-harness check-export` applies its rules to "
+        "the files."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(sorted(names))
