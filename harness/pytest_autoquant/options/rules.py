@@ -60,11 +60,6 @@ CONTRADICTIONS = (
         "one",
     ),
     Rule(
-        is_broken=lambda s: s.engine == "replay" and s.method == "kl_div",
-        message="--aq-engine replay scores with --aq-method gradient only; give --aq-engine auto "
-        "or modelopt with --aq-method kl_div",
-    ),
-    Rule(
         is_broken=lambda s: s.engine == "replay" and s.save_state,
         message="--aq-save-state saves the search state of stock AutoQuant, which --aq-engine "
         "replay does not run; give --aq-engine auto or modelopt",
@@ -80,10 +75,6 @@ CONTRADICTIONS = (
 )
 
 
-def _replays(settings: Settings) -> bool:
-    return settings.engine != "modelopt" and settings.method == "gradient"
-
-
 NEEDS = (
     Need(
         options=("target", "held_out"),
@@ -96,10 +87,15 @@ NEEDS = (
         message="has no effect without --aq-export",
     ),
     Need(
-        options=("tape_dir", "tape_device"),
-        is_met=_replays,
-        message="has no effect where stock AutoQuant scores (--aq-engine modelopt or --aq-method "
+        options=("tape_dir",),
+        is_met=lambda s: s.engine != "modelopt" and s.method == "gradient",
+        message="has no effect where no tape is captured (--aq-engine modelopt or --aq-method "
         "kl_div)",
+    ),
+    Need(
+        options=("tape_device",),
+        is_met=lambda s: s.engine != "modelopt",
+        message="has no effect where stock AutoQuant scores (--aq-engine modelopt)",
     ),
     Need(
         options=("seed",),

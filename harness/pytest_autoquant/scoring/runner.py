@@ -35,6 +35,7 @@ from pytest_autoquant.scoring.build_manifest import (
 from pytest_autoquant.scoring.configurations import Configurations
 from pytest_autoquant.scoring.engine import Engine, Failure, Measurement
 from pytest_autoquant.scoring.environment import environment_record, memory_record
+from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
 from pytest_autoquant.scoring.notes import data_notes, padding_notes
 from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
@@ -279,12 +280,11 @@ class MeasurementRunner:
         )
 
     @cached_property
-    def _replay(self) -> ReplayEngine:
-        return ReplayEngine(
-            self.model,
-            tape_device=self._settings.tape_device,
-            tape_folder=self._settings.tape_dir,
-        )
+    def _replay(self) -> Engine:
+        device = self._settings.tape_device
+        if self._settings.method == "kl_div":
+            return KLReplayEngine(self.model, record_device=device)
+        return ReplayEngine(self.model, tape_device=device, tape_folder=self._settings.tape_dir)
 
     def _choose(self, config: EffectiveConfig, size: str) -> ChosenEngine:
         """Choose the engine for a config on a size.
@@ -304,8 +304,6 @@ class MeasurementRunner:
         return ChosenEngine(engine=self._stock, reason=reason)
 
     def _replay_refusal(self, config: EffectiveConfig, size: str) -> str | None:
-        if self._settings.method != "gradient":
-            return f"method {self._settings.method} needs the whole model"
         if self._settings.save_state:
             return "--aq-save-state asks for ModelOpt's own search state"
         return self._unreplayable.get(size) or self._replay.refuses(config)

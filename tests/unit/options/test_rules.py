@@ -10,7 +10,6 @@ from pytest_autoquant.options.table import BY_NAME
 CONTRADICTORY = (
     ({"structure_only": True, "gpu_only": True}, "--aq-structure-only and --aq-gpu-only"),
     ({"publish": True, "report_dir": "out"}, "--aq-publish and --aq-report-dir"),
-    ({"engine": "replay", "method": "kl_div"}, "--aq-engine replay scores with --aq-method"),
     ({"engine": "replay", "save_state": True}, "--aq-save-state saves the search state"),
     ({"export": True}, "--aq-export (or its ini option) exports schemes"),
     ({"replace_export": True}, "--aq-replace-export (or its ini option) has no effect without"),
@@ -37,7 +36,10 @@ IDLE = {
 }
 
 #: Raw values under which an option that has an effect by default has none.
-STOCK = ({"engine": "modelopt"}, {"method": "kl_div"})
+LACKING = {
+    "tape_dir": ({"engine": "modelopt"}, {"method": "kl_div"}),
+    "tape_device": ({"engine": "modelopt"},),
+}
 
 
 def test_every_rule_is_broken_by_a_test():
@@ -57,7 +59,7 @@ def test_contradiction_is_refused_wherever_it_is_written(index, in_ini):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [(name, v) for values, _ in CONTRADICTORY[:4] for name, v in values.items()],
+    [(name, v) for values, _ in CONTRADICTORY[:3] for name, v in values.items()],
 )
 def test_one_side_of_a_contradiction_alone_is_accepted(name, value):
     settings = settings_of(**{name: value})
@@ -67,7 +69,7 @@ def test_one_side_of_a_contradiction_alone_is_accepted(name, value):
 @pytest.mark.parametrize("name", IDLE)
 def test_option_is_refused_on_the_command_line_without_what_it_needs(name):
     value, needed = IDLE[name]
-    lacking = STOCK if name.startswith("tape") else ({},)
+    lacking = LACKING.get(name, ({},))
     for others in lacking:
         with pytest.raises(UsageError, match=f"^{BY_NAME[name].flag} has no effect w"):
             settings_of(**{name: value}, **others)
@@ -77,7 +79,7 @@ def test_option_is_refused_on_the_command_line_without_what_it_needs(name):
 @pytest.mark.parametrize("name", IDLE)
 def test_option_of_the_ini_file_is_accepted_without_what_it_needs(name):
     value, _ = IDLE[name]
-    others = STOCK[0] if name.startswith("tape") else {}
+    others = LACKING.get(name, ({},))[0]
     settings = settings_of(in_ini=True, **{name: value}, **others)
     assert str(getattr(settings, name)).strip("(',)") == str(value)
 

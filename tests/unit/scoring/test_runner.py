@@ -247,10 +247,11 @@ def test_engine_is_chosen_by_option_and_config(stock_only, options, name, engine
     ("options", "engine", "reason"),
     [
         ({"engine": "modelopt"}, "modelopt", "asked for with --aq-engine"),
+        ({"method": "kl_div"}, "replay", SWEEP_REASON),
         (
-            {"method": "kl_div"},
+            {"method": "kl_div", "engine": "modelopt"},
             "modelopt",
-            "the replay engine cannot score this case: method kl_div needs the whole model",
+            "asked for with --aq-engine",
         ),
         (
             {"save_state": True},

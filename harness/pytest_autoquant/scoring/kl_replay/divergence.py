@@ -1,0 +1,131 @@
+"""KL divergence of quantized from unquantized predictions.
+
+For logits ``z`` and ``z + d`` and p = softmax(z),
+KL(p || softmax(z + d)) = log E_p[exp(d)] - E_p[d].
+With x = d - E_p[d] that is log1p(E_p[exp(x) - 1 - x]), whose terms are all positive: small
+divergences are not lost in the rounding of large logits, as they are in sums of p (log p - log q).
+ModelOpt sums the same divergence over predictions (``_get_kl_div_loss`` in
+``modelopt/torch/quantization/algorithms.py``).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+#: Words of the vocabulary that one step of the Triton kernel reads.
+_CUDA_BLOCK = 4096
+
+
+class Reference:
+    """The unquantized predictions of one batch.
+
+    Args:
+        logits: ``(captions, tokens, vocabulary)``; the last token of a caption predicts nothing.
+    """
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        self._logits = logits
+        self._captions, self._tokens, self._vocabulary = logits.shape
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Size of one token's logits."""
+        return int(self._logits[0, 0].nbytes)
+
+    def divergences(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the KL divergence of each version, summed over predictions, in nats.
+
+        Args:
+            logits: ``(versions x captions, tokens, vocabulary)``, version by version.
+
+        Returns:
+            ``(versions,)`` in float64.
+        """
+        if logits.is_cuda:
+            return self._on_cuda(logits)
+        versions = logits.reshape(-1, *self._logits.shape)
+        plain = self._logits[:, :-1].float()
+        probability = plain.softmax(-1)
+        return torch.stack([_divergence(v[:, :-1].float(), plain, probability) for v in versions])
+
+    def _on_cuda(self, logits: torch.Tensor) -> torch.Tensor:
+        device, logits = logits.device, logits.contiguous()
+        plain = self._logits.to(device)
+        rows = len(logits) * (self._tokens - 1)
+        divergences = torch.empty(rows, dtype=torch.float32, device=device)
+        log_sum = plain.float().logsumexp(-1)
+        _kernel()[(rows,)](
+            logits,
+            plain,
+            log_sum,
+            divergences,
+            self._tokens,
+            self._captions,
+            self._vocabulary,
+            BLOCK=_CUDA_BLOCK,
+        )
+        return divergences.view(-1, self._captions * (self._tokens - 1)).sum(1, torch.float64)
+
+
+def _divergence(
+    logits: torch.Tensor, plain: torch.Tensor, probability: torch.Tensor
+) -> torch.Tensor:
+    change = logits.sub(plain)
+    change -= (probability * change).sum(-1, keepdim=True)
+    excess = change.expm1().sub_(change).mul_(probability).sum(-1)
+    return excess.log1p().sum(dtype=torch.float64)
+
+
+@lru_cache(maxsize=1)
+def _kernel() -> Any:
+    """Build the kernel on first use: only CUDA builds of torch come with Triton."""
+    import triton
+    from triton import language as tl
+
+    @triton.jit  # type: ignore[untyped-decorator]
+    def divergence_kernel(  # type: ignore[no-untyped-def]
+        quantized,
+        plain,
+        log_sum,
+        divergences,
+        tokens,
+        captions,
+        vocabulary,
+        BLOCK: tl.constexpr,  # noqa: N803
+    ):
+        row = tl.program_id(0).to(tl.int64)
+        caption, position = row // (tokens - 1), row % (tokens - 1)
+        place = (caption % captions) * tokens + position
+        ours = quantized + (caption * tokens + position) * vocabulary
+        theirs = plain + place * vocabulary
+        log_total = tl.load(log_sum + place)
+        first = tl.zeros((BLOCK,), tl.float32)
+        mass = tl.zeros((BLOCK,), tl.float32)
+        for start in range(0, vocabulary, BLOCK):
+            offsets = start + tl.arange(0, BLOCK)
+            inside = offsets < vocabulary
+            z = tl.load(theirs + offsets, mask=inside, other=-float("inf")).to(tl.float32)
+            p = tl.exp(z - log_total)
+            y = tl.load(ours + offsets, mask=inside, other=0.0).to(tl.float32)
+            first += tl.where(inside, p * (y - z), 0.0)
+            mass += p
+        total = tl.sum(mass)
+        mean = tl.sum(first) / total
+        excess = tl.zeros((BLOCK,), tl.float32)
+        for start in range(0, vocabulary, BLOCK):
+            offsets = start + tl.arange(0, BLOCK)
+            inside = offsets < vocabulary
+            z = tl.load(theirs + offsets, mask=inside, other=0.0).to(tl.float32)
+            p = tl.exp(z - log_total)
+            y = tl.load(ours + offsets, mask=inside, other=0.0).to(tl.float32)
+            x = y - z - mean
+            # exp(x) - 1 - x, by its series where the difference would cancel.
+            series = x * x * (0.5 + x * (1.0 / 6 + x * (1.0 / 24 + x * (1.0 / 120))))
+            term = tl.where(tl.abs(x) < 0.1, series, tl.exp(x) - 1.0 - x)
+            excess += tl.where(inside, p * term, 0.0)
+        tl.store(divergences + row, tl.log(1.0 + tl.sum(excess) / total))
+
+    return divergence_kernel

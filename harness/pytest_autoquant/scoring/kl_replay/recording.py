@@ -1,0 +1,155 @@
+"""What one pass of the captions records, so that the model can start again at any layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from pytest_autoquant.calibration.batches import Batch, CalibrationData
+from pytest_autoquant.errors import NotReplayableError
+from pytest_autoquant.models.loading import LoadedModel
+from pytest_autoquant.scoring.kl_replay.decoder_layers import DecoderLayers
+from pytest_autoquant.scoring.kl_replay.divergence import Reference
+from pytest_autoquant.scoring.progress import Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedBatch:
+    """A scored batch as the unquantized model saw it.
+
+    Attributes:
+        rows: where its tokens lie among the tokens of all scored batches.
+        states: hidden state before each layer, ``(captions, tokens, hidden)``.
+        reference: its predictions.
+    """
+
+    batch: Batch
+    rows: slice
+    states: tuple[torch.Tensor, ...]
+    reference: Reference
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recording:
+    """All scored batches, those of several captions first, and the ranges of all inputs.
+
+    Attributes:
+        amax: by linear, ``(in_features,)``: largest |X| over all calibration tokens.
+        num_multi_caption_tokens: number of tokens, the first ones, from batches of several
+            captions; see ``replay.tape.Tape``.
+    """
+
+    batches: tuple[RecordedBatch, ...]
+    amax: dict[str, torch.Tensor]
+    num_multi_caption_tokens: int
+
+
+def record(
+    model: LoadedModel,
+    layers: DecoderLayers,
+    data: CalibrationData,
+    device: torch.device,
+    progress: Progress,
+) -> Recording:
+    """Run every batch forward once.
+
+    Args:
+        device: where hidden states and predictions are kept.
+
+    Raises:
+        NotReplayableError: the model cannot be started between its layers, or a linear does not
+            run once on every token.
+    """
+    amax: dict[str, torch.Tensor] = {}
+    batches: list[RecordedBatch] = []
+    scored = sorted(data.scored, key=lambda batch: len(batch.rows) == 1)
+    with torch.no_grad():
+        for done, batch in enumerate([*scored, *data.unscored]):
+            progress("record", done, len(data.batches))
+            states: dict[int, torch.Tensor] = {}
+            with layers.watched(partial(_keep, states, device)):
+                inputs, logits = run_watched(model, batch)
+            for name, x in inputs.items():
+                _widen(amax, name, x)
+            if done < len(scored):
+                start = batches[-1].rows.stop if batches else 0
+                batches.append(
+                    RecordedBatch(
+                        batch=batch,
+                        rows=slice(start, start + batch.num_tokens),
+                        states=tuple(states.values()),
+                        reference=Reference(logits.to(device)),
+                    )
+                )
+    return Recording(
+        batches=tuple(batches),
+        amax=amax,
+        num_multi_caption_tokens=sum(b.num_tokens for b in scored if len(b.rows) > 1),
+    )
+
+
+def run_watched(
+    model: LoadedModel, batch: Batch, linears: Sequence[str] | None = None
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Run a batch; return the input of each linear, ``(tokens, in_features)``, and the logits.
+
+    Args:
+        linears: the linears to watch, all by default.
+
+    Raises:
+        NotReplayableError: a linear runs twice, not at all, or on some tokens only.
+    """
+    names = [each.name for each in model.linears] if linears is None else list(linears)
+    inputs: dict[str, torch.Tensor] = {}
+    with _watched_linears(model, names, batch.num_tokens, inputs):
+        logits = model.module(input_ids=model.tensor(batch), use_cache=False).logits
+    idle = next((name for name in names if name not in inputs), None)
+    if idle is not None:
+        raise _not_replayable(f"{idle} did not run on the captions")
+    return inputs, logits
+
+
+def _keep(
+    states: dict[int, torch.Tensor], device: torch.device, index: int, state: torch.Tensor
+) -> None:
+    states[index] = state.to(device)
+
+
+@contextmanager
+def _watched_linears(
+    model: LoadedModel, names: Sequence[str], num_tokens: int, inputs: dict[str, torch.Tensor]
+) -> Iterator[None]:
+    with ExitStack() as stack:
+        for name in names:
+            hook = partial(_on_linear, name, num_tokens, inputs)
+            module = model.module.get_submodule(name)
+            stack.callback(module.register_forward_pre_hook(hook).remove)
+        yield
+
+
+def _on_linear(
+    name: str, num_tokens: int, inputs: dict[str, torch.Tensor], module: Any, args: Any
+) -> None:
+    x = args[0].reshape(-1, args[0].shape[-1])
+    if name in inputs:
+        raise _not_replayable(f"{name} runs several times per forward")
+    if len(x) != num_tokens:
+        raise _not_replayable(f"{name} sees {len(x)} of {num_tokens} tokens")
+    inputs[name] = x
+
+
+def _widen(amax: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> None:
+    """Raise the largest |X| per channel by an input, ``(tokens, in_features)``."""
+    largest = x.abs().amax(dim=0)
+    amax[name] = torch.maximum(amax[name], largest) if name in amax else largest
+
+
+def _not_replayable(reason: str) -> NotReplayableError:
+    return NotReplayableError(
+        f"{reason}; the replay engine cannot score this model: use --aq-engine modelopt"
+    )
