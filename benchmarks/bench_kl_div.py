@@ -3,7 +3,7 @@
     pytest benchmarks/bench_kl_div.py -s
     pytest benchmarks/bench_kl_div.py -s --aq-model qwen3-vl-4b --aq-weights random
 
-``small`` by default; ``--aq-sizes``, ``--aq-pairs`` and the other options of the plugin apply. Stock
+``small`` by default; ``--aq-sizes``, ``--aq-pairs`` and other options of the plugin apply. Stock
 AutoQuant measures one case of ``STOCK_CASES``, whose ranks are compared with the replay engine's.
 """
 
