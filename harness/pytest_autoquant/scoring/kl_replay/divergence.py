@@ -67,7 +67,7 @@ class Reference:
             self._vocabulary,
             BLOCK=_CUDA_BLOCK,
         )
-        return divergences.view(-1, self._captions * (self._tokens - 1)).sum(1, torch.float64)
+        return divergences.view(-1, self._captions * (self._tokens - 1)).sum(1, dtype=torch.float64)
 
 
 def _divergence(
@@ -126,6 +126,9 @@ def _kernel() -> Any:
             series = x * x * (0.5 + x * (1.0 / 6 + x * (1.0 / 24 + x * (1.0 / 120))))
             term = tl.where(tl.abs(x) < 0.1, series, tl.exp(x) - 1.0 - x)
             excess += tl.where(inside, p * term, 0.0)
-        tl.store(divergences + row, tl.log(1.0 + tl.sum(excess) / total))
+        # log1p, likewise by its series where the sum would lose the small term.
+        value = tl.sum(excess) / total
+        series = value * (1.0 - value * (0.5 - value * (1.0 / 3)))
+        tl.store(divergences + row, tl.where(value < 0.01, series, tl.log(1.0 + value)))
 
     return divergence_kernel
