@@ -216,13 +216,13 @@ def ignore_progress(phase, done, total):
 
 
 def load_tiny(name="tiny-qwen3-vl", **options):
-    """Load an embedded model in fp32 on the CPU."""
+    """Load an embedded model, or a folder, in fp32 on the CPU."""
     import torch
     from pytest_autoquant.models.loading import load_model
-    from pytest_autoquant.models.registry import REGISTRY
+    from pytest_autoquant.models.registry import find_model
 
     options = {"device": torch.device("cpu"), "dtype": torch.float32} | options
-    return load_model(REGISTRY[name], **options)
+    return load_model(find_model(name, random_weights=False), **options)
 
 
 def config_of(pair, granularity="default"):
@@ -250,6 +250,16 @@ def awq_config():
         from_preset=True,
     )
     return resolve(pair, Granularity(name="default"), load_preset(pair))
+
+
+def change_weights(folder, change):
+    """Rewrite a checkpoint's weights after ``change(weights)``."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 def calibration_of(model, size="small", *, batch_size=32, score_size=128):

@@ -33,7 +33,7 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
 from pytest_autoquant.models.layers import Linear
 from pytest_autoquant.scoring.engine import GroupScore, Measurement
 from pytest_autoquant.scoring.notes import padded_to
-from pytest_autoquant.text import counted
+from pytest_autoquant.text import counted, some
 
 UNQUANTIZED_FORMAT = f"NONE(effective-bits: {UNQUANTIZED_BITS})"
 
@@ -100,15 +100,13 @@ def find_problems(groups: Sequence[GroupScore], linears: Mapping[str, Linear]) -
         problems.append("nothing was quantized: AutoQuant searched no layer group")
     left_out = sorted(set(linears) - {name for group in groups for name in group.modules})
     if left_out and groups:
-        problems.append(f"no score for {counted(len(left_out), 'linear')}: {_some(left_out)}")
+        problems.append(f"no score for {counted(len(left_out), 'linear')}: {some(left_out)}")
     idle = [group.name for group in groups if not group.quantized]
     if idle:
-        problems.append(f"quantizers were off in {counted(len(idle), 'group')}: {_some(idle)}")
+        problems.append(f"quantizers were off in {counted(len(idle), 'group')}: {some(idle)}")
     broken = [group.name for group in groups if not math.isfinite(group.score)]
     if broken:
-        problems.append(
-            f"scores are not finite in {counted(len(broken), 'group')}: {_some(broken)}"
-        )
+        problems.append(f"scores are not finite in {counted(len(broken), 'group')}: {some(broken)}")
     return tuple(problems)
 
 
@@ -290,8 +288,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
