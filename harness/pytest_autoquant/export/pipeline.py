@@ -225,6 +225,7 @@ class SchemeRunner:
                 amount=case.scheme.amount,
                 target=self._target,
             ),
+            notes=choice.notes,
             model=bench.model.record,
             dataset=dataset_record(bench.data(case.size)),
             groups=choice.decisions,

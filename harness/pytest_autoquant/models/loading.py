@@ -18,6 +18,7 @@ from pytest_autoquant.models.architecture import auto_class, cannot_load, load_c
 from pytest_autoquant.models.layers import Linear, language_model_linears, other_weighted_modules
 from pytest_autoquant.models.quantized_checkpoint import refuse_declared, refuse_stored
 from pytest_autoquant.models.registry import EMBEDDED_TOKENIZER, ModelSource
+from pytest_autoquant.models.weight_values import check_finite, dead_linears
 from pytest_autoquant.text import some
 
 #: Bytes read at a time while a checkpoint file is hashed.
@@ -34,6 +35,7 @@ class LoadedModel:
     Attributes:
         linears: the measured linears of the language model, in module order.
         others: names of the other modules with weights that ModelOpt would search.
+        dead: names of the linears with a weight matrix of zeros only.
     """
 
     module: Any
@@ -42,6 +44,7 @@ class LoadedModel:
     linears: tuple[Linear, ...]
     others: tuple[str, ...]
     device: torch.device
+    dead: tuple[str, ...] = ()
 
     def tokenize(self, lines: tuple[str, ...]) -> list[list[int]]:
         """Return token ids per caption, without special tokens."""
@@ -68,8 +71,8 @@ def load_model(
 
     Raises:
         ModelError: config, weights or tokenizer cannot be loaded, the architecture is of another
-            kind, the checkpoint is quantized already, its weights do not fit the architecture, or
-            its language model has no linears.
+            kind, the checkpoint is quantized already, its weights do not fit the architecture or
+            are not finite, or its language model has no linears.
     """
     if random_seed is None:
         module, digest = _load_checkpoint(source, device, dtype, trust_remote_code)
@@ -79,6 +82,7 @@ def load_model(
     linears = language_model_linears(module)
     if not linears:
         raise ModelError(f"model {source.name}: its language model has no nn.Linear to measure")
+    check_finite(source, module)
     is_random = random_seed is not None
     return LoadedModel(
         module=module,
@@ -96,6 +100,7 @@ def load_model(
         linears=linears,
         others=other_weighted_modules(module, linears),
         device=device,
+        dead=dead_linears(module, linears),
     )
 
 

@@ -31,7 +31,7 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
     RunConfig,
 )
 from pytest_autoquant.models.layers import Linear
-from pytest_autoquant.scoring.engine import GroupScore, Measurement
+from pytest_autoquant.scoring.engine import GroupScore, Measurement, silent_groups
 from pytest_autoquant.scoring.notes import padded_to
 from pytest_autoquant.text import counted, some
 
@@ -66,7 +66,7 @@ def build_manifest(findings: Findings) -> Manifest:
     scores = [per_token(group, findings.data) for group in groups]
     weights = [_num_weights(group, findings.linears) for group in groups]
     selection = _selection(scores, weights, findings)
-    problems = find_problems(groups, findings.linears)
+    problems = find_problems(findings.measurement, findings.linears)
     ranking = _ranking(scores)
     return Manifest(
         case=_case_record(findings, problems),
@@ -93,9 +93,9 @@ def build_manifest(findings: Findings) -> Manifest:
     )
 
 
-def find_problems(groups: Sequence[GroupScore], linears: Mapping[str, Linear]) -> tuple[str, ...]:
-    """Return what makes a measurement invalid: nothing searched, groups without a finite score."""
-    problems = []
+def find_problems(measurement: Measurement, linears: Mapping[str, Linear]) -> tuple[str, ...]:
+    """Return what makes a measurement invalid: nothing searched, groups without a true score."""
+    problems, groups = [], measurement.groups
     if not groups:
         problems.append("nothing was quantized: AutoQuant searched no layer group")
     left_out = sorted(set(linears) - {name for group in groups for name in group.modules})
@@ -107,6 +107,12 @@ def find_problems(groups: Sequence[GroupScore], linears: Mapping[str, Linear]) -
     broken = [group.name for group in groups if not math.isfinite(group.score)]
     if broken:
         problems.append(f"scores are not finite in {counted(len(broken), 'group')}: {some(broken)}")
+    silent = silent_groups(measurement)
+    if silent:
+        problems.append(
+            f"nothing passed through {counted(len(silent), 'group')}, so a score of zero says "
+            f"nothing: {some(silent)} never ran, or all inputs or all gradients were zero"
+        )
     return tuple(problems)
 
 
@@ -228,12 +234,14 @@ def _selection(scores: Sequence[float], weights: Sequence[int], findings: Findin
             minimum_effective_bits=UNQUANTIZED_BITS,
         )
     ceiling = max((s for s in scores if math.isfinite(s)), default=1.0) * len(scores) or 1.0
+    signal = findings.measurement.signal
     groups = [
         ScoredGroup(
             name=group.modules[0],
             scores=(score if math.isfinite(score) else ceiling,),
             bits=(findings.config.effective_bits,),
             weights=count,
+            excluded=frozenset({0} if signal.keeps_16_bits(group.modules) else ()),
         ).with_unquantized()
         for group, score, count in zip(findings.measurement.groups, scores, weights, strict=True)
     ]

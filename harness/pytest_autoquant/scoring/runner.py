@@ -173,7 +173,12 @@ class MeasurementRunner:
                 data=data,
                 linears={linear.name: linear for linear in linears},
                 alias_of=None if original == case else original.case_id,
-                notes=(*data_notes(data), *padding_notes(linears, config), *measurement.notes),
+                notes=(
+                    *data_notes(data),
+                    *padding_notes(linears, config),
+                    *measurement.notes,
+                    *measurement.signal.notes(),
+                ),
                 model=self.model.record,
                 environment=self.environment,
                 memory=memory_record(measurement.peak_cuda_bytes),
