@@ -268,8 +268,7 @@ def calibration_of(model, size="small", *, batch_size=32, score_size=128):
     from pytest_autoquant.calibration.captions import load_captions
 
     captions = load_captions(None, size)
-    ids = model.tokenize(captions.lines)
-    return calibration_data(captions, ids, batch_size=batch_size, score_size=score_size)
+    return calibration_data(captions, model.tokenize, batch_size=batch_size, score_size=score_size)
 
 
 def model_state(module):

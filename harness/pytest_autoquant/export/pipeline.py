@@ -204,7 +204,7 @@ class SchemeRunner:
         """
         data = calibration_data(
             self._held_out,
-            self._bench.model.tokenize(self._held_out.lines),
+            self._bench.model.tokenize,
             batch_size=_HELD_OUT_BATCH_SIZE,
             score_size=len(self._held_out.lines),
         )

@@ -97,7 +97,8 @@ class DatasetRecord:
         sha256: of the scored captions and then the others, one per line, each part sorted: the
             order of captions changes no score.
         token_lengths: number of captions by length in tokens.
-        num_dropped: captions too short to predict a token.
+        num_dropped: captions too short to predict a token; the next ones took their places.
+        num_duplicates: captions with the tokens of an earlier one; None in older manifests.
     """
 
     __pydantic_config__ = STRICT
@@ -114,6 +115,7 @@ class DatasetRecord:
     num_calib_batches: int
     num_score_batches: int
     num_dropped: int
+    num_duplicates: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -162,7 +162,7 @@ def dataset_record(data: CalibrationData) -> DatasetRecord:
         size=data.captions.size,
         sha256=data.sha256,
         num_requested=data.captions.requested,
-        num_calib_samples=sum(len(batch.rows) for batch in data.batches),
+        num_calib_samples=data.num_captions,
         num_score_samples=sum(len(batch.rows) for batch in data.scored),
         num_tokens=sum(batch.num_tokens for batch in data.batches),
         num_scored_tokens=data.scored_tokens,
@@ -171,6 +171,7 @@ def dataset_record(data: CalibrationData) -> DatasetRecord:
         num_calib_batches=len(data.batches),
         num_score_batches=len(data.scored),
         num_dropped=len(data.dropped),
+        num_duplicates=data.num_duplicates,
     )
 
 

@@ -16,12 +16,17 @@ def padded_to(linear: Linear, config: EffectiveConfig) -> int | None:
 
 
 def data_notes(data: CalibrationData) -> tuple[str, ...]:
-    """Return a note where a measurement used fewer captions than its size asks for."""
+    """Return a note where the captions are fewer than the size asks for, or not all different."""
     notes = [data.shortfall] if data.shortfall else []
     if data.dropped:
         notes.append(
             f"{data.captions.name}: left out {len(data.dropped)} with fewer than two tokens, such "
             f"as {data.dropped[0]!r}"
+        )
+    if data.num_duplicates:
+        notes.append(
+            f"{data.captions.name}: {data.num_duplicates} of {data.num_captions} captions have the "
+            "tokens of an earlier one, which so counts more than once"
         )
     return tuple(notes)
 

@@ -143,7 +143,7 @@ class MeasurementRunner:
             captions = load_captions(self._settings.captions, size)
             data = calibration_data(
                 captions,
-                self.model.tokenize(captions.lines),
+                self.model.tokenize,
                 batch_size=self._settings.batch_size,
                 score_size=self._settings.score_size,
             )

@@ -219,7 +219,7 @@ def test_damage_is_that_of_the_formats(bench, mixture):
         if group.format
     ]
     rows = bench.model.tokenize(SHORT.lines)
-    held_out = calibration_data(SHORT, rows, batch_size=2, score_size=3).batches
+    held_out = calibration_data(SHORT, bench.model.tokenize, batch_size=2, score_size=3).batches
     with applied(bench.model, formats, bench.data("small").batches):
         damage = measure_damage(bench.model, SHORT, held_out)
     assert mixture.measured.num_tokens == damage.num_tokens == sum(len(r) - 1 for r in rows)
