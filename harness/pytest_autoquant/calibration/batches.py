@@ -7,6 +7,7 @@ calibration statistic and no compute is spent on one.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -92,6 +93,14 @@ class CalibrationData:
     def scored_tokens(self) -> int:
         """Number of next-token predictions that the loss sums over: the score's denominator."""
         return sum(batch.num_predicted for batch in self.scored)
+
+    @property
+    def tokens_sha256(self) -> str:
+        """Digest of the token ids, in the order of ``sha256``: another tokenizer changes it."""
+        parts = [
+            sorted(row for b in part for row in b.rows) for part in (self.scored, self.unscored)
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property
     def token_lengths(self) -> dict[int, int]:

@@ -96,6 +96,7 @@ class DatasetRecord:
     Attributes:
         sha256: of the scored captions and then the others, one per line, each part sorted: the
             order of captions changes no score.
+        tokens_sha256: of their token ids, in the same way; None in older manifests.
         token_lengths: number of captions by length in tokens.
         num_dropped: captions too short to predict a token; the next ones took their places.
         num_duplicates: captions with the tokens of an earlier one; None in older manifests.
@@ -105,6 +106,7 @@ class DatasetRecord:
     name: str
     size: str
     sha256: str
+    tokens_sha256: str | None = None
     num_requested: int
     num_calib_samples: int
     num_score_samples: int

@@ -161,6 +161,7 @@ def dataset_record(data: CalibrationData) -> DatasetRecord:
         name=data.captions.name,
         size=data.captions.size,
         sha256=data.sha256,
+        tokens_sha256=data.tokens_sha256,
         num_requested=data.captions.requested,
         num_calib_samples=data.num_captions,
         num_score_samples=sum(len(batch.rows) for batch in data.scored),

@@ -150,6 +150,22 @@ def test_captions_with_the_tokens_of_an_earlier_one_are_counted():
     assert data([2, 2, 3]).num_duplicates == 0
 
 
+def test_digest_of_token_ids_depends_on_the_tokenizer_and_not_on_order_or_batches():
+    def tokens_digest(lines, offset=0, *, score_size=2, batch_size=4):
+        captions = CaptionSet(name="m", size="small", requested=4, lines=tuple(lines))
+        return calibration_data(
+            captions,
+            lambda some: [(ord(line), 1, offset) for line in some],
+            batch_size=batch_size,
+            score_size=score_size,
+        ).tokens_sha256
+
+    expected = tokens_digest("abcd")
+    assert expected == tokens_digest("badc") == tokens_digest("abcd", batch_size=1)
+    others = [tokens_digest("abcd", 1), tokens_digest("acbd"), tokens_digest("abcd", score_size=1)]
+    assert len({expected, *others}) == 4
+
+
 @pytest.mark.parametrize(
     ("lengths", "requested", "expected"),
     [

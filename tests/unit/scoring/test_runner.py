@@ -1,5 +1,7 @@
 """The measuring runner on the embedded model: what is scored together, and by which engine."""
 
+import json
+import shutil
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -320,6 +322,26 @@ def test_size_that_cannot_be_replayed_fails_where_replay_is_asked_for():
 
 
 # Resumed runs
+
+
+def test_other_merges_in_the_tokenizer_are_a_changed_input(int8, tmp_path):
+    """Weights and captions are the same; only the token ids tell."""
+    bench, measured = int8
+    default, _ = measured["wint8_afp16-default-small"]
+    folder = tmp_path / "tiny-qwen3-vl"
+    shutil.copytree(bench.plan.source.location, folder)
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    del tokenizer["model"]["merges"][200:]
+    path.write_text(json.dumps(tokenizer))
+    name = "wint8_afp16-default-small"
+    other = bench_of(model=str(folder))
+    case = other.case(name)
+    other = bench_of(model=str(folder), earlier={case.case_id: fingerprint_of(default)})
+    (change,) = other.runner.changes(case)
+    digest = other.runner.data("small").tokens_sha256
+    assert str(change) == f"tokens {default.dataset.tokens_sha256[:16]} -> {digest[:16]}"
+    assert other.runner.data("small").sha256 == default.dataset.sha256
 
 
 def test_case_measured_on_the_same_inputs_has_no_changes(int8):
