@@ -28,7 +28,7 @@ GROUP_SUFFIX = ".quant_recipe"
 #: A layer must have fewer weights than this, far above any real one: larger shapes are damage.
 _LARGEST_LAYER = 2**63
 
-#: How a case that has a manifest ended; an alias has the same effective config as another case.
+#: How a case that has a manifest ended; an alias has effective config and captions of another.
 CaseStatus = Literal["measured", "alias", "failed"]
 
 #: AutoQuant's scoring methods.
@@ -40,7 +40,8 @@ class CaseRecord:
     """The case and how it ended.
 
     Attributes:
-        alias_of: the case that measured the same effective config, for an alias.
+        alias_of: the case that measured the same effective config on the same captions, for an
+            alias.
         problems: why a failed case failed.
         notes: what a reader of the scores should know, e.g. that captions were missing.
     """

@@ -31,6 +31,16 @@ def data_notes(data: CalibrationData) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def size_notes(size: str, original: str) -> tuple[str, ...]:
+    """Return a note where a size holds the captions of another one, which measured them."""
+    if size == original:
+        return ()
+    return (
+        f"size {size} holds the same captions as {original}: measured once, so equal results say "
+        "nothing of stability",
+    )
+
+
 def padding_notes(linears: Iterable[Linear], config: EffectiveConfig) -> tuple[str, ...]:
     """Return the linears whose input width the block size does not divide, a line per width."""
     padded: dict[tuple[int, int], list[str]] = {}

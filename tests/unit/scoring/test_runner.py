@@ -205,6 +205,37 @@ def test_too_few_captions_are_warned_of_once_and_noted_in_every_manifest(tmp_pat
     assert "mine.txt" in bench.warnings[0]
 
 
+def test_sizes_of_a_short_file_are_one_measurement_and_its_aliases(tmp_path):
+    """Also of the other config that the first sweep scored."""
+    captions = tmp_path / "mine.txt"
+    captions.write_text("A dog runs over the beach.\nTwo cats sleep.\n")
+    bench = bench_of(
+        captions=str(captions),
+        sizes="small,medium,large",
+        pairs="wint8_afp16",
+        granularities="default,w_per_tensor",
+    )
+    for granularity in ("default", "w_per_tensor"):
+        small, medium, large = (
+            bench.measure(f"wint8_afp16-{granularity}-{size}")
+            for size in ("small", "medium", "large")
+        )
+        assert ("sweep" in small[1], medium[1], large[1]) == (
+            granularity == "default",
+            set(),
+            set(),
+        )
+        assert small[0].case.status == "measured"
+        for manifest, _ in (medium, large):
+            assert manifest.case.status == "alias"
+            assert manifest.case.alias_of == small[0].case.case_id
+            assert scores(manifest) == scores(small[0])
+            assert (
+                f"size {manifest.case.size} holds the same captions as small: measured once, so "
+                "equal results say nothing of stability"
+            ) in manifest.case.notes
+
+
 # Engines
 
 
