@@ -54,6 +54,8 @@ class CalibrationData:
         sha256: over the captions used, one per line, the scored ones first, each part sorted.
         dropped: captions left out because they have fewer than ``MIN_TOKENS`` tokens; the next
             ones of the file took their places.
+        max_tokens: the length to which longer captions are cut; None for no limit.
+        num_truncated: number of captions that are cut.
     """
 
     captions: CaptionSet
@@ -62,6 +64,8 @@ class CalibrationData:
     batch_size: int
     sha256: str
     dropped: tuple[str, ...]
+    max_tokens: int | None = None
+    num_truncated: int = 0
 
     @property
     def batches(self) -> tuple[Batch, ...]:
@@ -126,17 +130,19 @@ def calibration_data(
     *,
     batch_size: int,
     score_size: int,
+    max_tokens: int | None = None,
 ) -> CalibrationData:
     """Tokenize the first captions that are long enough, and group them by length into batches.
 
     Args:
         batch_size: most captions in a batch.
         score_size: number of captions that are scored; the others only calibrate.
+        max_tokens: most tokens of a caption; longer ones are cut. None for no limit.
 
     Raises:
         CaptionError: no caption has at least ``MIN_TOKENS`` tokens.
     """
-    used = _usable(captions, tokenize)
+    used = _usable(captions, tokenize, max_tokens)
     if not used.rows:
         raise CaptionError(
             f"{captions.name}: no caption has {MIN_TOKENS} tokens or more (captions read: "
@@ -149,6 +155,8 @@ def calibration_data(
         batch_size=batch_size,
         sha256=captions_digest(used.lines[:score_size], used.lines[score_size:]),
         dropped=tuple(used.dropped),
+        max_tokens=max_tokens,
+        num_truncated=used.num_truncated,
     )
 
 
@@ -159,9 +167,10 @@ class _Usable:
     lines: list[str] = field(default_factory=list)
     rows: list[tuple[int, ...]] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    num_truncated: int = 0
 
 
-def _usable(captions: CaptionSet, tokenize: Tokenize) -> _Usable:
+def _usable(captions: CaptionSet, tokenize: Tokenize, max_tokens: int | None) -> _Usable:
     """Read captions until there are as many as the size asks for, or the file ends."""
     found = _Usable()
     for line, row in _tokenized(captions, tokenize):
@@ -171,7 +180,8 @@ def _usable(captions: CaptionSet, tokenize: Tokenize) -> _Usable:
             found.dropped.append(line)
         else:
             found.lines.append(line)
-            found.rows.append(tuple(row))
+            found.rows.append(tuple(row[:max_tokens]))
+            found.num_truncated += len(found.rows[-1]) < len(row)
     return found
 
 

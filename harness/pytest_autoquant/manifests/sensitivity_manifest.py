@@ -101,6 +101,8 @@ class DatasetRecord:
         token_lengths: number of captions by length in tokens.
         num_dropped: captions too short to predict a token; the next ones took their places.
         num_duplicates: captions with the tokens of an earlier one; None in older manifests.
+        num_truncated: captions that were cut to ``max_tokens``; both are None in older manifests,
+            which have no limit.
     """
 
     __pydantic_config__ = STRICT
@@ -119,6 +121,8 @@ class DatasetRecord:
     num_score_batches: int
     num_dropped: int
     num_duplicates: int | None = None
+    num_truncated: int | None = None
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,6 +50,13 @@ class LoadedModel:
         """Return token ids per caption, without special tokens."""
         return self.tokenizer(list(lines), add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]
 
+    @property
+    def max_positions(self) -> int | None:
+        """Most tokens that the model has positions for; None if its config names no limit."""
+        text_config = self.module.config.get_text_config(decoder=True)
+        positions: int | None = getattr(text_config, "max_position_embeddings", None)
+        return positions
+
     def tensor(self, batch: Batch) -> torch.Tensor:
         """Return a batch as ``(captions, tokens)`` ids on the model's device."""
         return torch.tensor(batch.rows, device=self.device)

@@ -173,6 +173,8 @@ def dataset_record(data: CalibrationData) -> DatasetRecord:
         num_score_batches=len(data.scored),
         num_dropped=len(data.dropped),
         num_duplicates=data.num_duplicates,
+        num_truncated=data.num_truncated,
+        max_tokens=data.max_tokens,
     )
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 
 from pytest_autoquant.calibration.batches import CalibrationData, calibration_data
-from pytest_autoquant.calibration.captions import load_captions
+from pytest_autoquant.calibration.captions import CaptionSet, load_captions
 from pytest_autoquant.errors import AutoquantError, MeasurementError, NotReplayableError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.grid.assignment import Assignment
@@ -36,7 +36,7 @@ from pytest_autoquant.scoring.configurations import Configurations
 from pytest_autoquant.scoring.engine import Engine, Failure, Measurement
 from pytest_autoquant.scoring.environment import environment_record, memory_record
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
-from pytest_autoquant.scoring.notes import data_notes, padding_notes, size_notes
+from pytest_autoquant.scoring.notes import data_notes, length_notes, padding_notes, size_notes
 from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
 from pytest_autoquant.scoring.stock import StockEngine
@@ -139,6 +139,11 @@ class MeasurementRunner:
         """Versions and device of this process."""
         return environment_record(self.device, record_host=self._settings.record_host)
 
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of a caption: what the option says, or what the model has positions for."""
+        return min(self._settings.max_tokens, self.model.max_positions or self._settings.max_tokens)
+
     def data(self, size: str) -> CalibrationData:
         """Return the batches of a size; warns when there are fewer captions than it needs."""
         if size not in self._data:
@@ -148,12 +153,30 @@ class MeasurementRunner:
                 self.model.tokenize,
                 batch_size=self._settings.batch_size,
                 score_size=self._settings.score_size,
+                max_tokens=self.max_tokens,
             )
             for note in data_notes(data):
                 self._warn(note)
             self._data[size] = data
             self._tokens[size] = data.tokens_sha256
         return self._data[size]
+
+    def held_out(self, captions: CaptionSet, *, batch_size: int) -> CalibrationData:
+        """Return the batches of held-out captions; warns when some cannot be used whole.
+
+        Raises:
+            CaptionError: no caption has two tokens.
+        """
+        data = calibration_data(
+            captions,
+            self.model.tokenize,
+            batch_size=batch_size,
+            score_size=len(captions.lines),
+            max_tokens=self.max_tokens,
+        )
+        for note in length_notes(data):
+            self._warn(note)
+        return data
 
     def measure(self, case: Case) -> Measured:
         """Measure a case, or take its scores from what has been measured.

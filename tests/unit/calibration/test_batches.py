@@ -140,6 +140,26 @@ def test_file_is_tokenized_only_as_far_as_it_is_read():
     assert seen == ["a", "b", "c", "d"]
 
 
+@pytest.mark.parametrize(
+    ("max_tokens", "expected", "num_truncated"),
+    [(2, [(0, 0), (2, 0), (3, 0)], 2), (3, [(2, 0), (0, 0, 1), (3, 0, 1)], 1), (None, None, 0)],
+)
+def test_longer_captions_are_cut_and_counted(max_tokens, expected, num_truncated):
+    """A caption of the limit's own length is whole; one that is left out is not counted."""
+    rows = rows_of([3, 1, 2, 9])
+    result = calibration_data(
+        CaptionSet(name="m", size="small", requested=9, lines=tuple("abcd")),
+        tokens_by_line("abcd", rows),
+        batch_size=4,
+        score_size=9,
+        max_tokens=max_tokens,
+    )
+    whole = sorted((row for row in rows if len(row) > 1), key=len)
+    assert rows_in(result.scored) == (whole if expected is None else expected)
+    assert (result.num_truncated, result.max_tokens) == (num_truncated, max_tokens)
+    assert len(result.dropped) == 1
+
+
 def test_captions_with_the_tokens_of_an_earlier_one_are_counted():
     captions = CaptionSet(name="m", size="small", requested=9, lines=tuple("aabbbc"))
     tokens = {"a": (1, 2), "b": (3, 4), "c": (1, 2)}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 from builders import one_thread, run_plan
+from pytest_autoquant.calibration.captions import CaptionSet
 from pytest_autoquant.errors import MeasurementError, ModelError, NotReplayableError
 from pytest_autoquant.grid.assignment import Assignment
 from pytest_autoquant.manifests.fingerprint import fingerprint_of
@@ -203,6 +204,34 @@ def test_too_few_captions_are_warned_of_once_and_noted_in_every_manifest(tmp_pat
     assert len(bench.warnings) == len(set(bench.warnings)) >= 1
     assert all(set(bench.warnings) <= set(manifest.case.notes) for manifest in manifests)
     assert "mine.txt" in bench.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "limit"),
+    [({}, 512), ({"max_tokens": "7"}, 7), ({"max_tokens": "100000"}, 512)],
+    ids=["default", "asked for", "more than the model has positions for"],
+)
+def test_captions_are_cut_to_the_limit_or_the_models_positions(tmp_path, options, limit):
+    captions = tmp_path / "mine.txt"
+    captions.write_text("A dog.\n" + "a dog runs over the beach and " * 900 + "\n")
+    bench = bench_of(
+        captions=str(captions), pairs="wint8_afp16", granularities="default", **options
+    )
+    assert bench.runner.model.max_positions == 512
+    manifest, _ = bench.measure("wint8_afp16-default-small")
+    data = manifest.dataset
+    assert (data.max_tokens, data.num_truncated) == (limit, 1)
+    assert max(data.token_lengths) == limit
+    note = (
+        f"mine.txt: cut 1 caption to {limit} tokens, the limit of --aq-max-tokens or of the model"
+    )
+    assert note in manifest.case.notes
+    assert note in bench.warnings
+    held_out = CaptionSet(
+        name="h.txt", size="held-out", requested=1, lines=("a red bus drives by " * 900,)
+    )
+    assert max(bench.runner.held_out(held_out, batch_size=8).token_lengths) == limit
+    assert bench.warnings[-1].startswith(f"h.txt: cut 1 caption to {limit} tokens")
 
 
 def test_sizes_of_a_short_file_are_one_measurement_and_its_aliases(tmp_path):
