@@ -9,6 +9,7 @@ from pytest_autoquant.models.restore import preserved
 from pytest_autoquant.models.weight_values import dead_linears
 from pytest_autoquant.scoring.build_manifest import find_problems
 from pytest_autoquant.scoring.engine import silent_groups
+from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
 from pytest_autoquant.scoring.signal import Signal
 from pytest_autoquant.scoring.stock import StockEngine
@@ -18,6 +19,7 @@ QKV = tuple(f"{LAYERS}.0.self_attn.{each}_proj" for each in "qkv")
 ENGINES = {
     "replay": ReplayEngine,
     "modelopt": lambda model: StockEngine(model, method="gradient"),
+    "kl_div replay": KLReplayEngine,
     "kl_div": lambda model: StockEngine(model, method="kl_div"),
 }
 
@@ -46,7 +48,7 @@ def test_dead_linears_silence_their_neighbours_with_a_note_and_no_problem(tiny, 
             tiny.module.get_submodule(name).weight.data.zero_()
         assert dead_linears(tiny.module, tiny.linears) == dead
         measured = measure(engine, replace(tiny, dead=dead), data)
-    has_gradients = engine != "kl_div"
+    has_gradients = not engine.startswith("kl_div")
     q_and_k = tuple(f"{LAYERS}.1.self_attn.{each}_proj" for each in "qk")
     assert measured.signal == Signal(
         dead=dead, unfed=(after,), unmoved=(*before, *q_and_k) if has_gradients else ()
