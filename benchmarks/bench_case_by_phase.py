@@ -29,7 +29,7 @@ def test_one_case_by_phase(benchmark, model, size):
     vocabulary = load_vocabulary()
     config = resolve(vocabulary.pairs["wint4_aint8"], vocabulary.granularities["default"])
     captions = load_captions(None, size)
-    data = calibration_data(captions, model.tokenize(captions.lines), batch_size=32, score_size=128)
+    data = calibration_data(captions, model.tokenize, batch_size=32, score_size=128)
     engine = StockEngine(model, method="gradient")
     arguments = ([config], data, lambda *_: None)
     engine.score(*arguments)

@@ -94,8 +94,7 @@ def test_cost_of_one_more_config(benchmark, runner, configs, size, count):
 @pytest.mark.parametrize("score_size", [16, 32, 64, 128])
 def test_cost_of_one_more_scored_token(benchmark, runner, configs, size, score_size):
     captions = load_captions(None, size)
-    ids = runner.model.tokenize(captions.lines)
-    data = calibration_data(captions, ids, batch_size=32, score_size=score_size)
+    data = calibration_data(captions, runner.model.tokenize, batch_size=32, score_size=score_size)
     chosen = [config for _, config in configs.values()]
     engine = ReplayEngine(runner.model)
     outcomes = benchmark.pedantic(engine.score, args=(chosen, data, ignore_progress), rounds=1)

@@ -216,13 +216,13 @@ def ignore_progress(phase, done, total):
 
 
 def load_tiny(name="tiny-qwen3-vl", **options):
-    """Load an embedded model in fp32 on the CPU."""
+    """Load an embedded model, or a folder, in fp32 on the CPU."""
     import torch
     from pytest_autoquant.models.loading import load_model
-    from pytest_autoquant.models.registry import REGISTRY
+    from pytest_autoquant.models.registry import find_model
 
     options = {"device": torch.device("cpu"), "dtype": torch.float32} | options
-    return load_model(REGISTRY[name], **options)
+    return load_model(find_model(name, random_weights=False), **options)
 
 
 def config_of(pair, granularity="default"):
@@ -252,14 +252,23 @@ def awq_config():
     return resolve(pair, Granularity(name="default"), load_preset(pair))
 
 
+def change_weights(folder, change):
+    """Rewrite a checkpoint's weights after ``change(weights)``."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
 def calibration_of(model, size="small", *, batch_size=32, score_size=128):
     """Batch the built-in captions of a size for a model."""
     from pytest_autoquant.calibration.batches import calibration_data
     from pytest_autoquant.calibration.captions import load_captions
 
     captions = load_captions(None, size)
-    ids = model.tokenize(captions.lines)
-    return calibration_data(captions, ids, batch_size=batch_size, score_size=score_size)
+    return calibration_data(captions, model.tokenize, batch_size=batch_size, score_size=score_size)
 
 
 def model_state(module):

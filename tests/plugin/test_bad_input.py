@@ -295,7 +295,7 @@ def test_captions_of_one_token_alone_fail_the_case(failed, project):
 def test_scores_that_are_no_numbers_fail_the_case_and_name_their_groups(
     project, checkpoint, modelopt
 ):
-    change_weight(checkpoint, "language_model.norm.weight", lambda norm: norm * float("nan"))
+    change_weight(checkpoint, "language_model.norm.weight", lambda norm: norm * 0 + 3e38)
     result = project.runpytest_inprocess(*ONE, f"--aq-model={checkpoint}")
     result.assert_outcomes(failed=1)
     (manifest,) = map(read_manifest, project.path.rglob("*_quant_manifest.json"))
@@ -306,20 +306,24 @@ def test_scores_that_are_no_numbers_fail_the_case_and_name_their_groups(
     result.stdout.fnmatch_lines(f"*failed spoilt/wint8_afp16/default/small/gradient: {problem}")
 
 
-def test_too_few_captions_and_one_of_a_single_token_are_recorded_and_the_case_goes_on(
+def test_too_few_captions_one_short_and_one_twice_are_recorded_and_the_case_goes_on(
     project, modelopt
 ):
-    captions = ["a dog runs over the grass", "a", "two cats sleep on a chair"]
+    captions = ["a dog runs over the grass", "a", *["two cats sleep on a chair"] * 2]
     (project.path / "few.txt").write_text("\n\n".join(captions))
     result = project.runpytest_inprocess(*ONE, "--aq-captions=few.txt")
     result.assert_outcomes(passed=1)
     (manifest,) = map(read_manifest, project.path.rglob("*_quant_manifest.json"))
     data = manifest.dataset
-    assert (data.num_requested, data.num_calib_samples, data.num_dropped) == (16, 2, 1)
-    few, dropped = manifest.case.notes
-    assert few == "few.txt holds 3 captions, size small needs 16: measured on 2"
+    assert (data.num_requested, data.num_calib_samples, data.num_dropped) == (16, 3, 1)
+    assert data.num_duplicates == 1
+    few, dropped, equal = manifest.case.notes
+    assert few == "few.txt holds 4 captions, size small needs 16: measured on 3"
     assert dropped == "few.txt: left out 1 with fewer than two tokens, such as 'a'"
-    assert re.findall(r"AutoquantWarning: (.+)", result.stdout.str()) == [few, dropped]
+    assert equal == (
+        "few.txt: 1 of 3 captions have the tokens of an earlier one, which so counts more than once"
+    )
+    assert re.findall(r"AutoquantWarning: (.+)", result.stdout.str()) == [few, dropped, equal]
 
 
 def test_a_budget_that_no_selected_case_reaches_is_refused_before_the_first_case(project):

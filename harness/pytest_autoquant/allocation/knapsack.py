@@ -70,11 +70,16 @@ def select_formats_by_budget(
         return ()
     smallest = tuple(group.smallest for group in groups)
     minimum = _effective_bits(groups, smallest)
-    storage = _Storage.of(groups)
+    allowed = [group.without_excluded() for group in groups]
+    storage = _Storage.of(allowed)
     units_left = [storage.units_within(budget) for budget in budgets]
-    table = _Table.of(groups, storage, max(0, *units_left))
+    table = _Table.of(allowed, storage, max(0, *units_left))
+
+    def choice(units: int) -> tuple[int, ...]:
+        return tuple(g.allowed[i] for g, i in zip(groups, table.best(units), strict=True))
+
     return tuple(
-        _selection(groups, smallest if units < 0 else table.best(units), minimum, units >= 0)
+        _selection(groups, smallest if units < 0 else choice(units), minimum, units >= 0)
         for units in units_left
     )
 

@@ -112,6 +112,7 @@ def allocate(scheme: Scheme, groups: Sequence[ScoredGroup]) -> Allocation:
     By a fraction, groups are quantized in ascending order of score, so a smaller fraction selects
     a subset of a larger one: the number of groups nearest to ``fraction_of_groups``, or as many as
     stay within ``fraction_of_weights``. By bits, the least total score within the budget, exactly.
+    A fraction is of all groups; those that must not take the candidate are passed over.
 
     Args:
         groups: scores and bits of the scheme's candidates, without the unquantized one.
@@ -121,7 +122,8 @@ def allocate(scheme: Scheme, groups: Sequence[ScoredGroup]) -> Allocation:
     """
     if scheme.measure == "effective_bits":
         return _allocation(groups, _chosen_within_bits(scheme, groups))
-    ascending = sorted(range(len(groups)), key=lambda i: (groups[i].scores[0], i))
+    free = [i for i, group in enumerate(groups) if group.allowed]
+    ascending = sorted(free, key=lambda i: (groups[i].scores[0], i))
     if scheme.measure == "fraction_of_groups":
         quantized = set(ascending[: math.floor(scheme.amount * len(groups) + 0.5)])
     else:

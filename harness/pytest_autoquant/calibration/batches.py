@@ -7,9 +7,10 @@ calibration statistic and no compute is spent on one.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from pytest_autoquant.calibration.captions import CaptionSet
 from pytest_autoquant.errors import CaptionError
@@ -17,6 +18,9 @@ from pytest_autoquant.text import counted
 
 #: Fewest tokens of a caption that can be used: one token to predict another from.
 MIN_TOKENS = 2
+
+#: Returns token ids per caption.
+Tokenize = Callable[[tuple[str, ...]], Sequence[Sequence[int]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +52,10 @@ class CalibrationData:
 
     Attributes:
         sha256: over the captions used, one per line, the scored ones first, each part sorted.
-        dropped: captions left out because they have fewer than ``MIN_TOKENS`` tokens.
+        dropped: captions left out because they have fewer than ``MIN_TOKENS`` tokens; the next
+            ones of the file took their places.
+        max_tokens: the length to which longer captions are cut; None for no limit.
+        num_truncated: number of captions that are cut.
     """
 
     captions: CaptionSet
@@ -57,6 +64,8 @@ class CalibrationData:
     batch_size: int
     sha256: str
     dropped: tuple[str, ...]
+    max_tokens: int | None = None
+    num_truncated: int = 0
 
     @property
     def batches(self) -> tuple[Batch, ...]:
@@ -66,18 +75,36 @@ class CalibrationData:
     @property
     def shortfall(self) -> str | None:
         """One sentence when the file holds fewer captions than the size needs, else None."""
-        available, requested = len(self.captions.lines), self.captions.requested
-        if available >= requested:
+        used, requested = self.num_captions, self.captions.requested
+        if used == requested:
             return None
         return (
-            f"{self.captions.name} holds {counted(available, 'caption')}, size "
-            f"{self.captions.size} needs {requested}: measured on {available - len(self.dropped)}"
+            f"{self.captions.name} holds {counted(len(self.captions.lines), 'caption')}, size "
+            f"{self.captions.size} needs {requested}: measured on {used}"
         )
+
+    @property
+    def num_captions(self) -> int:
+        """Number of captions that are used."""
+        return sum(len(batch.rows) for batch in self.batches)
+
+    @property
+    def num_duplicates(self) -> int:
+        """Number of captions with the same tokens as an earlier one: they weigh it twice."""
+        return self.num_captions - len({row for batch in self.batches for row in batch.rows})
 
     @property
     def scored_tokens(self) -> int:
         """Number of next-token predictions that the loss sums over: the score's denominator."""
         return sum(batch.num_predicted for batch in self.scored)
+
+    @property
+    def tokens_sha256(self) -> str:
+        """Digest of the token ids, in the order of ``sha256``: another tokenizer changes it."""
+        parts = [
+            sorted(row for b in part for row in b.rows) for part in (self.scored, self.unscored)
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property
     def token_lengths(self) -> dict[int, int]:
@@ -99,37 +126,70 @@ class CalibrationData:
 
 def calibration_data(
     captions: CaptionSet,
-    token_ids: Sequence[Sequence[int]],
+    tokenize: Tokenize,
     *,
     batch_size: int,
     score_size: int,
+    max_tokens: int | None = None,
 ) -> CalibrationData:
-    """Group tokenized captions into batches of equal length.
+    """Tokenize the first captions that are long enough, and group them by length into batches.
 
     Args:
-        token_ids: one row of token ids per caption of ``captions``, in the same order.
         batch_size: most captions in a batch.
         score_size: number of captions that are scored; the others only calibrate.
+        max_tokens: most tokens of a caption; longer ones are cut. None for no limit.
 
     Raises:
         CaptionError: no caption has at least ``MIN_TOKENS`` tokens.
     """
-    usable = [i for i, row in enumerate(token_ids) if len(row) >= MIN_TOKENS]
-    if not usable:
+    used = _usable(captions, tokenize, max_tokens)
+    if not used.rows:
         raise CaptionError(
             f"{captions.name}: no caption has {MIN_TOKENS} tokens or more (captions read: "
             f"{len(captions.lines)}); give longer ones: a token is predicted from those before it"
         )
-    rows = [tuple(token_ids[i]) for i in usable]
-    kept = [captions.lines[i] for i in usable]
     return CalibrationData(
         captions=captions,
-        scored=batches_of_equal_length(rows[:score_size], batch_size),
-        unscored=batches_of_equal_length(rows[score_size:], batch_size),
+        scored=batches_of_equal_length(used.rows[:score_size], batch_size),
+        unscored=batches_of_equal_length(used.rows[score_size:], batch_size),
         batch_size=batch_size,
-        sha256=captions_digest(kept[:score_size], kept[score_size:]),
-        dropped=tuple(line for i, line in enumerate(captions.lines) if i not in set(usable)),
+        sha256=captions_digest(used.lines[:score_size], used.lines[score_size:]),
+        dropped=tuple(used.dropped),
+        max_tokens=max_tokens,
+        num_truncated=used.num_truncated,
     )
+
+
+@dataclass(slots=True)
+class _Usable:
+    """The captions that are long enough, with their tokens, and those before that are not."""
+
+    lines: list[str] = field(default_factory=list)
+    rows: list[tuple[int, ...]] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    num_truncated: int = 0
+
+
+def _usable(captions: CaptionSet, tokenize: Tokenize, max_tokens: int | None) -> _Usable:
+    """Read captions until there are as many as the size asks for, or the file ends."""
+    found = _Usable()
+    for line, row in _tokenized(captions, tokenize):
+        if len(found.rows) == captions.requested:
+            break
+        if len(row) < MIN_TOKENS:
+            found.dropped.append(line)
+        else:
+            found.lines.append(line)
+            found.rows.append(tuple(row[:max_tokens]))
+            found.num_truncated += len(found.rows[-1]) < len(row)
+    return found
+
+
+def _tokenized(captions: CaptionSet, tokenize: Tokenize) -> Iterator[tuple[str, Sequence[int]]]:
+    """Yield every caption with its tokens; a large file is tokenized only as far as it is read."""
+    for start in range(0, len(captions.lines), captions.requested):
+        lines = captions.lines[start : start + captions.requested]
+        yield from zip(lines, tokenize(lines), strict=True)
 
 
 def batches_of_equal_length(rows: Sequence[tuple[int, ...]], batch_size: int) -> tuple[Batch, ...]:

@@ -21,13 +21,13 @@ HELD_OUT_NAME = "autoquant-held-out"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptionSet:
-    """The captions of one size, in file order.
+    """A file's captions, of which a size uses the first that are long enough.
 
     Attributes:
         name: file name, or the built-in set's name.
         size: a key of ``SIZES``, or ``HELD_OUT``.
         requested: number of captions that the size asks for; there may be fewer ``lines``.
-        lines: the captions, stripped, without blank lines.
+        lines: every caption of the file, in its order, stripped, without blank lines.
     """
 
     name: str
@@ -37,7 +37,7 @@ class CaptionSet:
 
 
 def load_captions(path: Path | None, size: str) -> CaptionSet:
-    """Read the first captions of a file, or of the built-in set.
+    """Read the captions of a file, or the built-in set, for a size.
 
     Args:
         path: plain text, one caption per line, UTF-8; blank lines are ignored. None for the
@@ -50,8 +50,7 @@ def load_captions(path: Path | None, size: str) -> CaptionSet:
     """
     lines = _read_lines(path, "captions.txt")
     name = BUILTIN_NAME if path is None else path.name
-    requested = SIZES[size]
-    return CaptionSet(name=name, size=size, requested=requested, lines=lines[:requested])
+    return CaptionSet(name=name, size=size, requested=SIZES[size], lines=lines)
 
 
 def load_held_out(path: Path | None) -> CaptionSet:

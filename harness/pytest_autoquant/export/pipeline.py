@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from pytest_autoquant.calibration.batches import Batch, calibration_data
+from pytest_autoquant.calibration.batches import Batch
 from pytest_autoquant.calibration.captions import CaptionSet
 from pytest_autoquant.errors import ExportError, WriteError
 from pytest_autoquant.export.apply_scheme import applied
@@ -32,7 +32,6 @@ from pytest_autoquant.grid.case import SchemeCase
 from pytest_autoquant.manifests.layout import SCHEME_MANIFEST, scheme_folder
 from pytest_autoquant.manifests.scheme_manifest import (
     ExportRecord,
-    MeasuredDamage,
     SchemeManifest,
     SchemeRecord,
     dump_scheme,
@@ -41,6 +40,7 @@ from pytest_autoquant.modelopt_support.status import SUPPORTED, Status, Support
 from pytest_autoquant.models.device import peak_cuda_bytes
 from pytest_autoquant.scoring.build_manifest import dataset_record
 from pytest_autoquant.scoring.environment import memory_record
+from pytest_autoquant.scoring.notes import length_notes
 from pytest_autoquant.scoring.runner import MeasurementRunner
 
 _HELD_OUT_BATCH_SIZE = 8
@@ -131,7 +131,7 @@ class SchemeRunner:
             with self._staged(target) as folder:
                 phases.begin("quantize and measure")
                 with applied(self._bench.model, choice.formats, self._batches(case)):
-                    measured = self._manifest(choice, self._measure(), phases)
+                    measured = self._manifest(choice, phases)
                     if folder is None:
                         return measured
                     phases.begin("export")
@@ -196,25 +196,15 @@ class SchemeRunner:
     def _batches(self, case: SchemeCase) -> tuple[Batch, ...]:
         return self._bench.data(case.size).batches
 
-    def _measure(self) -> MeasuredDamage:
-        """Measure the damage on the held-out captions.
+    def _manifest(self, choice: Choice, phases: _Phases) -> SchemeManifest:
+        """Measure the damage on the held-out captions; return the manifest without an export.
 
         Raises:
             CaptionError: no held-out caption has two tokens.
         """
-        data = calibration_data(
-            self._held_out,
-            self._bench.model.tokenize(self._held_out.lines),
-            batch_size=_HELD_OUT_BATCH_SIZE,
-            score_size=len(self._held_out.lines),
-        )
-        return measure_damage(self._bench.model, self._held_out, data.batches)
-
-    def _manifest(
-        self, choice: Choice, measured: MeasuredDamage, phases: _Phases
-    ) -> SchemeManifest:
-        """Return the manifest of a scheme that is not exported."""
         case, bench = choice.case, self._bench
+        held_out = bench.held_out(self._held_out, batch_size=_HELD_OUT_BATCH_SIZE)
+        measured = measure_damage(bench.model, self._held_out, held_out.batches)
         return SchemeManifest(
             case_id=case.case_id,
             scheme=SchemeRecord(
@@ -225,6 +215,7 @@ class SchemeRunner:
                 amount=case.scheme.amount,
                 target=self._target,
             ),
+            notes=(*choice.notes, *length_notes(held_out)),
             model=bench.model.record,
             dataset=dataset_record(bench.data(case.size)),
             groups=choice.decisions,

@@ -20,7 +20,9 @@ from pytest_autoquant.manifests.scheme_manifest import (
     GroupDecision,
 )
 from pytest_autoquant.scoring.build_manifest import per_token
-from pytest_autoquant.scoring.engine import GroupScore, Measurement
+from pytest_autoquant.scoring.engine import GroupScore, Measurement, silent_groups
+from pytest_autoquant.scoring.signal import Signal
+from pytest_autoquant.text import some
 
 #: Number of points of the frontier, evenly spaced from the smallest choice to 16 bits.
 NUM_BUDGETS = 64
@@ -36,6 +38,7 @@ class Choice:
         configs: effective config of each candidate.
         modules: linears of each group.
         groups: scores and sizes of each group.
+        notes: which groups stay in 16 bits whatever they score, and why.
     """
 
     case: SchemeCase
@@ -45,6 +48,7 @@ class Choice:
     groups: tuple[ScoredGroup, ...]
     allocation: Allocation
     frontier: tuple[FrontierPoint, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def formats(self) -> tuple[GroupFormat, ...]:
@@ -98,12 +102,14 @@ def choose(
         weights: number of weights of each linear.
 
     Raises:
-        MeasurementError: a score is not finite.
+        MeasurementError: a score is not finite, or zero because nothing passed through a group.
         UsageError: the budget cannot be reached.
     """
+    _check_signal(case, measurements)
     bits = tuple(config.effective_bits for config in configs)
+    signals = [measurement.signal for measurement in measurements]
     groups = tuple(
-        _group(case, scores, bits, data, weights)
+        _group(case, scores, bits, data, weights, signals)
         for scores in zip(*(measurement.groups for measurement in measurements), strict=True)
     )
     return Choice(
@@ -114,6 +120,7 @@ def choose(
         groups=groups,
         allocation=allocate(case.scheme, groups),
         frontier=_frontier(groups),
+        notes=tuple(dict.fromkeys(note for signal in signals for note in signal.notes())),
     )
 
 
@@ -123,6 +130,7 @@ def _group(
     bits: tuple[float, ...],
     data: CalibrationData,
     weights: Mapping[str, int],
+    signals: Sequence[Signal],
 ) -> ScoredGroup:
     """Combine what every candidate scored for one group."""
     modules = scores[0].modules
@@ -137,13 +145,23 @@ def _group(
         scores=per_candidate,
         bits=bits,
         weights=sum(weights[name] for name in modules),
+        excluded=frozenset(i for i, s in enumerate(signals) if s.keeps_16_bits(modules)),
     )
+
+
+def _check_signal(case: SchemeCase, measurements: Sequence[Measurement]) -> None:
+    silent = dict.fromkeys(name for found in measurements for name in silent_groups(found))
+    if silent:
+        raise MeasurementError(
+            f"scheme {case.test_id}: nothing passed through {some([*silent])}, so their scores "
+            "say nothing; give other captions with --aq-captions, or a model whose groups all run"
+        )
 
 
 def _frontier(groups: Sequence[ScoredGroup]) -> tuple[FrontierPoint, ...]:
     """Return the best prediction at each budget, leaving groups unquantized included."""
     choices = [group.with_unquantized() for group in groups]
-    smallest = sum(min(choice.bits) * choice.weights for choice in choices)
+    smallest = sum(choice.bits[choice.smallest] * choice.weights for choice in choices)
     least = smallest / sum(choice.weights for choice in choices)
     step = (UNQUANTIZED_BITS - least) / (NUM_BUDGETS - 1)
     budgets = [least + step * i for i in range(NUM_BUDGETS - 1)] + [UNQUANTIZED_BITS]

@@ -244,6 +244,7 @@ def _origin(manifest: Manifest) -> dict[str, str]:
             f"{data.num_score_samples} scored ({data.num_scored_tokens} tokens)"
         ),
         "captions digest": f"{data.size}: {data.sha256}",
+        "token ids digest": f"{data.size}: {data.tokens_sha256 or UNKNOWN}",
         "method": manifest.case.method,
         "engine": run.engine,
         "bit budget": f"{run.effective_bits:g} bits per weight",

@@ -23,6 +23,9 @@ MEASUREMENT_VERSION = 1
 #: What manifests record as ``environment.harness``: package version and measurement version.
 HARNESS_VERSION = f"{__version__}+m{MEASUREMENT_VERSION}"
 
+#: What a difference shows for a value that an older manifest does not record.
+UNKNOWN = "unknown"
+
 _MEASUREMENT_VERSION = re.compile(r"\+(m\d+)$")
 
 
@@ -33,6 +36,8 @@ class Fingerprint:
     Attributes:
         model: digest of config and weights.
         captions: digest of the captions used, whatever their order.
+        tokens: digest of their token ids, which the tokenizer and the limit on a caption's length
+            decide; None for a manifest that does not record it.
         config: digest of the effective config.
         harness: the measurement version, such as ``m1``; the package version is not part of it.
         budget: bits per weight that the selection may take.
@@ -43,6 +48,7 @@ class Fingerprint:
     dtype: str
     device: str
     captions: str
+    tokens: str | None
     config: str
     method: str
     engine: str
@@ -59,21 +65,29 @@ FINGERPRINT_FIELDS = tuple(field.name for field in fields(Fingerprint))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A field in which two fingerprints differ."""
+    """A field in which two fingerprints differ; a value that is not recorded is ``unknown``."""
 
     field: str
     before: str
     after: str
+
+    @property
+    def is_known(self) -> bool:
+        """Whether both values are known: where one is not, the inputs may still be equal."""
+        return UNKNOWN not in (self.before, self.after)
 
     def __str__(self) -> str:
         return f"{self.field} {self.before[:16]} -> {self.after[:16]}"
 
 
 class Captions(Protocol):
-    """Captions, as calibration data or as their record: ``sha256`` identifies them."""
+    """Captions, as calibration data or as their record: the digests identify them."""
 
     @property
     def sha256(self) -> str: ...
+
+    @property
+    def tokens_sha256(self) -> str | None: ...
 
 
 class Config(Protocol):
@@ -105,6 +119,7 @@ def fingerprint(
         dtype=model.dtype,
         device=environment.device,
         captions=captions.sha256,
+        tokens=captions.tokens_sha256,
         config=config.digest,
         method=case.method,
         engine=run.engine,
@@ -138,10 +153,19 @@ def _measurement_version(harness: str) -> str:
     return harness if found is None else found[1]
 
 
+def _text(found: Fingerprint, name: str) -> str:
+    value = getattr(found, name)
+    return UNKNOWN if value is None else str(value)
+
+
 def differences(before: Fingerprint, after: Fingerprint) -> tuple[Difference, ...]:
-    """Return every field that differs, in the order of the fields."""
+    """Return every field that differs, in the order of the fields.
+
+    Token ids are compared where the captions are equal: those of others differ anyway.
+    """
     return tuple(
-        Difference(field=name, before=str(getattr(before, name)), after=str(getattr(after, name)))
+        Difference(field=name, before=_text(before, name), after=_text(after, name))
         for name in FINGERPRINT_FIELDS
         if getattr(before, name) != getattr(after, name)
+        and (name != "tokens" or before.captions == after.captions)
     )

@@ -163,12 +163,16 @@ class SchemeManifest:
     """One scheme applied to one model.
 
     ``export`` is None if no export was requested; ``timing`` has seconds by phase.
+
+    Attributes:
+        notes: what a reader of the decisions should know, e.g. that a linear is all zero.
     """
 
     __pydantic_config__ = STRICT
     schema_version: int = SCHEMA_VERSION
     case_id: str
     scheme: SchemeRecord
+    notes: tuple[str, ...] = ()
     model: ModelRecord
     dataset: DatasetRecord
     groups: tuple[GroupDecision, ...]

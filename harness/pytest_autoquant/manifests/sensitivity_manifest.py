@@ -28,7 +28,7 @@ GROUP_SUFFIX = ".quant_recipe"
 #: A layer must have fewer weights than this, far above any real one: larger shapes are damage.
 _LARGEST_LAYER = 2**63
 
-#: How a case that has a manifest ended; an alias has the same effective config as another case.
+#: How a case that has a manifest ended; an alias has effective config and captions of another.
 CaseStatus = Literal["measured", "alias", "failed"]
 
 #: AutoQuant's scoring methods.
@@ -40,7 +40,8 @@ class CaseRecord:
     """The case and how it ended.
 
     Attributes:
-        alias_of: the case that measured the same effective config, for an alias.
+        alias_of: the case that measured the same effective config on the same captions, for an
+            alias.
         problems: why a failed case failed.
         notes: what a reader of the scores should know, e.g. that captions were missing.
     """
@@ -96,14 +97,19 @@ class DatasetRecord:
     Attributes:
         sha256: of the scored captions and then the others, one per line, each part sorted: the
             order of captions changes no score.
+        tokens_sha256: of their token ids, in the same way; None in older manifests.
         token_lengths: number of captions by length in tokens.
-        num_dropped: captions too short to predict a token.
+        num_dropped: captions too short to predict a token; the next ones took their places.
+        num_duplicates: captions with the tokens of an earlier one; None in older manifests.
+        num_truncated: captions that were cut to ``max_tokens``; both are None in older manifests,
+            which have no limit.
     """
 
     __pydantic_config__ = STRICT
     name: str
     size: str
     sha256: str
+    tokens_sha256: str | None = None
     num_requested: int
     num_calib_samples: int
     num_score_samples: int
@@ -114,6 +120,9 @@ class DatasetRecord:
     num_calib_batches: int
     num_score_batches: int
     num_dropped: int
+    num_duplicates: int | None = None
+    num_truncated: int | None = None
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

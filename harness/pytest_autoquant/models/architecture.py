@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pytest_autoquant.errors import ModelError
@@ -26,6 +27,21 @@ def load_config(source: ModelSource, *, random_weights: bool, trust_remote_code:
         return AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise cannot_load(source, "config", error) from error
+
+
+def raw_config(source: ModelSource) -> Mapping[str, Any]:
+    """Return what a checkpoint's ``config.json`` holds, also keys that its config class drops.
+
+    Raises:
+        ModelError: transformers cannot read it.
+    """
+    from transformers import PreTrainedConfig
+
+    try:
+        found: Mapping[str, Any] = PreTrainedConfig.get_config_dict(source.location)[0]
+    except (OSError, ValueError) as error:
+        raise cannot_load(source, "config", error) from error
+    return found
 
 
 def auto_class(config: Any, source: ModelSource) -> Any:

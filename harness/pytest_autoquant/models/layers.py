@@ -80,8 +80,13 @@ def other_weighted_modules(module: nn.Module, linears: tuple[Linear, ...]) -> tu
     )
 
 
+def weight_matrices(child: nn.Module) -> list[nn.Parameter]:
+    """Return a linear's weight, or the weights of fused experts; see ``Linear``."""
+    return [child.weight] if isinstance(child, nn.Linear) else _expert_weights(child)
+
+
 def _describe(name: str, child: nn.Module) -> Linear:
-    matrices = [child.weight] if isinstance(child, nn.Linear) else _expert_weights(child)
+    matrices = weight_matrices(child)
     widths = tuple(matrix.shape[-1] for matrix in matrices)
     return Linear(
         name=name,

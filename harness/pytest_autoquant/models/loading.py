@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,18 @@ import torch
 from pytest_autoquant.calibration.batches import Batch
 from pytest_autoquant.errors import ModelError
 from pytest_autoquant.manifests.sensitivity_manifest import ModelRecord
-from pytest_autoquant.models.architecture import auto_class, cannot_load, load_config
+from pytest_autoquant.models.architecture import auto_class, cannot_load, load_config, raw_config
 from pytest_autoquant.models.layers import Linear, language_model_linears, other_weighted_modules
+from pytest_autoquant.models.quantized_checkpoint import refuse_declared, refuse_stored
 from pytest_autoquant.models.registry import EMBEDDED_TOKENIZER, ModelSource
+from pytest_autoquant.models.weight_values import check_finite, dead_linears
+from pytest_autoquant.text import some
 
 #: Bytes read at a time while a checkpoint file is hashed.
 _CHUNK_BYTES = 1 << 22
+
+#: Buffers that old checkpoints hold and today's models compute.
+_COMPUTED = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +35,7 @@ class LoadedModel:
     Attributes:
         linears: the measured linears of the language model, in module order.
         others: names of the other modules with weights that ModelOpt would search.
+        dead: names of the linears with a weight matrix of zeros only.
     """
 
     module: Any
@@ -36,10 +44,18 @@ class LoadedModel:
     linears: tuple[Linear, ...]
     others: tuple[str, ...]
     device: torch.device
+    dead: tuple[str, ...] = ()
 
     def tokenize(self, lines: tuple[str, ...]) -> list[list[int]]:
         """Return token ids per caption, without special tokens."""
         return self.tokenizer(list(lines), add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]
+
+    @property
+    def max_positions(self) -> int | None:
+        """Most tokens that the model has positions for; None if its config names no limit."""
+        text_config = self.module.config.get_text_config(decoder=True)
+        positions: int | None = getattr(text_config, "max_position_embeddings", None)
+        return positions
 
     def tensor(self, batch: Batch) -> torch.Tensor:
         """Return a batch as ``(captions, tokens)`` ids on the model's device."""
@@ -62,7 +78,8 @@ def load_model(
 
     Raises:
         ModelError: config, weights or tokenizer cannot be loaded, the architecture is of another
-            kind, the weights do not fit it, or its language model has no linears.
+            kind, the checkpoint is quantized already, its weights do not fit the architecture or
+            are not finite, or its language model has no linears.
     """
     if random_seed is None:
         module, digest = _load_checkpoint(source, device, dtype, trust_remote_code)
@@ -72,6 +89,7 @@ def load_model(
     linears = language_model_linears(module)
     if not linears:
         raise ModelError(f"model {source.name}: its language model has no nn.Linear to measure")
+    check_finite(source, module)
     is_random = random_seed is not None
     return LoadedModel(
         module=module,
@@ -89,6 +107,7 @@ def load_model(
         linears=linears,
         others=other_weighted_modules(module, linears),
         device=device,
+        dead=dead_linears(module, linears),
     )
 
 
@@ -98,6 +117,10 @@ def _load_checkpoint(
     """Return the checkpoint's model and digest."""
     from safetensors import SafetensorError
 
+    folder = Path(source.location)
+    refuse_declared(source, raw_config(source))
+    if folder.is_dir():
+        refuse_stored(source, folder)
     config = load_config(source, random_weights=False, trust_remote_code=trust_remote_code)
     auto = auto_class(config, source)
     try:
@@ -111,14 +134,26 @@ def _load_checkpoint(
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise cannot_load(source, "weights", error) from error
+    if not folder.is_dir():
+        refuse_stored(source, _cached_folder(source))
     _check_weights_fit(source, module, report)
     module = module.to(device)
-    folder = Path(source.location)
     return module, _files_digest(folder) if folder.is_dir() else _weights_digest(module)
 
 
+def _cached_folder(source: ModelSource) -> Path:
+    """Return the folder of the hub's cache that holds the files of a checkpoint once loaded."""
+    from transformers.utils import cached_file
+
+    return Path(cached_file(source.location, "config.json")).parent
+
+
 def _check_weights_fit(source: ModelSource, module: Any, report: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of which transformers would leave a weight at its random value."""
+    """Refuse a checkpoint whose weights are not those of the model.
+
+    transformers would leave a missing weight at its random value, and an unexpected one out. It
+    reports no unexpected weight that the model's class ignores on purpose.
+    """
     mismatched = sorted(str(key[0]) for key in report["mismatched_keys"])
     if mismatched:
         raise ModelError(
@@ -130,6 +165,13 @@ def _check_weights_fit(source: ModelSource, module: Any, report: Mapping[str, An
         raise ModelError(
             f"model {source.name}: the checkpoint lacks {len(missing)} weights of "
             f"{type(module).__name__}, such as {missing[0]}; they would be random"
+        )
+    unexpected = sorted(k for k in report["unexpected_keys"] if not _COMPUTED.search(k))
+    if unexpected:
+        raise ModelError(
+            f"model {source.name}: the checkpoint has {len(unexpected)} weights that "
+            f"{type(module).__name__} does not have: {some(unexpected, 3)}; they would be left "
+            "out: use a checkpoint of this architecture"
         )
 
 

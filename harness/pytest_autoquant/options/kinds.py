@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pytest_autoquant.calibration.batches import MIN_TOKENS
 from pytest_autoquant.errors import UsageError
 from pytest_autoquant.grid.sharding import Shard
 
@@ -127,6 +128,12 @@ COUNT = Kind(
     metavar="N",
     allowed="a whole number of at least 1",
     convert=lambda raw: _whole(raw, 1),
+)
+TOKENS = Kind(
+    ini_type="int",
+    metavar="N",
+    allowed=f"a whole number of at least {MIN_TOKENS}: a token is predicted from those before it",
+    convert=lambda raw: _whole(raw, MIN_TOKENS),
 )
 WHOLE = Kind(
     ini_type="int",

@@ -36,6 +36,7 @@ class Settings:
     tape_device: str
     tape_dir: Path | None
     batch_size: int
+    max_tokens: int
     score_size: int
     effective_bits: float
     seed: int

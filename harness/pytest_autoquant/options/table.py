@@ -18,6 +18,7 @@ from pytest_autoquant.options.kinds import (
     SHARD,
     SHARE,
     TEXT,
+    TOKENS,
     WHOLE,
     Kind,
     choice,
@@ -153,6 +154,13 @@ OPTIONS: tuple[Option, ...] = (
         help="keep the replay engine's tapes in this folder and reuse those that match",
     ),
     Option(name="batch_size", kind=COUNT, default=32, help="most captions in a batch"),
+    Option(
+        name="max_tokens",
+        kind=TOKENS,
+        default=512,
+        help="most tokens of a caption, never more than the model has positions for; longer ones "
+        "are cut",
+    ),
     Option(
         name="score_size",
         kind=COUNT,

@@ -54,7 +54,7 @@ class Comparison:
             second's ten.
         total_drift: relative drift of the total score.
         selection_changes: groups whose selection under the bit budget changed.
-        differing: fingerprint fields that differ.
+        differing: fingerprint fields that are known to differ.
         is_comparable: false if a manifest from before the harness is compared: it is then
             unknown whether both were measured with the same inputs.
     """
@@ -169,4 +169,5 @@ def _top_ten(before: CaseResult, after: CaseResult) -> float:
 def _differing(before: CaseResult, after: CaseResult) -> tuple[Difference, ...]:
     if before.fingerprint is None or after.fingerprint is None:
         return ()
-    return differences(before.fingerprint, after.fingerprint)
+    found = differences(before.fingerprint, after.fingerprint)
+    return tuple(difference for difference in found if difference.is_known)

@@ -198,6 +198,8 @@ def _common(manifest: Manifest) -> Iterator[tuple[str, str]]:
     for field in _COMMON_FIELDS:
         yield field, str(getattr(found, field))
     yield f"captions of size {manifest.case.size}", found.captions
+    if found.tokens is not None:
+        yield f"token ids of size {manifest.case.size}", found.tokens
 
 
 def _missing_shards(sources: Sequence[Source]) -> Iterator[str]:

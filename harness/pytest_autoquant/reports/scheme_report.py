@@ -55,6 +55,7 @@ def schemes_markdown(schemes: Mapping[str, SchemeManifest]) -> str:
         parts.append(text(sentence))
     parts.append(table(HEADERS, [_row(found) for found in schemes.values()], right="  rrrrrrrr  "))
     for found in schemes.values():
+        parts += _notes(found)
         parts += _violations(found)
     return "\n\n".join(parts) + "\n"
 
@@ -129,6 +130,13 @@ def _megabytes(export: ExportRecord | None) -> str:
     if export is None:
         return "not exported"
     return f"{export.bytes_after / 1e6:.1f} (before {export.bytes_before / 1e6:.1f})"
+
+
+def _notes(found: SchemeManifest) -> list[str]:
+    if not found.notes:
+        return []
+    lines = [f"- {text(note)}" for note in found.notes]
+    return [f"## Notes on {code(found.scheme.name)}", "\n".join(lines)]
 
 
 def _violations(found: SchemeManifest) -> list[str]:

@@ -31,9 +31,9 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
     RunConfig,
 )
 from pytest_autoquant.models.layers import Linear
-from pytest_autoquant.scoring.engine import GroupScore, Measurement
+from pytest_autoquant.scoring.engine import GroupScore, Measurement, silent_groups
 from pytest_autoquant.scoring.notes import padded_to
-from pytest_autoquant.text import counted
+from pytest_autoquant.text import counted, some
 
 UNQUANTIZED_FORMAT = f"NONE(effective-bits: {UNQUANTIZED_BITS})"
 
@@ -66,7 +66,7 @@ def build_manifest(findings: Findings) -> Manifest:
     scores = [per_token(group, findings.data) for group in groups]
     weights = [_num_weights(group, findings.linears) for group in groups]
     selection = _selection(scores, weights, findings)
-    problems = find_problems(groups, findings.linears)
+    problems = find_problems(findings.measurement, findings.linears)
     ranking = _ranking(scores)
     return Manifest(
         case=_case_record(findings, problems),
@@ -93,21 +93,25 @@ def build_manifest(findings: Findings) -> Manifest:
     )
 
 
-def find_problems(groups: Sequence[GroupScore], linears: Mapping[str, Linear]) -> tuple[str, ...]:
-    """Return what makes a measurement invalid: nothing searched, groups without a finite score."""
-    problems = []
+def find_problems(measurement: Measurement, linears: Mapping[str, Linear]) -> tuple[str, ...]:
+    """Return what makes a measurement invalid: nothing searched, groups without a true score."""
+    problems, groups = [], measurement.groups
     if not groups:
         problems.append("nothing was quantized: AutoQuant searched no layer group")
     left_out = sorted(set(linears) - {name for group in groups for name in group.modules})
     if left_out and groups:
-        problems.append(f"no score for {counted(len(left_out), 'linear')}: {_some(left_out)}")
+        problems.append(f"no score for {counted(len(left_out), 'linear')}: {some(left_out)}")
     idle = [group.name for group in groups if not group.quantized]
     if idle:
-        problems.append(f"quantizers were off in {counted(len(idle), 'group')}: {_some(idle)}")
+        problems.append(f"quantizers were off in {counted(len(idle), 'group')}: {some(idle)}")
     broken = [group.name for group in groups if not math.isfinite(group.score)]
     if broken:
+        problems.append(f"scores are not finite in {counted(len(broken), 'group')}: {some(broken)}")
+    silent = silent_groups(measurement)
+    if silent:
         problems.append(
-            f"scores are not finite in {counted(len(broken), 'group')}: {_some(broken)}"
+            f"nothing passed through {counted(len(silent), 'group')}, so a score of zero says "
+            f"nothing: {some(silent)} never ran, or all inputs or all gradients were zero"
         )
     return tuple(problems)
 
@@ -157,8 +161,9 @@ def dataset_record(data: CalibrationData) -> DatasetRecord:
         name=data.captions.name,
         size=data.captions.size,
         sha256=data.sha256,
+        tokens_sha256=data.tokens_sha256,
         num_requested=data.captions.requested,
-        num_calib_samples=sum(len(batch.rows) for batch in data.batches),
+        num_calib_samples=data.num_captions,
         num_score_samples=sum(len(batch.rows) for batch in data.scored),
         num_tokens=sum(batch.num_tokens for batch in data.batches),
         num_scored_tokens=data.scored_tokens,
@@ -167,6 +172,9 @@ def dataset_record(data: CalibrationData) -> DatasetRecord:
         num_calib_batches=len(data.batches),
         num_score_batches=len(data.scored),
         num_dropped=len(data.dropped),
+        num_duplicates=data.num_duplicates,
+        num_truncated=data.num_truncated,
+        max_tokens=data.max_tokens,
     )
 
 
@@ -230,12 +238,14 @@ def _selection(scores: Sequence[float], weights: Sequence[int], findings: Findin
             minimum_effective_bits=UNQUANTIZED_BITS,
         )
     ceiling = max((s for s in scores if math.isfinite(s)), default=1.0) * len(scores) or 1.0
+    signal = findings.measurement.signal
     groups = [
         ScoredGroup(
             name=group.modules[0],
             scores=(score if math.isfinite(score) else ceiling,),
             bits=(findings.config.effective_bits,),
             weights=count,
+            excluded=frozenset({0} if signal.keeps_16_bits(group.modules) else ()),
         ).with_unquantized()
         for group, score, count in zip(findings.measurement.groups, scores, weights, strict=True)
     ]
@@ -290,8 +300,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from pytest_autoquant.calibration.batches import CalibrationData
@@ -12,6 +12,7 @@ from pytest_autoquant.errors import AutoquantError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.manifests.sensitivity_manifest import GROUP_SUFFIX
 from pytest_autoquant.scoring.progress import Progress
+from pytest_autoquant.scoring.signal import Signal
 from pytest_autoquant.text import in_words, one_line
 
 
@@ -46,6 +47,7 @@ class Measurement:
         groups: every searched layer group, in module order.
         quantizers: ModelOpt's description of the first linear's quantizers, by quantizer name.
         timing: seconds by phase; those of the whole sweep if configs were scored together.
+        signal: linears of whose sensitivity a score of zero says nothing.
         notes: sentences for the reader of the result.
         state: ModelOpt's search state in its safe serialization, if requested.
     """
@@ -55,8 +57,18 @@ class Measurement:
     quantizers: Mapping[str, str]
     timing: Mapping[str, float]
     peak_cuda_bytes: int | None
+    signal: Signal = field(default_factory=Signal)
     notes: tuple[str, ...] = ()
     state: bytes | None = None
+
+
+def silent_groups(measurement: Measurement) -> tuple[str, ...]:
+    """Return the groups that score zero because nothing passed through them, for no known cause."""
+    return tuple(
+        group.name
+        for group in measurement.groups
+        if group.score == 0 and measurement.signal.is_missing(group.modules)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

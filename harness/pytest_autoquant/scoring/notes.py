@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.models.layers import Linear
+from pytest_autoquant.text import counted
 
 
 def padded_to(linear: Linear, config: EffectiveConfig) -> int | None:
@@ -16,14 +17,40 @@ def padded_to(linear: Linear, config: EffectiveConfig) -> int | None:
 
 
 def data_notes(data: CalibrationData) -> tuple[str, ...]:
-    """Return a note where a measurement used fewer captions than its size asks for."""
-    notes = [data.shortfall] if data.shortfall else []
+    """Return a note where the captions are fewer than the size asks for, or not all different."""
+    notes = [*([data.shortfall] if data.shortfall else ()), *length_notes(data)]
+    if data.num_duplicates:
+        notes.append(
+            f"{data.captions.name}: {data.num_duplicates} of {data.num_captions} captions have the "
+            "tokens of an earlier one, which so counts more than once"
+        )
+    return tuple(notes)
+
+
+def length_notes(data: CalibrationData) -> tuple[str, ...]:
+    """Return a note where captions are too short to be used, or too long to be used whole."""
+    notes = []
     if data.dropped:
         notes.append(
             f"{data.captions.name}: left out {len(data.dropped)} with fewer than two tokens, such "
             f"as {data.dropped[0]!r}"
         )
+    if data.num_truncated:
+        notes.append(
+            f"{data.captions.name}: cut {counted(data.num_truncated, 'caption')} to "
+            f"{data.max_tokens} tokens, the limit of --aq-max-tokens or of the model"
+        )
     return tuple(notes)
+
+
+def size_notes(size: str, original: str) -> tuple[str, ...]:
+    """Return a note where a size holds the captions of another one, which measured them."""
+    if size == original:
+        return ()
+    return (
+        f"size {size} holds the same captions as {original}: measured once, so equal results say "
+        "nothing of stability",
+    )
 
 
 def padding_notes(linears: Iterable[Linear], config: EffectiveConfig) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 
 from pytest_autoquant.calibration.batches import CalibrationData, calibration_data
-from pytest_autoquant.calibration.captions import load_captions
+from pytest_autoquant.calibration.captions import CaptionSet, load_captions
 from pytest_autoquant.errors import AutoquantError, MeasurementError, NotReplayableError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.grid.assignment import Assignment
@@ -36,7 +36,7 @@ from pytest_autoquant.scoring.configurations import Configurations
 from pytest_autoquant.scoring.engine import Engine, Failure, Measurement
 from pytest_autoquant.scoring.environment import environment_record, memory_record
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
-from pytest_autoquant.scoring.notes import data_notes, padding_notes
+from pytest_autoquant.scoring.notes import data_notes, length_notes, padding_notes, size_notes
 from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
 from pytest_autoquant.scoring.stock import StockEngine
@@ -90,6 +90,8 @@ class MeasurementRunner:
         self._model_error: AutoquantError | None = None
         self._unreplayable: dict[str, str] = {}
         self._data: dict[str, CalibrationData] = {}
+        self._tokens: dict[str, str] = {}
+        # By the digests of the token ids and of the config.
         self._outcomes: dict[tuple[str, str], Measurement | Failure] = {}
 
     def assign(self, assignment: Assignment) -> None:
@@ -137,20 +139,44 @@ class MeasurementRunner:
         """Versions and device of this process."""
         return environment_record(self.device, record_host=self._settings.record_host)
 
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of a caption: what the option says, or what the model has positions for."""
+        return min(self._settings.max_tokens, self.model.max_positions or self._settings.max_tokens)
+
     def data(self, size: str) -> CalibrationData:
         """Return the batches of a size; warns when there are fewer captions than it needs."""
         if size not in self._data:
             captions = load_captions(self._settings.captions, size)
             data = calibration_data(
                 captions,
-                self.model.tokenize(captions.lines),
+                self.model.tokenize,
                 batch_size=self._settings.batch_size,
                 score_size=self._settings.score_size,
+                max_tokens=self.max_tokens,
             )
             for note in data_notes(data):
                 self._warn(note)
             self._data[size] = data
+            self._tokens[size] = data.tokens_sha256
         return self._data[size]
+
+    def held_out(self, captions: CaptionSet, *, batch_size: int) -> CalibrationData:
+        """Return the batches of held-out captions; warns when some cannot be used whole.
+
+        Raises:
+            CaptionError: no caption has two tokens.
+        """
+        data = calibration_data(
+            captions,
+            self.model.tokenize,
+            batch_size=batch_size,
+            score_size=len(captions.lines),
+            max_tokens=self.max_tokens,
+        )
+        for note in length_notes(data):
+            self._warn(note)
+        return data
 
     def measure(self, case: Case) -> Measured:
         """Measure a case, or take its scores from what has been measured.
@@ -173,7 +199,13 @@ class MeasurementRunner:
                 data=data,
                 linears={linear.name: linear for linear in linears},
                 alias_of=None if original == case else original.case_id,
-                notes=(*data_notes(data), *padding_notes(linears, config), *measurement.notes),
+                notes=(
+                    *data_notes(data),
+                    *size_notes(case.size, original.size),
+                    *padding_notes(linears, config),
+                    *measurement.notes,
+                    *measurement.signal.notes(),
+                ),
                 model=self.model.record,
                 environment=self.environment,
                 memory=memory_record(measurement.peak_cuda_bytes),
@@ -192,7 +224,7 @@ class MeasurementRunner:
         found = []
         for combination in combinations:
             config = self.config(combination)
-            if (size, config.digest) not in self._outcomes:
+            if self._key(size, config) not in self._outcomes:
                 self._score(size, config, combinations)
             found.append(self._outcome(size, config, f"{combination.test_id}-{size}"))
         return tuple(found)
@@ -224,7 +256,7 @@ class MeasurementRunner:
         return None if before is None else differences(before, self.fingerprint(case))
 
     def _measurement(self, case: Case, config: EffectiveConfig) -> Measurement:
-        if (case.size, config.digest) not in self._outcomes:
+        if self._key(case.size, config) not in self._outcomes:
             batch = (other for other in self._assignment.batch_of(case) if not self._is_kept(other))
             self._score(case.size, config, (other.combination for other in batch))
         return self._outcome(case.size, config, case.test_id)
@@ -233,15 +265,28 @@ class MeasurementRunner:
         return self.changes(case) == ()
 
     def _original(self, case: Case) -> Case:
-        """Return the first selected case with the same effective config: it measures for all."""
+        """Return the first selected case with equal config and captions: it measures for all.
+
+        Sizes hold the same captions where the file has too few for both.
+        """
         digest = self.config(case.combination).digest
         for other in self._assignment.selected:
-            if (other.size, other.method) != (case.size, case.method):
+            if other.method != case.method or not self._holds_same(other.size, case.size):
                 continue
             config = self.config(other.combination)
             if config.digest == digest and config.no_effect is None:
                 return other
         return case
+
+    def _holds_same(self, size: str, other: str) -> bool:
+        if size == other:
+            return True
+        _ = self.data(size), self.data(other)
+        return self._tokens[size] == self._tokens[other]
+
+    def _key(self, size: str, config: EffectiveConfig) -> tuple[str, str]:
+        _ = self.data(size)
+        return self._tokens[size], config.digest
 
     def _score(self, size: str, config: EffectiveConfig, others: Iterable[Combination]) -> None:
         """Score a config; an engine that sweeps scores the others with it."""
@@ -261,14 +306,14 @@ class MeasurementRunner:
             self._score(size, config, ())  # stock AutoQuant takes one case at a time
             return
         for digest, outcome in outcomes.items():
-            self._outcomes[size, digest] = outcome
+            self._outcomes[self._tokens[size], digest] = outcome
 
     def _can_join(self, config: EffectiveConfig, engine: Engine) -> bool:
         is_supported = self.configurations.config_support(config).is_supported
         return is_supported and engine.refuses(config) is None
 
     def _outcome(self, size: str, config: EffectiveConfig, name: str) -> Measurement:
-        outcome = self._outcomes[size, config.digest]
+        outcome = self._outcomes[self._key(size, config)]
         if isinstance(outcome, Measurement):
             return outcome
         raise MeasurementError(f"{name} could not be measured: {outcome.reason}", outcome.trace)

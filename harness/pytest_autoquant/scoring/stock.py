@@ -25,6 +25,7 @@ from pytest_autoquant.models.next_token import next_token_logits, next_token_los
 from pytest_autoquant.models.restore import preserved
 from pytest_autoquant.scoring.engine import Failure, GroupScore, Measurement, Outcomes
 from pytest_autoquant.scoring.progress import Progress
+from pytest_autoquant.scoring.watch import watched
 
 #: Calibration algorithms that do not change weights.
 _KEEPS_WEIGHTS = (None, "max", "mse", "local_hessian")
@@ -65,7 +66,8 @@ class StockEngine:
         clock = _Clock(self._model.device, progress, data)
         module = self._model.module
         reset_peak_cuda_bytes(self._model.device)
-        with preserved(module, weights=_algorithm(config) not in _KEEPS_WEIGHTS), quiet():
+        is_changed = _algorithm(config) not in _KEEPS_WEIGHTS
+        with preserved(module, weights=is_changed), quiet(), watched(self._model) as watch:
             state = self._auto_quantize(config, data, clock)
             groups, quantizers = self._read_groups(config)
             saved = serialized(state) if self._save_state and state is not None else None
@@ -75,6 +77,7 @@ class StockEngine:
             quantizers=quantizers,
             timing=clock.finish(),
             peak_cuda_bytes=peak_cuda_bytes(self._model.device),
+            signal=watch.signal(has_gradients=self._method == "gradient"),
             state=saved,
         )
 

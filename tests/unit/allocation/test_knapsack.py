@@ -1,5 +1,6 @@
 """Selection under a bit budget, against brute force, a MILP solver and ModelOpt's selection."""
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise, product
 
@@ -47,6 +48,19 @@ def problems(draw, most_groups):
     )
     groups = draw(st.lists(one, min_size=1, max_size=most_groups))
     return groups, draw(st.lists(budgets, min_size=1, max_size=5))
+
+
+def test_excluded_candidate_is_never_chosen():
+    """The excluded one would be the best; indices stay those of all candidates."""
+    groups = [
+        replace(group((0.0, 4.0), (5.0, 8.0), (0.0, 16.0)), excluded=frozenset({0})),
+        group((1.0, 4.0), (0.0, 16.0)),
+    ]
+    found = select_formats_by_budget(groups, [5.0, 6.0, 12.0, 16.0])
+    assert [selection.chosen for selection in found] == [(1, 0), (1, 0), (2, 0), (2, 1)]
+    assert [selection.is_satisfied for selection in found] == [False, True, True, True]
+    assert {selection.minimum_effective_bits for selection in found} == {6.0}
+    assert found[1].score == 6.0
 
 
 def stored_bits(groups, chosen):

@@ -1,6 +1,7 @@
 """Schemes: which rules are valid, and which formats they select."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -168,3 +169,19 @@ def test_unquantized_is_the_last_candidate_and_scores_zero():
     added = group(3.0, 5.0).with_unquantized()
     assert (added.scores, added.bits) == ((3.0, 5.0, 0.0), (8.0, 4.125, 16.0))
     assert (added.name, added.weights) == ("g", 100)
+
+
+@pytest.mark.parametrize(
+    ("measure", "amount", "chosen"),
+    [
+        ("fraction_of_groups", 1.0, (None, 0, 0)),
+        ("fraction_of_groups", 0.34, (None, 0, None)),
+        ("fraction_of_weights", 1.0, (None, 0, 0)),
+        ("effective_bits", 11.0, (None, 0, 0)),
+    ],
+)
+def test_group_that_must_stay_unquantized_is_passed_over(measure, amount, chosen):
+    dead = replace(group(0.0), excluded=frozenset({0}))
+    found = allocate(scheme(measure, amount), [dead, group(1.0), group(2.0)])
+    assert found.chosen == chosen
+    assert found.fraction_of_groups == sum(each is not None for each in chosen) / 3

@@ -18,13 +18,21 @@ def rows_of(lengths):
     return [tuple([number, *range(length - 1)][:length]) for number, length in enumerate(lengths)]
 
 
+def tokens_by_line(lines, rows):
+    known = dict(zip(lines, rows, strict=True))
+    return lambda some: [known[line] for line in some]
+
+
 def data(lengths, *, batch_size=4, score_size=128, requested=None):
     lines = tuple(f"caption {number}" for number in range(len(lengths)))
     captions = CaptionSet(
         name="mine.txt", size="small", requested=requested or len(lines), lines=lines
     )
     return calibration_data(
-        captions, rows_of(lengths), batch_size=batch_size, score_size=score_size
+        captions,
+        tokens_by_line(lines, rows_of(lengths)),
+        batch_size=batch_size,
+        score_size=score_size,
     )
 
 
@@ -95,8 +103,12 @@ def test_captions_that_are_all_too_short_are_an_error():
 
 def digest(lines, score_size, batch_size=4):
     captions = CaptionSet(name="mine.txt", size="small", requested=16, lines=tuple(lines))
-    rows = [(1, 2, 3)] * len(lines)
-    return calibration_data(captions, rows, batch_size=batch_size, score_size=score_size).sha256
+    return calibration_data(
+        captions,
+        lambda some: [(1, 2, 3)] * len(some),
+        batch_size=batch_size,
+        score_size=score_size,
+    ).sha256
 
 
 def test_digest_depends_on_which_captions_are_scored_and_not_on_order_or_batches():
@@ -104,6 +116,74 @@ def test_digest_depends_on_which_captions_are_scored_and_not_on_order_or_batches
     assert digest("abcd", 2) == digest("badc", 2) == digest("abcd", 2, batch_size=1) == expected
     others = [digest("acbd", 2), digest("abcd", 1), digest("abcd", 4), digest("abc", 2)]
     assert expected not in others
+
+
+def test_captions_that_are_too_short_are_replaced_by_the_next_ones_of_the_file():
+    """Nothing after the last one that is needed is tokenized or dropped."""
+    result = data([1, 3, 0, 4, 2, 5, 1, 6], requested=3, score_size=2)
+    assert result.dropped == ("caption 0", "caption 2")
+    assert rows_in(result.scored) == [(1, 0, 1), (3, 0, 1, 2)]
+    assert rows_in(result.unscored) == [(4, 0)]
+    assert result.shortfall is None
+    assert result.sha256 == hashlib.sha256(b"caption 1\ncaption 3\n\ncaption 4").hexdigest()
+
+
+def test_file_is_tokenized_only_as_far_as_it_is_read():
+    seen = []
+    captions = CaptionSet(name="m", size="small", requested=2, lines=tuple("abcdefgh"))
+
+    def tokenize(lines):
+        seen.extend(lines)
+        return [(1, 2) if line != "b" else (1,) for line in lines]
+
+    calibration_data(captions, tokenize, batch_size=1, score_size=1)
+    assert seen == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "expected", "num_truncated"),
+    [(2, [(0, 0), (2, 0), (3, 0)], 2), (3, [(2, 0), (0, 0, 1), (3, 0, 1)], 1), (None, None, 0)],
+)
+def test_longer_captions_are_cut_and_counted(max_tokens, expected, num_truncated):
+    """A caption of the limit's own length is whole; one that is left out is not counted."""
+    rows = rows_of([3, 1, 2, 9])
+    result = calibration_data(
+        CaptionSet(name="m", size="small", requested=9, lines=tuple("abcd")),
+        tokens_by_line("abcd", rows),
+        batch_size=4,
+        score_size=9,
+        max_tokens=max_tokens,
+    )
+    whole = sorted((row for row in rows if len(row) > 1), key=len)
+    assert rows_in(result.scored) == (whole if expected is None else expected)
+    assert (result.num_truncated, result.max_tokens) == (num_truncated, max_tokens)
+    assert len(result.dropped) == 1
+
+
+def test_captions_with_the_tokens_of_an_earlier_one_are_counted():
+    captions = CaptionSet(name="m", size="small", requested=9, lines=tuple("aabbbc"))
+    tokens = {"a": (1, 2), "b": (3, 4), "c": (1, 2)}
+    result = calibration_data(
+        captions, lambda lines: [tokens[line] for line in lines], batch_size=4, score_size=2
+    )
+    assert (result.num_captions, result.num_duplicates) == (6, 4)
+    assert data([2, 2, 3]).num_duplicates == 0
+
+
+def test_digest_of_token_ids_depends_on_the_tokenizer_and_not_on_order_or_batches():
+    def tokens_digest(lines, offset=0, *, score_size=2, batch_size=4):
+        captions = CaptionSet(name="m", size="small", requested=4, lines=tuple(lines))
+        return calibration_data(
+            captions,
+            lambda some: [(ord(line), 1, offset) for line in some],
+            batch_size=batch_size,
+            score_size=score_size,
+        ).tokens_sha256
+
+    expected = tokens_digest("abcd")
+    assert expected == tokens_digest("badc") == tokens_digest("abcd", batch_size=1)
+    others = [tokens_digest("abcd", 1), tokens_digest("acbd"), tokens_digest("abcd", score_size=1)]
+    assert len({expected, *others}) == 4
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Formats for layer groups of the embedded model, and what must not change about a model."""
 
+from dataclasses import replace
+
 import torch
 from pytest_autoquant.calibration.batches import calibration_data
 from pytest_autoquant.export.apply_scheme import GroupFormat, applied
@@ -21,9 +23,8 @@ DOWN = (f"{LAYERS}.1.mlp.down_proj",)
 
 
 def batches_of(model, captions, count, batch_size=8):
-    lines = captions.lines[:count]
-    rows = model.tokenize(lines)
-    return calibration_data(captions, rows, batch_size=batch_size, score_size=count).batches
+    first = replace(captions, requested=count)
+    return calibration_data(first, model.tokenize, batch_size=batch_size, score_size=count).batches
 
 
 #: Weights, activations and ModelOpt preset of pairs that a user could add.

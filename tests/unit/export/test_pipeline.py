@@ -1,13 +1,14 @@
 """Schemes derived on the embedded models: support, decisions, damage and checkpoints."""
 
 import json
+import shutil
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
 import modelopt.torch.quantization as mtq
 import pytest
-from builders import settings_of
+from builders import change_weights, settings_of
 from pytest_autoquant.allocation.scheme import Scheme, allocate, builtin_schemes
 from pytest_autoquant.allocation.scored_group import ScoredGroup
 from pytest_autoquant.calibration.batches import calibration_data, captions_digest
@@ -23,7 +24,8 @@ from pytest_autoquant.export.vllm_rules import check_export
 from pytest_autoquant.grid.case import Combination, SchemeCase
 from pytest_autoquant.manifests.scheme_manifest import load_scheme
 from pytest_autoquant.modelopt_support.status import SUPPORTED, Status
-from pytest_autoquant.models.registry import REGISTRY
+from pytest_autoquant.models.registry import REGISTRY, find_model
+from pytest_autoquant.reports.scheme_report import schemes_markdown
 from pytest_autoquant.scoring.runner import MeasurementRunner
 from scheme_model import config_of
 from scipy.stats import spearmanr
@@ -39,7 +41,8 @@ SHORT = CaptionSet(
 
 def open_bench(model="tiny-qwen3-vl"):
     settings = settings_of(device="cpu", model=model)
-    return MeasurementRunner(settings, REGISTRY[model], lambda *_: None, print)
+    source = find_model(model, random_weights=False)
+    return MeasurementRunner(settings, source, lambda *_: None, print)
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +219,7 @@ def test_damage_is_that_of_the_formats(bench, mixture):
         if group.format
     ]
     rows = bench.model.tokenize(SHORT.lines)
-    held_out = calibration_data(SHORT, rows, batch_size=2, score_size=3).batches
+    held_out = calibration_data(SHORT, bench.model.tokenize, batch_size=2, score_size=3).batches
     with applied(bench.model, formats, bench.data("small").batches):
         damage = measure_damage(bench.model, SHORT, held_out)
     assert mixture.measured.num_tokens == damage.num_tokens == sum(len(r) - 1 for r in rows)
@@ -326,6 +329,31 @@ def test_readme_of_a_checkpoint_says_what_loads_it(exported):
     assert "- vLLM does not load W4A16_AWQ as ModelOpt writes it.\n" in text
     assert "- transformers does not load this checkpoint." in text
     assert f"KL divergence {manifest.measured.kl:.4g} nats per token" in text
+
+
+def test_groups_of_dead_linears_stay_in_16_bits_and_the_export_is_verified(tmp_path):
+    """FP8 of a zero weight is exported as NaN; behind a zero ``v_proj`` the input range is zero."""
+    layers = "model.language_model.layers"
+    folder = tmp_path / "dead"
+    shutil.copytree(REGISTRY["tiny-qwen3-vl"].location, folder)
+    dead = (f"{layers}.0.mlp.down_proj", f"{layers}.1.self_attn.v_proj")
+    change_weights(folder, lambda w: [w[f"{name}.weight"].zero_() for name in dead])
+    bench = open_bench(str(folder))
+    case = mine("wfp8_afp8", measure="fraction_of_groups", amount=1.0)
+    manifest = runner(bench, root=tmp_path / "reports").derive(case)
+    unquantized = {group.name for group in manifest.groups if group.format is None}
+    after = f"{layers}.1.self_attn.o_proj"
+    assert unquantized == {dead[0], f"{layers}.1.self_attn.q_proj", after}
+    assert manifest.export.num_quantized == 6 * 7 - 5
+    assert manifest.notes[0].startswith(f"all weights are zero of 2 linears: {', '.join(dead)};")
+    assert f"all inputs are zero of 1 linear: {after};" in manifest.notes[1]
+    assert "## Notes on `mine`" in schemes_markdown({"x": manifest})
+
+
+def test_group_without_a_signal_is_not_made_a_scheme_of(bench, monkeypatch):
+    monkeypatch.setattr(scheme_groups, "silent_groups", lambda measured: ("a.quant_recipe",))
+    with pytest.raises(MeasurementError, match=r"^scheme mine: nothing passed through a\.quant_re"):
+        runner(bench).derive(mine("wfp8_afp8"))
 
 
 def test_deriving_again_with_an_export_gives_equal_results(mixture, exported):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from builders import load_tiny
 from pytest_autoquant.calibration.captions import load_captions
-from pytest_autoquant.errors import ExportError
+from pytest_autoquant.errors import ExportError, ModelError
 from pytest_autoquant.export.apply_scheme import applied
 from pytest_autoquant.export.write_checkpoint import size_in_bytes, write_checkpoint
 from pytest_autoquant.models.registry import REGISTRY
@@ -50,6 +50,9 @@ def test_checkpoint_is_complete_and_the_model_is_restored(
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architectures"] == ["Qwen3VLForConditionalGeneration"]
     assert config.get("quantization_config", {}).get("quant_algo") == algorithm
+    if formats:
+        with pytest.raises(ModelError, match=f"already quantized: config.json says .+{algorithm}"):
+            load_tiny(str(tmp_path))
 
 
 def test_processor_files_of_qwen2_5_vl_are_copied(tmp_path):

@@ -111,7 +111,7 @@ def test_manifest_path_has_slashes(manifest):
     assert case_result_of(manifest, Path("moved") / "x.json").manifest == "moved/x.json"
 
 
-def test_origin_has_model_data_versions_and_device(case):
+def test_origin_has_model_data_versions_and_device(case, manifest):
     assert case.origin == {
         "model": "toy-org/toy (checkpoint weights)",
         "model digest": "d" * 64,
@@ -119,6 +119,7 @@ def test_origin_has_model_data_versions_and_device(case):
         "compute dtype": "float32",
         "captions": "mine.txt, small: 4 calibrated, 3 scored (10 tokens)",
         "captions digest": f"small: {'c' * 64}",
+        "token ids digest": f"small: {manifest.dataset.tokens_sha256}",
         "method": "gradient",
         "engine": "modelopt",
         "bit budget": "8 bits per weight",

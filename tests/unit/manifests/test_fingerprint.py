@@ -21,6 +21,7 @@ def test_fingerprint_holds_the_inputs_in_the_manifest(manifest):
         dtype="float32",
         device="cpu",
         captions="c" * 64,
+        tokens=manifest.dataset.tokens_sha256,
         config=manifest.quantization.digest,
         method="gradient",
         engine="modelopt",
@@ -37,6 +38,7 @@ def test_fingerprint_holds_the_inputs_in_the_manifest(manifest):
     ("field", "part", "values"),
     [
         ("model", "model", {"digest": "e" * 64}),
+        ("tokens", "dataset", {"tokens_sha256": "e" * 64}),
         ("budget", "run_config", {"effective_bits": 6.0}),
         ("harness", "environment", {"harness": "0.2.0"}),
     ],
@@ -91,6 +93,24 @@ def test_manifests_record_package_and_measurement_version(manifest):
 def test_builds_of_one_torch_version_are_equal(manifest, version):
     build = changed(manifest, "environment", torch=version)
     assert fingerprint_of(build) == fingerprint_of(manifest)
+
+
+def test_token_ids_that_an_older_manifest_does_not_record_are_an_unknown_difference(manifest):
+    older = changed(manifest, "dataset", tokens_sha256=None)
+    (found,) = differences(fingerprint_of(older), fingerprint_of(manifest))
+    assert str(found) == f"tokens unknown -> {manifest.dataset.tokens_sha256[:16]}"
+    assert not found.is_known
+    (known,) = differences(
+        fingerprint_of(manifest),
+        fingerprint_of(changed(manifest, "dataset", tokens_sha256="e" * 64)),
+    )
+    assert known.is_known
+
+
+def test_token_ids_of_other_captions_are_not_compared(manifest):
+    other = changed(manifest, "dataset", sha256="e" * 64, tokens_sha256="f" * 64)
+    (found,) = differences(fingerprint_of(manifest), fingerprint_of(other))
+    assert found.field == "captions"
 
 
 def test_differences_are_in_field_order(manifest):

@@ -1,12 +1,14 @@
 """Loading a checkpoint or random weights, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from builders import load_tiny
+from builders import change_weights, linear, load_tiny
 from pytest_autoquant.errors import ModelError
 from pytest_autoquant.models.loading import load_model
 from pytest_autoquant.models.registry import ModelSource, find_model
-from safetensors.torch import load_file, save_file
+from pytest_autoquant.models.weight_values import dead_linears
 
 CPU = torch.device("cpu")
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
@@ -15,14 +17,6 @@ Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 def load(folder, **options):
     source = find_model(str(folder), random_weights=False)
     return load_model(source, device=CPU, dtype=torch.float32, **options)
-
-
-def change_weights(folder, change):
-    """Rewrite the checkpoint's weights after ``change(weights)``."""
-    path = folder / "model.safetensors"
-    weights = load_file(path)
-    change(weights)
-    save_file(weights, path, metadata={"format": "pt"})
 
 
 def test_embedded_model_is_loaded_with_record_and_tokenizer(tiny):
@@ -60,6 +54,57 @@ def test_digest_of_a_causal_language_model_changes_with_a_weight(checkpoint):
     assert load(checkpoint).record.digest == loaded.record.digest
     change_weights(checkpoint, lambda weights: weights[Q_PROJ][0].add_(1))
     assert load(checkpoint).record.digest != loaded.record.digest
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "named"),
+    [
+        (float("nan"), torch.float32, "float32"),
+        (float("-inf"), torch.bfloat16, "bfloat16"),
+        (1e5, torch.float16, "float16"),
+    ],
+)
+def test_weights_that_are_not_finite_are_named_and_counted(checkpoint, value, dtype, named):
+    def spoil(weights):
+        weights[Q_PROJ][0, :3] = value
+        weights["model.norm.weight"][5] = value
+
+    change_weights(checkpoint, spoil)
+    with pytest.raises(ModelError) as caught:
+        load_tiny(str(checkpoint), dtype=dtype)
+    assert str(caught.value) == (
+        f"model mine: NaN or infinity in 2 weight tensors as {named}: {Q_PROJ} (3 values), "
+        "model.norm.weight (1 value); repair the checkpoint, or give another --aq-dtype if only "
+        "this one cannot hold its values"
+    )
+
+
+def test_linears_without_a_weight_other_than_zero_are_dead(checkpoint):
+    def spoil(weights):
+        weights[Q_PROJ].zero_()
+        weights["model.layers.0.self_attn.k_proj.weight"][1:].zero_()  # a row is left
+
+    change_weights(checkpoint, spoil)
+    assert load(checkpoint).dead == (Q_PROJ.removesuffix(".weight"),)
+
+
+def test_fused_experts_are_dead_with_one_matrix_of_zeros():
+    experts = torch.nn.Module()
+    experts.gate_up_proj = torch.nn.Parameter(torch.ones(3, 4, 2))
+    experts.down_proj = torch.nn.Parameter(torch.ones(3, 2, 2))
+    module = torch.nn.ModuleDict({"experts": experts})
+    linears = (replace(linear("experts", 4, 2), input_widths=(2, 2)),)
+    assert dead_linears(module, linears) == ()
+    experts.down_proj.data[1] = 0
+    assert dead_linears(module, linears) == ("experts",)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.embeddings.position_ids"]
+)
+def test_buffers_that_models_compute_are_no_unexpected_weights(checkpoint, name):
+    change_weights(checkpoint, lambda weights: weights.update({name: torch.ones(8)}))
+    assert len(load(checkpoint).linears) == 7
 
 
 def write_bert(folder):
@@ -110,9 +155,25 @@ def remove_tokenizer(folder):
             ),
             f"1 weights differ in shape from the config, such as {Q_PROJ}",
         ),
+        (
+            lambda folder: change_weights(
+                folder, lambda w: w.update({f"extra.{i}": torch.ones(1) for i in range(4)})
+            ),
+            "the checkpoint has 4 weights that Qwen3ForCausalLM does not have: extra.0, extra.1, "
+            "extra.2 and 1 more; they would be left out: use a checkpoint of this architecture",
+        ),
         (remove_tokenizer, "mine has no tokenizer; save one in the folder of the weights"),
     ],
-    ids=["config", "bert", "no linears", "truncated", "missing", "shape", "tokenizer"],
+    ids=[
+        "config",
+        "bert",
+        "no linears",
+        "truncated",
+        "missing",
+        "shape",
+        "unexpected",
+        "tokenizer",
+    ],
 )
 def test_damaged_checkpoint_is_refused(checkpoint, damage, message):
     damage(checkpoint)

@@ -122,13 +122,14 @@ def test_case_with_status_failed_is_neither_compared_nor_written(
 @pytest.mark.parametrize(
     ("allowed", "differences", "hint"),
     [
-        ((), "device cpu -> cuda; torch 2.11.0 -> 2.12.0", "device,torch"),
-        (("torch",), "device cpu -> cuda", "device"),
+        ((), f"device cpu -> cuda; tokens {'a' * 16} -> {'b' * 16}", "device,tokens"),
+        (("tokens",), "device cpu -> cuda", "device"),
     ],
 )
 def test_baseline_of_other_inputs_is_refused(bless, gate, manifest, allowed, differences, hint):
-    path = bless(manifest)
-    after = changed(manifest, "environment", torch="2.12.0", device="cuda")
+    path = bless(changed(manifest, "dataset", tokens_sha256="a" * 64))
+    after = changed(manifest, "environment", device="cuda")
+    after = changed(after, "dataset", tokens_sha256="b" * 64)
     verdict = gate(allowed=allowed).judge(after, MEASURED, LOOSE)
     assert verdict.outcome is Outcome.FAILED
     assert verdict.text.splitlines() == [
@@ -138,6 +139,11 @@ def test_baseline_of_other_inputs_is_refused(bless, gate, manifest, allowed, dif
         f"measured: {MEASURED}",
         ACCEPT,
     ]
+
+
+def test_baseline_that_does_not_record_its_token_ids_is_compared(bless, gate, manifest):
+    bless(changed(manifest, "dataset", tokens_sha256=None))
+    assert gate().judge(manifest, MEASURED, STRICT) == PASSED
 
 
 def test_allowed_differences_do_not_prevent_the_comparison(bless, gate, scored):

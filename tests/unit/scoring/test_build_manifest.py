@@ -14,9 +14,11 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
     load_manifest,
 )
 from pytest_autoquant.scoring.build_manifest import build_manifest
+from pytest_autoquant.scoring.signal import Signal
 
 ATTENTION = "model.language_model.layers.0.self_attn.q_proj.quant_recipe"
 OUTPUT = "model.language_model.layers.0.self_attn.o_proj.quant_recipe"
+OUTPUT_LINEAR = OUTPUT.removesuffix(".quant_recipe")
 MLP = "model.language_model.layers.0.mlp.gate_proj.quant_recipe"
 
 
@@ -161,6 +163,11 @@ def test_linears_without_a_score_are_named_and_belong_to_no_group(findings):
     assert manifest.num_quantized_layers == 6
 
 
+def with_signal(findings, **linears):
+    signal = Signal(**linears)
+    return replace(findings, measurement=replace(findings.measurement, signal=signal))
+
+
 def without_groups(findings):
     return replace(findings, measurement=replace(findings.measurement, groups=()))
 
@@ -178,9 +185,17 @@ def without_groups(findings):
             f"scores are not finite in 3 groups: {ATTENTION}, {OUTPUT}, {MLP}",
             6,
         ),
+        (
+            lambda findings: with_signal(
+                with_groups(findings, scores=(30.0, 0.0, 60.0)), unmoved=(OUTPUT_LINEAR,)
+            ),
+            "nothing passed through 1 group, so a score of zero says nothing: "
+            f"{OUTPUT} never ran, or all inputs or all gradients were zero",
+            6,
+        ),
         (without_groups, "nothing was quantized: AutoQuant searched no layer group", 0),
     ],
-    ids=["quantizers off", "no finite score", "no groups"],
+    ids=["quantizers off", "no finite score", "no signal", "no groups"],
 )
 def test_measurement_with_a_problem_fails_the_case_and_has_a_manifest(
     findings, change, problem, num_quantized
@@ -189,6 +204,18 @@ def test_measurement_with_a_problem_fails_the_case_and_has_a_manifest(
     assert (manifest.case.status, manifest.case.problems) == ("failed", (problem,))
     assert manifest.num_quantized_layers == num_quantized
     assert load_manifest(dump_manifest(manifest), source="x") == manifest
+
+
+def test_group_of_a_dead_linear_scores_zero_and_is_never_selected(findings):
+    scored = with_groups(findings, scores=(30.0, 0.0, 60.0))
+    manifest = build_manifest(
+        with_budget(with_signal(scored, dead=(OUTPUT_LINEAR,), unmoved=(OUTPUT_LINEAR,)), 4.125)
+    )
+    assert (manifest.case.status, manifest.case.problems) == ("measured", ())
+    assert kept(manifest) == {OUTPUT}
+    state = manifest.autoquant_state
+    assert not state.is_satisfied
+    assert state.effective_bits == state.minimum_effective_bits > 4.125
 
 
 def test_layers_of_a_group_are_quantized_if_its_quantizers_were_on(findings):

@@ -1,9 +1,12 @@
 """The measuring runner on the embedded model: what is scored together, and by which engine."""
 
+import json
+import shutil
 from dataclasses import dataclass, field, replace
 
 import pytest
 from builders import one_thread, run_plan
+from pytest_autoquant.calibration.captions import CaptionSet
 from pytest_autoquant.errors import MeasurementError, ModelError, NotReplayableError
 from pytest_autoquant.grid.assignment import Assignment
 from pytest_autoquant.manifests.fingerprint import fingerprint_of
@@ -203,6 +206,65 @@ def test_too_few_captions_are_warned_of_once_and_noted_in_every_manifest(tmp_pat
     assert "mine.txt" in bench.warnings[0]
 
 
+@pytest.mark.parametrize(
+    ("options", "limit"),
+    [({}, 512), ({"max_tokens": "7"}, 7), ({"max_tokens": "100000"}, 512)],
+    ids=["default", "asked for", "more than the model has positions for"],
+)
+def test_captions_are_cut_to_the_limit_or_the_models_positions(tmp_path, options, limit):
+    captions = tmp_path / "mine.txt"
+    captions.write_text("A dog.\n" + "a dog runs over the beach and " * 900 + "\n")
+    bench = bench_of(
+        captions=str(captions), pairs="wint8_afp16", granularities="default", **options
+    )
+    assert bench.runner.model.max_positions == 512
+    manifest, _ = bench.measure("wint8_afp16-default-small")
+    data = manifest.dataset
+    assert (data.max_tokens, data.num_truncated) == (limit, 1)
+    assert max(data.token_lengths) == limit
+    note = (
+        f"mine.txt: cut 1 caption to {limit} tokens, the limit of --aq-max-tokens or of the model"
+    )
+    assert note in manifest.case.notes
+    assert note in bench.warnings
+    held_out = CaptionSet(
+        name="h.txt", size="held-out", requested=1, lines=("a red bus drives by " * 900,)
+    )
+    assert max(bench.runner.held_out(held_out, batch_size=8).token_lengths) == limit
+    assert bench.warnings[-1].startswith(f"h.txt: cut 1 caption to {limit} tokens")
+
+
+def test_sizes_of_a_short_file_are_one_measurement_and_its_aliases(tmp_path):
+    """Also of the other config that the first sweep scored."""
+    captions = tmp_path / "mine.txt"
+    captions.write_text("A dog runs over the beach.\nTwo cats sleep.\n")
+    bench = bench_of(
+        captions=str(captions),
+        sizes="small,medium,large",
+        pairs="wint8_afp16",
+        granularities="default,w_per_tensor",
+    )
+    for granularity in ("default", "w_per_tensor"):
+        small, medium, large = (
+            bench.measure(f"wint8_afp16-{granularity}-{size}")
+            for size in ("small", "medium", "large")
+        )
+        assert ("sweep" in small[1], medium[1], large[1]) == (
+            granularity == "default",
+            set(),
+            set(),
+        )
+        assert small[0].case.status == "measured"
+        for manifest, _ in (medium, large):
+            assert manifest.case.status == "alias"
+            assert manifest.case.alias_of == small[0].case.case_id
+            assert scores(manifest) == scores(small[0])
+            assert (
+                f"size {manifest.case.size} holds the same captions as small: measured once, so "
+                "equal results say nothing of stability"
+            ) in manifest.case.notes
+
+
 # Engines
 
 
@@ -320,6 +382,26 @@ def test_size_that_cannot_be_replayed_fails_where_replay_is_asked_for():
 
 
 # Resumed runs
+
+
+def test_other_merges_in_the_tokenizer_are_a_changed_input(int8, tmp_path):
+    """Weights and captions are the same; only the token ids tell."""
+    bench, measured = int8
+    default, _ = measured["wint8_afp16-default-small"]
+    folder = tmp_path / "tiny-qwen3-vl"
+    shutil.copytree(bench.plan.source.location, folder)
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    del tokenizer["model"]["merges"][200:]
+    path.write_text(json.dumps(tokenizer))
+    name = "wint8_afp16-default-small"
+    other = bench_of(model=str(folder))
+    case = other.case(name)
+    other = bench_of(model=str(folder), earlier={case.case_id: fingerprint_of(default)})
+    (change,) = other.runner.changes(case)
+    digest = other.runner.data("small").tokens_sha256
+    assert str(change) == f"tokens {default.dataset.tokens_sha256[:16]} -> {digest[:16]}"
+    assert other.runner.data("small").sha256 == default.dataset.sha256
 
 
 def test_case_measured_on_the_same_inputs_has_no_changes(int8):

@@ -27,7 +27,10 @@ class StabilityPoint:
 
 
 def stability(results: SessionResults) -> Iterator[StabilityPoint]:
-    """Yield the Spearman correlation of every two sizes of a pair and granularity."""
+    """Yield the Spearman correlation of every two sizes of a pair and granularity.
+
+    Sizes that hold the same captions, as those of a short file do, say nothing of stability.
+    """
     families: dict[tuple[str, ...], dict[str, CaseResult]] = {}
     for case in results.cases.values():
         if case.status == "measured":
@@ -50,6 +53,13 @@ def stability(results: SessionResults) -> Iterator[StabilityPoint]:
 
 
 def _correlation(before: CaseResult, after: CaseResult) -> float | None:
+    if _holds_same_captions(before, after):
+        return None
     known = {group.name: group.score for group in before.groups}
     pairs = [(known[group.name], group.score) for group in after.groups if group.name in known]
     return spearman(pairs) if len(pairs) > 1 else None
+
+
+def _holds_same_captions(before: CaseResult, after: CaseResult) -> bool:
+    first, second = before.fingerprint, after.fingerprint
+    return first is not None and second is not None and first.captions == second.captions

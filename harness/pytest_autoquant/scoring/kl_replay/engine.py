@@ -39,6 +39,7 @@ from pytest_autoquant.scoring.kl_replay.recording import (
 from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.replay.quantizers import replay_refusal
 from pytest_autoquant.scoring.replay.sweep import Attributes, SweepPlan, plan_sweep
+from pytest_autoquant.scoring.signal import Signal
 
 _REPLAYABLE_ALGORITHMS = (None, "max")
 
@@ -141,10 +142,11 @@ class KLReplayEngine:
         recorded = time.perf_counter()
         sums = self._sweep(plan, layers, recording, attempt.divisor, progress)
         totals = sums.divergences.T.tolist()
+        signal = Signal(dead=self._model.dead, unfed=recording.zero_inputs())
         timing = {"record": recorded - started, "sweep": time.perf_counter() - recorded}
         return {
             config.digest: sums.failures.get(index)
-            or self._measurement(config, plan, totals[index], timing)
+            or self._measurement(config, plan, totals[index], timing, signal)
             for index, config in enumerate(configs)
         }
 
@@ -173,6 +175,7 @@ class KLReplayEngine:
         plan: SweepPlan,
         divergences: Sequence[float],
         timing: dict[str, float],
+        signal: Signal,
     ) -> Measurement:
         quantizers = plan.quantizers_of(config)
         is_quantized = all(q is None or q.is_enabled for q in quantizers.values())
@@ -188,6 +191,7 @@ class KLReplayEngine:
             },
             timing=timing,
             peak_cuda_bytes=peak_cuda_bytes(self._model.device),
+            signal=signal,
         )
 
 

@@ -16,6 +16,7 @@ from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.kl_replay.decoder_layers import DecoderLayers
 from pytest_autoquant.scoring.kl_replay.divergence import Reference
 from pytest_autoquant.scoring.progress import Progress
+from pytest_autoquant.scoring.replay.tape import largest_magnitudes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,11 @@ class Recording:
     batches: tuple[RecordedBatch, ...]
     amax: dict[str, torch.Tensor]
     num_multi_caption_tokens: int
+
+    def zero_inputs(self) -> tuple[str, ...]:
+        """Return the linears whose inputs are zero for every calibration token."""
+        largest = largest_magnitudes(self.amax)
+        return tuple(name for name in self.amax if largest[name] == 0)
 
 
 def record(

@@ -38,6 +38,7 @@ from pytest_autoquant.scoring.replay.tape import (
     tape_fingerprint,
 )
 from pytest_autoquant.scoring.replay.token_slices import count_token_slices, token_slices
+from pytest_autoquant.scoring.signal import Signal
 
 #: Most tokens that run through the model, and are replayed, at a time once the GPU has run out of
 #: memory.
@@ -194,8 +195,16 @@ class ReplayEngine:
             },
             timing=timing,
             peak_cuda_bytes=peak_cuda_bytes(self._model.device),
+            signal=Signal(
+                dead=self._model.dead,
+                unfed=self._in_module_order(tape.zero_inputs),
+                unmoved=self._in_module_order(tape.zero_gradients),
+            ),
             notes=_gradient_notes(tape),
         )
+
+    def _in_module_order(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(linear.name for linear in self._model.linears if linear.name in names)
 
 
 def _gradient_notes(tape: Tape) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ The model is hooked only while a batch runs through it, and never changed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +20,7 @@ from pytest_autoquant.models.device import synchronize
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.next_token import next_token_logits, next_token_loss
 from pytest_autoquant.scoring.progress import Progress
-from pytest_autoquant.scoring.replay.tape import Tape, tape_fingerprint
+from pytest_autoquant.scoring.replay.tape import Tape, largest_magnitudes, tape_fingerprint
 from pytest_autoquant.text import counted
 
 
@@ -49,6 +50,8 @@ def capture(
         _run_unscored(model, batch, _BatchPass(recording, batch.num_tokens, None))
     _check_all_ran(model, recording)
     synchronize(model.device)
+    largest = largest_magnitudes(recording.gradients.tensors)
+    ranges = largest_magnitudes(recording.amax)
     return Tape(
         fingerprint=tape_fingerprint(model, data),
         source=recording.source,
@@ -56,7 +59,9 @@ def capture(
         amax=recording.amax,
         gradients=recording.gradients.tensors,
         num_multi_caption_tokens=_num_tokens(b for b in data.scored if not _is_single_caption(b)),
-        non_finite_gradients=_non_finite(recording.gradients.tensors),
+        non_finite_gradients=tuple(n for n, most in largest.items() if not math.isfinite(most)),
+        zero_inputs=tuple(name for name, read in recording.source.items() if ranges[read] == 0),
+        zero_gradients=tuple(name for name, most in largest.items() if most == 0),
     )
 
 
@@ -222,10 +227,3 @@ def _num_tokens(batches: Iterable[Batch]) -> int:
 def _is_single_caption(batch: Batch) -> bool:
     """Whether a batch holds one caption; see ``Tape.num_multi_caption_tokens``."""
     return len(batch.rows) == 1
-
-
-def _non_finite(tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
-    """Return the names of the tensors that hold NaN or an infinity; each is read once."""
-    largest = [torch.linalg.vector_norm(t, ord=torch.inf) for t in tensors.values()]
-    finite = torch.stack(largest).isfinite().tolist()
-    return tuple(name for name, is_finite in zip(tensors, finite, strict=True) if not is_finite)

@@ -22,7 +22,7 @@ from pytest_autoquant.errors import MeasurementError, WriteError
 from pytest_autoquant.models.loading import LoadedModel
 
 #: Version of the tape file's layout; part of the fingerprint.
-TAPE_FORMAT = 3
+TAPE_FORMAT = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +65,8 @@ class Tape:
             first; the other tokens are from batches of one caption. On CUDA, ModelOpt quantizes
             the two kinds with different code (``quantizers.ShapedQuantizers.input``).
         non_finite_gradients: linears whose gradients hold NaN or an infinity.
+        zero_inputs: linears whose inputs are zero for every calibration token.
+        zero_gradients: linears whose gradients are all zero.
     """
 
     fingerprint: TapeFingerprint
@@ -74,12 +76,20 @@ class Tape:
     gradients: Mapping[str, torch.Tensor]
     num_multi_caption_tokens: int
     non_finite_gradients: tuple[str, ...]
+    zero_inputs: tuple[str, ...]
+    zero_gradients: tuple[str, ...]
 
     @property
     def nbytes(self) -> int:
         """Size of the tensors in bytes."""
         parts = (self.inputs, self.amax, self.gradients)
         return sum(tensor.nbytes for part in parts for tensor in part.values())
+
+
+def largest_magnitudes(tensors: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Return the largest magnitude in each tensor, NaN where it holds one; each is read once."""
+    largest = [torch.linalg.vector_norm(t, ord=torch.inf) for t in tensors.values()]
+    return dict(zip(tensors, torch.stack(largest).tolist(), strict=True))
 
 
 def tape_fingerprint(model: LoadedModel, data: CalibrationData) -> TapeFingerprint:
@@ -157,6 +167,8 @@ def save_tape(tape: Tape, path: Path) -> None:
         "source": json.dumps(dict(tape.source)),
         "num_multi_caption_tokens": json.dumps(tape.num_multi_caption_tokens),
         "non_finite_gradients": json.dumps(tape.non_finite_gradients),
+        "zero_inputs": json.dumps(tape.zero_inputs),
+        "zero_gradients": json.dumps(tape.zero_gradients),
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -209,6 +221,8 @@ def _read_tape(
         gradients=parts["gradient"],
         num_multi_caption_tokens=header["num_multi_caption_tokens"],
         non_finite_gradients=tuple(header["non_finite_gradients"]),
+        zero_inputs=tuple(header["zero_inputs"]),
+        zero_gradients=tuple(header["zero_gradients"]),
     )
 
 

@@ -74,6 +74,11 @@ def test_only_measured_sizes_of_the_same_case_with_common_groups_are_compared(si
     assert found_in(sized("small", [1, 2]), sized("large", **{"scores": [1, 2]} | other)) == []
 
 
+def test_sizes_that_hold_the_same_captions_say_nothing(sized):
+    small = sized("small", [1, 2])
+    assert found_in(small, sized("large", scores=[1, 2], fingerprint=small.fingerprint)) == []
+
+
 def test_only_groups_in_both_are_compared(case_of):
     small = case_of({"a": 3.0, "gone": 9.0, "b": 2.0, "c": 1.0}, size="small")
     large = case_of({"a": 3.0, "b": 1.0, "new": 9.0, "c": 2.0}, size="large")

@@ -83,6 +83,7 @@ def test_tape_is_on_the_gpu_if_half_of_its_free_memory_is_enough(
 
 def test_saved_tape_is_loaded_bit_for_bit(tiny, data, tape, tmp_path):
     path = tmp_path / "new" / "small.tape.safetensors"
+    tape = replace(tape, zero_inputs=("a",), zero_gradients=("b", "c"))
     save_tape(tape, path)
     loaded = load_tape(path, tape_fingerprint(tiny, data), CPU)
     for part in ("inputs", "amax", "gradients"):
@@ -90,6 +91,7 @@ def test_saved_tape_is_loaded_bit_for_bit(tiny, data, tape, tmp_path):
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in first)
     rest = ("fingerprint", "source", "num_multi_caption_tokens", "non_finite_gradients")
+    rest += ("zero_inputs", "zero_gradients")
     assert [getattr(loaded, name) for name in rest] == [getattr(tape, name) for name in rest]
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     assert f"input/{LAYER}.mlp.down_proj" in load_file(path)

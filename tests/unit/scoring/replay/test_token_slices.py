@@ -24,6 +24,8 @@ def tape():
         gradients={name: numbers[:TOKENS, None] + i for i, name in enumerate(LINEARS)},
         num_multi_caption_tokens=MULTI_CAPTION,
         non_finite_gradients=(),
+        zero_inputs=(),
+        zero_gradients=(),
     )
 
 
