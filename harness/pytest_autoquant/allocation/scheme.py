@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pytest_autoquant.allocation.scored_group import ScoredGroup
+from pytest_autoquant.allocation.scored_group import ScoredGroup, rounded_up
 from pytest_autoquant.errors import UsageError
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS
 
@@ -138,7 +138,7 @@ def _chosen_within_bits(scheme: Scheme, groups: Sequence[ScoredGroup]) -> list[i
         raise UsageError(
             f"scheme {scheme.name!r}: effective_bits {scheme.amount:g} cannot be reached with "
             f"{', '.join(scheme.candidates)}; give at least "
-            f"{selection.minimum_effective_bits:.4g}, or a candidate with fewer bits"
+            f"{rounded_up(selection.minimum_effective_bits)}, or a candidate with fewer bits"
         )
     unquantized = [len(group.scores) for group in groups]
     return [None if i == n else i for i, n in zip(selection.chosen, unquantized, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS
@@ -14,7 +15,8 @@ class ScoredGroup:
     Attributes:
         name: name of the group's first module.
         scores: sensitivity per scored token, by candidate.
-        bits: bits stored per weight, scales included, by candidate.
+        bits: bits stored per weight, padding and scales included, by candidate; times
+            ``weights`` a whole number.
         weights: number of weights in the group.
     """
 
@@ -28,6 +30,16 @@ class ScoredGroup:
         return replace(self, scores=(*self.scores, 0.0), bits=(*self.bits, UNQUANTIZED_BITS))
 
     @property
+    def stored_bits(self) -> tuple[int, ...]:
+        """Bits that the whole group stores, by candidate."""
+        return tuple(round(bits * self.weights) for bits in self.bits)
+
+    @property
     def smallest(self) -> int:
         """Index of the candidate that stores the fewest bits; of equal ones, the best scored."""
         return min(range(len(self.bits)), key=lambda i: (self.bits[i], self.scores[i]))
+
+
+def rounded_up(bits: float) -> str:
+    """Return bits per weight as a budget that they stay within: four decimals, rounded up."""
+    return f"{math.ceil(bits * 1e4 - 1e-6) / 1e4:.6g}"

@@ -170,7 +170,7 @@ class SchemeRunner:
             [bench.config(combination) for combination in kept.candidates],
             measurements,
             data,
-            {each.name: each.out_features * each.in_features for each in bench.model.linears},
+            {linear.name: linear for linear in bench.model.linears},
         )
 
     def _left_out(self, case: SchemeCase) -> dict[str, str]:

@@ -19,7 +19,8 @@ from pytest_autoquant.manifests.scheme_manifest import (
     FrontierPoint,
     GroupDecision,
 )
-from pytest_autoquant.scoring.build_manifest import per_token
+from pytest_autoquant.models.layers import Linear
+from pytest_autoquant.scoring.build_manifest import group_size, per_token
 from pytest_autoquant.scoring.engine import GroupScore, Measurement
 
 #: Number of points of the frontier, evenly spaced from the smallest choice to 16 bits.
@@ -66,6 +67,7 @@ class Choice:
                 weights=group.weights,
                 format=None if chosen is None else names[chosen],
                 scores=dict(zip(names, group.scores, strict=True)),
+                bits=UNQUANTIZED_BITS if chosen is None else group.bits[chosen],
             )
             for group, modules, chosen in zip(
                 self.groups, self.modules, self.allocation.chosen, strict=True
@@ -89,21 +91,20 @@ def choose(
     configs: Sequence[EffectiveConfig],
     measurements: Sequence[Measurement],
     data: CalibrationData,
-    weights: Mapping[str, int],
+    linears: Mapping[str, Linear],
 ) -> Choice:
     """Solve a scheme for the scores of its candidates.
 
     Args:
         configs: effective config of each candidate; ``measurements`` its scores.
-        weights: number of weights of each linear.
+        linears: the model's linears by name.
 
     Raises:
         MeasurementError: a score is not finite.
         UsageError: the budget cannot be reached.
     """
-    bits = tuple(config.effective_bits for config in configs)
     groups = tuple(
-        _group(case, scores, bits, data, weights)
+        _group(case, scores, configs, data, linears)
         for scores in zip(*(measurement.groups for measurement in measurements), strict=True)
     )
     return Choice(
@@ -120,9 +121,9 @@ def choose(
 def _group(
     case: SchemeCase,
     scores: Sequence[GroupScore],
-    bits: tuple[float, ...],
+    configs: Sequence[EffectiveConfig],
     data: CalibrationData,
-    weights: Mapping[str, int],
+    linears: Mapping[str, Linear],
 ) -> ScoredGroup:
     """Combine what every candidate scored for one group."""
     modules = scores[0].modules
@@ -132,11 +133,12 @@ def _group(
             f"scheme {case.test_id}: the score of {modules[0]} is not finite; leave "
             "that candidate out"
         )
+    sizes = [group_size(scores[0], linears, config) for config in configs]
     return ScoredGroup(
         name=modules[0],
         scores=per_candidate,
-        bits=bits,
-        weights=sum(weights[name] for name in modules),
+        bits=tuple(size.bits for size in sizes),
+        weights=sizes[0].weights,
     )
 
 

@@ -39,7 +39,8 @@ class EffectiveConfig:
         weight: attributes of the weight quantizer, None where the config disables it.
         input: attributes of the input quantizer, None where the config disables it.
         algorithm: calibration algorithm, ``None`` for none.
-        effective_bits: bits stored per weight, scales included.
+        effective_bits: nominal bits per weight, which ModelOpt is given; ``stored_bits`` are a
+            shape's.
         notes: what a reader of the result has to know about how the config came about.
         no_effect: why the overlay cannot change anything, or None.
         digest: sha256 over the canonical config; equal digests mean equal quantized bits.
@@ -69,6 +70,12 @@ class EffectiveConfig:
     def padded_width(self, in_features: int) -> int:
         """Return a linear's input width rounded up to whole blocks of the weight quantizer."""
         return in_features if self.weight is None else self.weight.padded_width(in_features)
+
+    def stored_bits(self, out_features: int, in_features: int) -> int:
+        """Return the bits of a stored weight; see ``QuantizerAttributes.stored_bits``."""
+        if self.weight is None:
+            return out_features * in_features * int(UNQUANTIZED_BITS)
+        return self.weight.stored_bits(out_features, in_features)
 
     def modelopt(self) -> dict[str, Any]:
         """Return a fresh config that ``QuantizeConfig`` accepts, effective bits included."""

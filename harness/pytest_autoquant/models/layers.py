@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.models.architecture import auto_class, load_config
 from pytest_autoquant.models.registry import ModelSource
 
@@ -25,6 +26,7 @@ class Linear:
         name: module name in the model.
         input_widths: input width of each weight matrix in the module: ``(in_features,)``, and one
             width per matrix for fused experts.
+        expert_shapes: ``(experts, out_features, in_features)`` of each matrix of fused experts.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Linear:
     out_features: int
     in_features: int
     input_widths: tuple[int, ...]
+    expert_shapes: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def num_weights(self) -> int:
@@ -42,6 +45,16 @@ class Linear:
     def is_fused(self) -> bool:
         """Whether this is a module of fused experts."""
         return len(self.input_widths) > 1
+
+    def stored_bits(self, config: EffectiveConfig) -> int:
+        """Return the bits of the weight as ``config`` stores it: padding and scales included."""
+        shapes = self.expert_shapes or ((1, self.out_features, self.in_features),)
+        return sum(count * config.stored_bits(rows, columns) for count, rows, columns in shapes)
+
+    def padded_to(self, config: EffectiveConfig) -> int | None:
+        """Return the width to which blocks pad the input, None where they divide it."""
+        widths = ((width, config.padded_width(width)) for width in self.input_widths)
+        return next((padded for width, padded in widths if padded != width), None)
 
 
 def architecture_linears(source: ModelSource, *, trust_remote_code: bool) -> tuple[Linear, ...]:
@@ -81,7 +94,8 @@ def other_weighted_modules(module: nn.Module, linears: tuple[Linear, ...]) -> tu
 
 
 def _describe(name: str, child: nn.Module) -> Linear:
-    matrices = [child.weight] if isinstance(child, nn.Linear) else _expert_weights(child)
+    experts = [] if isinstance(child, nn.Linear) else _expert_weights(child)
+    matrices = experts or [child.weight]
     widths = tuple(matrix.shape[-1] for matrix in matrices)
     return Linear(
         name=name,
@@ -89,6 +103,7 @@ def _describe(name: str, child: nn.Module) -> Linear:
         out_features=sum(matrix.numel() for matrix in matrices) // widths[0],
         in_features=widths[0],
         input_widths=widths,
+        expert_shapes=tuple(tuple(matrix.shape) for matrix in experts),
     )
 
 

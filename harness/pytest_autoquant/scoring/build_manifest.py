@@ -32,7 +32,6 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
 )
 from pytest_autoquant.models.layers import Linear
 from pytest_autoquant.scoring.engine import GroupScore, Measurement
-from pytest_autoquant.scoring.notes import padded_to
 from pytest_autoquant.text import counted
 
 UNQUANTIZED_FORMAT = f"NONE(effective-bits: {UNQUANTIZED_BITS})"
@@ -60,12 +59,25 @@ class Findings:
     started: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSize:
+    """Weights of a layer group, and the bits that they store: padding and scales included."""
+
+    weights: int
+    stored_bits: int
+
+    @property
+    def bits(self) -> float:
+        """Bits stored per weight."""
+        return self.stored_bits / self.weights
+
+
 def build_manifest(findings: Findings) -> Manifest:
     """Rank the groups, select under the bit budget and put the record together."""
     groups = findings.measurement.groups
     scores = [per_token(group, findings.data) for group in groups]
-    weights = [_num_weights(group, findings.linears) for group in groups]
-    selection = _selection(scores, weights, findings)
+    sizes = [group_size(group, findings.linears, findings.config) for group in groups]
+    selection = _selection(scores, sizes, findings)
     problems = find_problems(groups, findings.linears)
     ranking = _ranking(scores)
     return Manifest(
@@ -77,10 +89,8 @@ def build_manifest(findings: Findings) -> Manifest:
         num_quantized_layers=sum(len(group.modules) for group in groups if group.quantized),
         layers=_layers(groups, selection, findings),
         layer_sensitivity={
-            group.name: _sensitivity(group, score, weight, rank, findings.config)
-            for group, score, weight, rank in zip(
-                groups, scores, weights, _ranks(ranking), strict=True
-            )
+            group.name: _sensitivity(group, score, size, rank, findings.config)
+            for group, score, size, rank in zip(groups, scores, sizes, _ranks(ranking), strict=True)
         },
         sensitivity_ranking=tuple(
             RankedGroup(name=groups[i].name, importance=_finite(scores[i])) for i in ranking
@@ -182,9 +192,17 @@ def _quantization(findings: Findings) -> QuantizationRecord:
         effective_quant_cfg=tuple(_plain(entry) for entry in config.entries),
         effective_quantizer_summary=dict(findings.measurement.quantizers),
         algorithm=_plain(config.algorithm),
-        effective_bits=config.effective_bits,
+        effective_bits=_stored_bits_per_weight(findings),
+        nominal_effective_bits=config.effective_bits,
         digest=config.digest,
     )
+
+
+def _stored_bits_per_weight(findings: Findings) -> float:
+    """Return the bits per weight over every linear, all of them quantized."""
+    linears = findings.linears.values()
+    weights = sum(linear.num_weights for linear in linears)
+    return sum(linear.stored_bits(findings.config) for linear in linears) / weights
 
 
 def _layers(
@@ -199,27 +217,30 @@ def _layers(
             module_type=linear.module_type,
             out_features=linear.out_features,
             in_features=linear.in_features,
-            padded_to=padded_to(linear, findings.config),
+            padded_to=linear.padded_to(findings.config),
+            stored_bits=linear.stored_bits(findings.config),
         )
         for name, linear in findings.linears.items()
     }
 
 
 def _sensitivity(
-    group: GroupScore, score: float, weights: int, rank: int, config: EffectiveConfig
+    group: GroupScore, score: float, size: GroupSize, rank: int, config: EffectiveConfig
 ) -> GroupSensitivity:
-    quantized = f"{config.pair.format_name}(effective-bits: {config.effective_bits})"
+    quantized = f"{config.pair.format_name}(effective-bits: {size.bits:.6g})"
     return GroupSensitivity(
         formats=(quantized, UNQUANTIZED_FORMAT),
         scores=(_finite(score), 0.0),
-        costs=(weights * config.effective_bits / UNQUANTIZED_BITS, float(weights)),
+        costs=(size.stored_bits / UNQUANTIZED_BITS, float(size.weights)),
         importance=_finite(score),
         rank=rank,
         module_names=group.modules,
     )
 
 
-def _selection(scores: Sequence[float], weights: Sequence[int], findings: Findings) -> Selection:
+def _selection(
+    scores: Sequence[float], sizes: Sequence[GroupSize], findings: Findings
+) -> Selection:
     """Quantized is candidate 0, unquantized candidate 1; a broken score is never worth taking."""
     if not scores:
         return Selection(
@@ -234,10 +255,10 @@ def _selection(scores: Sequence[float], weights: Sequence[int], findings: Findin
         ScoredGroup(
             name=group.modules[0],
             scores=(score if math.isfinite(score) else ceiling,),
-            bits=(findings.config.effective_bits,),
-            weights=count,
+            bits=(size.bits,),
+            weights=size.weights,
         ).with_unquantized()
-        for group, score, count in zip(findings.measurement.groups, scores, weights, strict=True)
+        for group, score, size in zip(findings.measurement.groups, scores, sizes, strict=True)
     ]
     return select_formats(groups, findings.run_config.effective_bits)
 
@@ -275,8 +296,15 @@ def per_token(group: GroupScore, data: CalibrationData) -> float:
     return group.score / data.scored_tokens
 
 
-def _num_weights(group: GroupScore, linears: Mapping[str, Linear]) -> int:
-    return sum(linears[name].num_weights for name in group.modules)
+def group_size(
+    group: GroupScore, linears: Mapping[str, Linear], config: EffectiveConfig
+) -> GroupSize:
+    """Return what a group holds and stores under a config."""
+    members = [linears[name] for name in group.modules]
+    return GroupSize(
+        weights=sum(linear.num_weights for linear in members),
+        stored_bits=sum(linear.stored_bits(config) for linear in members),
+    )
 
 
 def _finite(value: float) -> float | None:

@@ -9,12 +9,6 @@ from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.models.layers import Linear
 
 
-def padded_to(linear: Linear, config: EffectiveConfig) -> int | None:
-    """Return the width to which weight blocks pad a linear's input, None where they divide it."""
-    widths = ((width, config.padded_width(width)) for width in linear.input_widths)
-    return next((padded for width, padded in widths if padded != width), None)
-
-
 def data_notes(data: CalibrationData) -> tuple[str, ...]:
     """Return a note where a measurement used fewer captions than its size asks for."""
     notes = [data.shortfall] if data.shortfall else []
@@ -30,7 +24,7 @@ def padding_notes(linears: Iterable[Linear], config: EffectiveConfig) -> tuple[s
     """Return the linears whose input width the block size does not divide, a line per width."""
     padded: dict[tuple[int, int], list[str]] = {}
     for linear in linears:
-        width = padded_to(linear, config)
+        width = linear.padded_to(config)
         if width is not None:
             padded.setdefault((linear.in_features, width), []).append(linear.name)
     return tuple(

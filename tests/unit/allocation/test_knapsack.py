@@ -223,7 +223,7 @@ def test_groups_without_a_common_size_are_selected_exactly():
 def test_bits_that_are_not_floats_are_compared_exactly():
     """INT4 in blocks of 48 stores 4 + 1/3 bits per weight."""
     candidates = (9.0, 4 + 16 / 48), (2.0, 8.0), (0.0, 16.0)
-    groups = [group(*candidates, weights=65536), group(*candidates, weights=131072)]
+    groups = [group(*candidates, weights=48 * 1024), group(*candidates, weights=48 * 2048)]
     selection = select_formats(groups, 8.0)
     assert (selection.chosen, selection.score) == ((1, 1), 4.0)
 

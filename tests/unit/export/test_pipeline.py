@@ -136,7 +136,6 @@ def test_scheme_with_one_candidate_that_the_target_loads_is_supported(idle, tmp_
 
 MIXTURE = "int4_fp8_autoquant_bits6"
 FORMATS = ("wint4_afp16", "wfp8_afp8")
-BITS = {"wint4_afp16": 4.125, "wfp8_afp8": 8.0, None: 16.0}
 
 
 @pytest.fixture(scope="module")
@@ -181,17 +180,27 @@ def test_groups_are_those_that_were_scored(bench, mixture):
     assert sorted(names) == sorted(linear.name for linear in bench.model.linears)
 
 
+def bits_of(group):
+    """Bits per weight by format: groups of 128 share 16-bit scales, an FP8 linear one of fp32."""
+    fp8 = 8 + 32 * len(group.modules) / group.weights
+    return {"wint4_afp16": 4.125, "wfp8_afp8": fp8, None: 16.0}
+
+
 def test_formats_are_the_allocation_and_its_sums(mixture):
     groups = mixture.groups
     expected = allocate(
         builtin_schemes()[MIXTURE],
         [
             ScoredGroup(
-                name=g.name, scores=tuple(g.scores.values()), bits=(4.125, 8.0), weights=g.weights
+                name=g.name,
+                scores=tuple(g.scores.values()),
+                bits=tuple(bits_of(g)[name] for name in FORMATS),
+                weights=g.weights,
             )
             for g in groups
         ],
     )
+    assert [g.bits for g in groups] == [bits_of(g)[g.format] for g in groups]
     assert [g.format for g in groups] == [
         None if place is None else FORMATS[place] for place in expected.chosen
     ]
@@ -201,7 +210,7 @@ def test_formats_are_the_allocation_and_its_sums(mixture):
     allocation = mixture.allocation
     assert allocation.score == pytest.approx(sum(g.scores[g.format] for g in quantized), rel=1e-12)
     assert allocation.effective_bits == pytest.approx(
-        sum(BITS[g.format] * g.weights for g in groups) / total
+        sum(bits_of(g)[g.format] * g.weights for g in groups) / total
     )
     assert allocation.effective_bits <= 6
     assert allocation.fraction_of_groups == len(quantized) / len(groups)
@@ -258,11 +267,14 @@ def test_candidates_that_the_target_cannot_load_are_left_out(bench):
     assert manifest.scheme.target == "vllm"
     assert {group.format for group in manifest.groups} == {None, "wfp8_afp8"}
     assert all(list(group.scores) == ["wfp8_afp8"] for group in manifest.groups)
-    assert manifest.frontier[0].effective_bits == 8.0
+    linears, weights = len(bench.model.linears), sum(g.weights for g in manifest.groups)
+    assert manifest.frontier[0].effective_bits == 8 + 32 * linears / weights
 
 
 def test_budget_below_the_remaining_candidates_is_refused(bench):
-    with pytest.raises(UsageError, match="cannot be reached with wfp8_afp8; give at least 8,"):
+    with pytest.raises(
+        UsageError, match=r"cannot be reached with wfp8_afp8; give at least 8\.0004,"
+    ):
         runner(bench, target="vllm").derive(builtin(MIXTURE))
 
 
