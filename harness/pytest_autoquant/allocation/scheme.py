@@ -113,17 +113,24 @@ def allocate(scheme: Scheme, groups: Sequence[ScoredGroup]) -> Allocation:
     a subset of a larger one: the number of groups nearest to ``fraction_of_groups``, or as many as
     stay within ``fraction_of_weights``. By bits, the least total score within the budget, exactly.
 
+    A group keeps to the candidates that it can take.
+
     Args:
         groups: scores and bits of the scheme's candidates, without the unquantized one.
 
     Raises:
-        UsageError: the candidates cannot reach the budget; the message names the minimum.
+        UsageError: no group can take a candidate, or the candidates cannot reach the budget or the
+            fraction; the message names what can be reached.
     """
+    if not any(group.takeable for group in groups):
+        names = " or ".join(scheme.candidates)
+        raise UsageError(f"scheme {scheme.name!r}: no layer group can take {names}")
     if scheme.measure == "effective_bits":
         return _allocation(groups, _chosen_within_bits(scheme, groups))
-    ascending = sorted(range(len(groups)), key=lambda i: (groups[i].scores[0], i))
+    able = [i for i, group in enumerate(groups) if group.takeable]
+    ascending = sorted(able, key=lambda i: (groups[i].scores[0], i))
     if scheme.measure == "fraction_of_groups":
-        quantized = set(ascending[: math.floor(scheme.amount * len(groups) + 0.5)])
+        quantized = set(_first_groups(scheme, ascending, len(groups)))
     else:
         quantized = set(_first_within_weights(groups, ascending, scheme.amount))
     return _allocation(groups, [0 if i in quantized else None for i in range(len(groups))])
@@ -140,8 +147,20 @@ def _chosen_within_bits(scheme: Scheme, groups: Sequence[ScoredGroup]) -> list[i
             f"{', '.join(scheme.candidates)}; give at least "
             f"{rounded_up(selection.minimum_effective_bits)}, or a candidate with fewer bits"
         )
-    unquantized = [len(group.scores) for group in groups]
-    return [None if i == n else i for i, n in zip(selection.chosen, unquantized, strict=True)]
+    choices = [(*group.takeable, None) for group in groups]
+    return [choice[i] for choice, i in zip(choices, selection.chosen, strict=True)]
+
+
+def _first_groups(scheme: Scheme, ascending: Sequence[int], count: int) -> Sequence[int]:
+    """Return the number of groups that is nearest to the scheme's fraction of ``count``."""
+    wanted = math.floor(scheme.amount * count + 0.5)
+    if wanted > len(ascending):
+        raise UsageError(
+            f"scheme {scheme.name!r}: fraction_of_groups {scheme.amount:g} asks for {wanted} of "
+            f"{count} layer groups and only {len(ascending)} can take {scheme.candidates[0]}; give "
+            f"at most {math.floor(len(ascending) / count * 1e4) / 1e4:g}"
+        )
+    return ascending[:wanted]
 
 
 def _first_within_weights(

@@ -18,16 +18,28 @@ class ScoredGroup:
         bits: bits stored per weight, padding and scales included, by candidate; times
             ``weights`` a whole number.
         weights: number of weights in the group.
+        left_out: indices of the candidates that the group cannot take.
     """
 
     name: str
     scores: tuple[float, ...]
     bits: tuple[float, ...]
     weights: int
+    left_out: frozenset[int] = frozenset()
+
+    @property
+    def takeable(self) -> tuple[int, ...]:
+        """Indices of the candidates that the group can take."""
+        return tuple(i for i in range(len(self.scores)) if i not in self.left_out)
 
     def with_unquantized(self) -> ScoredGroup:
-        """Return the group with one more candidate, the last: not quantized, score 0."""
-        return replace(self, scores=(*self.scores, 0.0), bits=(*self.bits, UNQUANTIZED_BITS))
+        """Return the group with the candidates it can take, then one more: not quantized."""
+        return replace(
+            self,
+            scores=(*(self.scores[i] for i in self.takeable), 0.0),
+            bits=(*(self.bits[i] for i in self.takeable), UNQUANTIZED_BITS),
+            left_out=frozenset(),
+        )
 
     @property
     def stored_bits(self) -> tuple[int, ...]:

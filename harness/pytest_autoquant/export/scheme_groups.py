@@ -10,7 +10,7 @@ from pytest_autoquant.allocation.knapsack import select_formats_by_budget
 from pytest_autoquant.allocation.scheme import Allocation, allocate
 from pytest_autoquant.allocation.scored_group import ScoredGroup
 from pytest_autoquant.calibration.batches import CalibrationData
-from pytest_autoquant.errors import MeasurementError
+from pytest_autoquant.errors import MeasurementError, UsageError
 from pytest_autoquant.export.apply_scheme import GroupFormat
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS, EffectiveConfig
 from pytest_autoquant.grid.case import SchemeCase
@@ -22,6 +22,10 @@ from pytest_autoquant.manifests.scheme_manifest import (
 from pytest_autoquant.models.layers import Linear
 from pytest_autoquant.scoring.build_manifest import group_size, per_token
 from pytest_autoquant.scoring.engine import GroupScore, Measurement
+from pytest_autoquant.text import first_few
+
+#: By linear, why it cannot be exported in a candidate's format.
+Obstacles = Mapping[str, str]
 
 #: Number of points of the frontier, evenly spaced from the smallest choice to 16 bits.
 NUM_BUDGETS = 64
@@ -34,7 +38,7 @@ class Choice:
     Attributes:
         case: the scheme, with the candidates that were considered.
         left_out: reason by candidate that was not considered.
-        configs: effective config of each candidate.
+        configs: effective config of each candidate, ``obstacles`` the linears that cannot take it.
         modules: linears of each group.
         groups: scores and sizes of each group.
     """
@@ -42,6 +46,7 @@ class Choice:
     case: SchemeCase
     left_out: Mapping[str, str]
     configs: tuple[EffectiveConfig, ...]
+    obstacles: tuple[Obstacles, ...]
     modules: tuple[tuple[str, ...], ...]
     groups: tuple[ScoredGroup, ...]
     allocation: Allocation
@@ -68,6 +73,10 @@ class Choice:
                 format=None if chosen is None else names[chosen],
                 scores=dict(zip(names, group.scores, strict=True)),
                 bits=UNQUANTIZED_BITS if chosen is None else group.bits[chosen],
+                left_out={
+                    names[i]: _first_obstacle(modules, self.obstacles[i])
+                    for i in sorted(group.left_out)
+                },
             )
             for group, modules, chosen in zip(
                 self.groups, self.modules, self.allocation.chosen, strict=True
@@ -89,6 +98,7 @@ def choose(
     case: SchemeCase,
     left_out: Mapping[str, str],
     configs: Sequence[EffectiveConfig],
+    obstacles: Sequence[Obstacles],
     measurements: Sequence[Measurement],
     data: CalibrationData,
     linears: Mapping[str, Linear],
@@ -96,7 +106,8 @@ def choose(
     """Solve a scheme for the scores of its candidates.
 
     Args:
-        configs: effective config of each candidate; ``measurements`` its scores.
+        configs: effective config of each candidate; ``obstacles`` the linears that cannot take it,
+            ``measurements`` its scores.
         linears: the model's linears by name.
 
     Raises:
@@ -104,13 +115,14 @@ def choose(
         UsageError: the budget cannot be reached.
     """
     groups = tuple(
-        _group(case, scores, configs, data, linears)
+        _group(case, scores, configs, obstacles, data, linears)
         for scores in zip(*(measurement.groups for measurement in measurements), strict=True)
     )
     return Choice(
         case=case,
         left_out=left_out,
         configs=tuple(configs),
+        obstacles=tuple(obstacles),
         modules=tuple(group.modules for group in measurements[0].groups),
         groups=groups,
         allocation=allocate(case.scheme, groups),
@@ -118,10 +130,69 @@ def choose(
     )
 
 
+def unreachable(
+    case: SchemeCase,
+    configs: Sequence[EffectiveConfig],
+    obstacles: Sequence[Obstacles],
+    groups: Sequence[Sequence[str]],
+    linears: Mapping[str, Linear],
+) -> str | None:
+    """Return why a scheme's rule cannot be met, whatever the scores are, None if it can.
+
+    Args:
+        groups: linears of each group.
+    """
+    scores = (0.0,) * len(configs)
+    sized = [_sized(modules, scores, configs, obstacles, linears) for modules in groups]
+    try:
+        allocate(case.scheme, sized)
+    except UsageError as error:
+        return "; ".join((str(error), *named_obstacles(case, obstacles)))
+    return None
+
+
+def named_obstacles(case: SchemeCase, obstacles: Sequence[Obstacles]) -> tuple[str, ...]:
+    """Return a sentence per candidate and reason, with the linears that cannot take it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for candidate, by_linear in zip(case.scheme.candidates, obstacles, strict=True):
+        for linear, reason in by_linear.items():
+            found.setdefault((candidate, reason), []).append(linear)
+    return tuple(
+        f"{candidate} cannot be exported where {reason}: {first_few(linears)}"
+        for (candidate, reason), linears in found.items()
+    )
+
+
+def _first_obstacle(modules: Sequence[str], obstacles: Obstacles) -> str:
+    name = next(name for name in modules if name in obstacles)
+    return f"{obstacles[name]} of {name}"
+
+
+def _sized(
+    modules: Sequence[str],
+    scores: tuple[float, ...],
+    configs: Sequence[EffectiveConfig],
+    obstacles: Sequence[Obstacles],
+    linears: Mapping[str, Linear],
+) -> ScoredGroup:
+    """Return a group with what each candidate stores; all members must be able to take it."""
+    sizes = [group_size(modules, linears, config) for config in configs]
+    return ScoredGroup(
+        name=modules[0],
+        scores=scores,
+        bits=tuple(size.bits for size in sizes),
+        weights=sizes[0].weights,
+        left_out=frozenset(
+            i for i, each in enumerate(obstacles) if not each.keys().isdisjoint(modules)
+        ),
+    )
+
+
 def _group(
     case: SchemeCase,
     scores: Sequence[GroupScore],
     configs: Sequence[EffectiveConfig],
+    obstacles: Sequence[Obstacles],
     data: CalibrationData,
     linears: Mapping[str, Linear],
 ) -> ScoredGroup:
@@ -133,13 +204,7 @@ def _group(
             f"scheme {case.test_id}: the score of {modules[0]} is not finite; leave "
             "that candidate out"
         )
-    sizes = [group_size(scores[0], linears, config) for config in configs]
-    return ScoredGroup(
-        name=modules[0],
-        scores=per_candidate,
-        bits=tuple(size.bits for size in sizes),
-        weights=sizes[0].weights,
-    )
+    return _sized(modules, per_candidate, configs, obstacles, linears)
 
 
 def _frontier(groups: Sequence[ScoredGroup]) -> tuple[FrontierPoint, ...]:

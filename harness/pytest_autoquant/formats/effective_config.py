@@ -71,6 +71,10 @@ class EffectiveConfig:
         """Return a linear's input width rounded up to whole blocks of the weight quantizer."""
         return in_features if self.weight is None else self.weight.padded_width(in_features)
 
+    def padded_height(self, out_features: int) -> int:
+        """Return a linear's outputs rounded up to whole blocks of the weight quantizer."""
+        return out_features if self.weight is None else self.weight.padded_height(out_features)
+
     def stored_bits(self, out_features: int, in_features: int) -> int:
         """Return the bits of a stored weight; see ``QuantizerAttributes.stored_bits``."""
         if self.weight is None:

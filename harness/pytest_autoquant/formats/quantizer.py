@@ -63,7 +63,7 @@ E4M3_MAX = 448.0
 
 # ModelOpt's kernel for dynamic E2M1 blocks with E4M3 scales takes no block size: it executes 16
 # (``fp4_fake_quant_block`` in ``modelopt/torch/kernels/quantization/gemm``, 0.47.0).
-_NVFP4_BITS, _NVFP4_SCALE, _NVFP4_BLOCK = (2, 1), (4, 3), 16
+_NVFP4_BLOCK = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,9 +196,7 @@ class QuantizerAttributes:
     def executed_blocks(self) -> BlockSizes | None:
         """The blocks that ModelOpt executes: 16 for NVFP4, whatever size is declared."""
         blocks = self.blocks
-        if blocks is None or blocks.area is None or blocks.type != "dynamic":
-            return blocks
-        if (self.num_bits, blocks.scale_bits) != (_NVFP4_BITS, _NVFP4_SCALE):
+        if blocks is None or blocks.area is None or blocks.type != "dynamic" or not self.is_nvfp4:
             return blocks
         return replace(blocks, sizes=((-1, _NVFP4_BLOCK),))
 
@@ -258,15 +256,18 @@ class QuantizerAttributes:
         """
         return _round_up(in_features, self.block_size)
 
+    def padded_height(self, out_features: int) -> int:
+        """Return ``out_features`` rounded up to whole blocks; see ``padded_width``."""
+        blocks = self.executed_blocks
+        return _round_up(out_features, blocks.along(-2, 0) if blocks else None)
+
     def stored_bits(self, out_features: int, in_features: int) -> int:
         """Return the bits of a stored weight: padding and every scale of the weight included.
 
         Scales of blocks take 8 bits (E8M0, E4M3) or 16; those per channel and per tensor, NVFP4's
         second one included, 32. Scales of inputs are not in it.
         """
-        blocks = self.executed_blocks
-        rows = _round_up(out_features, blocks.along(-2, 0) if blocks else None)
-        columns = self.padded_width(in_features)
+        rows, columns = self.padded_height(out_features), self.padded_width(in_features)
         scales = sum(each._scales_bits(rows, columns) for each in (self, *self.followers))
         return rows * columns * self.width + scales
 

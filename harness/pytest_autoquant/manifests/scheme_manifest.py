@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -53,6 +53,7 @@ class GroupDecision:
         scores: score per scored token by candidate.
         bits: stored per weight in the chosen format, padding and scales included; 16 if the group
             stays unquantized, None in earlier manifests.
+        left_out: by candidate, why the group cannot take it.
     """
 
     __pydantic_config__ = STRICT
@@ -62,6 +63,7 @@ class GroupDecision:
     format: str | None
     scores: dict[str, float]
     bits: float | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

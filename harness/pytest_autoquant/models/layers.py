@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,8 +58,16 @@ class Linear:
         return next((padded for width, padded in widths if padded != width), None)
 
 
-def architecture_linears(source: ModelSource, *, trust_remote_code: bool) -> tuple[Linear, ...]:
-    """Return the language model's linears from its config, without loading weights.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """A model without weights: its modules on the meta device, and the measured linears."""
+
+    module: Any
+    linears: tuple[Linear, ...]
+
+
+def load_architecture(source: ModelSource, *, trust_remote_code: bool) -> Architecture:
+    """Build a model from its config, without loading weights.
 
     Raises:
         ModelError: the config cannot be loaded or is of another kind of model.
@@ -66,7 +75,12 @@ def architecture_linears(source: ModelSource, *, trust_remote_code: bool) -> tup
     config = load_config(source, random_weights=True, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
         module = auto_class(config, source).from_config(config, trust_remote_code=trust_remote_code)
-    return language_model_linears(module)
+    return Architecture(module=module, linears=language_model_linears(module))
+
+
+def architecture_linears(source: ModelSource, *, trust_remote_code: bool) -> tuple[Linear, ...]:
+    """Return the language model's linears from its config; see ``load_architecture``."""
+    return load_architecture(source, trust_remote_code=trust_remote_code).linears
 
 
 def language_model_linears(module: Any) -> tuple[Linear, ...]:
@@ -81,6 +95,12 @@ def language_model_linears(module: Any) -> tuple[Linear, ...]:
         for name, child in decoder.named_modules()
         if isinstance(child, nn.Linear) or _expert_weights(child)
     )
+
+
+def bits_per_weight(linears: Collection[Linear], config: EffectiveConfig) -> float:
+    """Return the bits stored per weight of one or more linears, all of them quantized."""
+    stored = sum(linear.stored_bits(config) for linear in linears)
+    return stored / sum(linear.num_weights for linear in linears)
 
 
 def other_weighted_modules(module: nn.Module, linears: tuple[Linear, ...]) -> tuple[str, ...]:

@@ -30,9 +30,9 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
     RankedGroup,
     RunConfig,
 )
-from pytest_autoquant.models.layers import Linear
+from pytest_autoquant.models.layers import Linear, bits_per_weight
 from pytest_autoquant.scoring.engine import GroupScore, Measurement
-from pytest_autoquant.text import counted
+from pytest_autoquant.text import counted, first_few
 
 UNQUANTIZED_FORMAT = f"NONE(effective-bits: {UNQUANTIZED_BITS})"
 
@@ -76,7 +76,7 @@ def build_manifest(findings: Findings) -> Manifest:
     """Rank the groups, select under the bit budget and put the record together."""
     groups = findings.measurement.groups
     scores = [per_token(group, findings.data) for group in groups]
-    sizes = [group_size(group, findings.linears, findings.config) for group in groups]
+    sizes = [group_size(group.modules, findings.linears, findings.config) for group in groups]
     selection = _selection(scores, sizes, findings)
     problems = find_problems(groups, findings.linears)
     ranking = _ranking(scores)
@@ -110,14 +110,14 @@ def find_problems(groups: Sequence[GroupScore], linears: Mapping[str, Linear]) -
         problems.append("nothing was quantized: AutoQuant searched no layer group")
     left_out = sorted(set(linears) - {name for group in groups for name in group.modules})
     if left_out and groups:
-        problems.append(f"no score for {counted(len(left_out), 'linear')}: {_some(left_out)}")
+        problems.append(f"no score for {counted(len(left_out), 'linear')}: {first_few(left_out)}")
     idle = [group.name for group in groups if not group.quantized]
     if idle:
-        problems.append(f"quantizers were off in {counted(len(idle), 'group')}: {_some(idle)}")
+        problems.append(f"quantizers were off in {counted(len(idle), 'group')}: {first_few(idle)}")
     broken = [group.name for group in groups if not math.isfinite(group.score)]
     if broken:
         problems.append(
-            f"scores are not finite in {counted(len(broken), 'group')}: {_some(broken)}"
+            f"scores are not finite in {counted(len(broken), 'group')}: {first_few(broken)}"
         )
     return tuple(problems)
 
@@ -192,17 +192,10 @@ def _quantization(findings: Findings) -> QuantizationRecord:
         effective_quant_cfg=tuple(_plain(entry) for entry in config.entries),
         effective_quantizer_summary=dict(findings.measurement.quantizers),
         algorithm=_plain(config.algorithm),
-        effective_bits=_stored_bits_per_weight(findings),
+        effective_bits=bits_per_weight(findings.linears.values(), config),
         nominal_effective_bits=config.effective_bits,
         digest=config.digest,
     )
-
-
-def _stored_bits_per_weight(findings: Findings) -> float:
-    """Return the bits per weight over every linear, all of them quantized."""
-    linears = findings.linears.values()
-    weights = sum(linear.num_weights for linear in linears)
-    return sum(linear.stored_bits(findings.config) for linear in linears) / weights
 
 
 def _layers(
@@ -297,10 +290,10 @@ def per_token(group: GroupScore, data: CalibrationData) -> float:
 
 
 def group_size(
-    group: GroupScore, linears: Mapping[str, Linear], config: EffectiveConfig
+    modules: Sequence[str], linears: Mapping[str, Linear], config: EffectiveConfig
 ) -> GroupSize:
-    """Return what a group holds and stores under a config."""
-    members = [linears[name] for name in group.modules]
+    """Return what a group of linears holds and stores under a config."""
+    members = [linears[name] for name in modules]
     return GroupSize(
         weights=sum(linear.num_weights for linear in members),
         stored_bits=sum(linear.stored_bits(config) for linear in members),
@@ -318,8 +311,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -274,7 +274,7 @@ class Worker:
     def _skip_case(self, item: pytest.Item, case: Case) -> None:
         support = self.runner.support(case.combination)
         if not support.is_supported:
-            bits = self.runner.config(case.combination).effective_bits
+            bits = self.runner.bits(case.combination)
             self._skip(item, _skipped(case, support, bits))
         elif self.plan.settings.resume:
             self._resume(item, case)
@@ -319,7 +319,7 @@ class Worker:
         with as_failure():
             case = self.plan.case_named(name)
             support = self.runner.support(case.combination)
-            bits = self.runner.config(case.combination).effective_bits
+            bits = self.runner.bits(case.combination)
         if not support.is_supported:
             _add(item, Skipped(case=_skipped(case, support, bits)))
             pytest.skip(support.skip_reason)
@@ -358,7 +358,7 @@ class Worker:
         with as_failure():
             if isinstance(combination, str):
                 combination = self.plan.combination_named(combination)
-            check = self.runner.configurations.check(combination)
+            check = self.runner.check(combination)
         _add(item, Checked(check=check))
         return check
 
