@@ -13,6 +13,7 @@ from pytest_autoquant.errors import UsageError
 from pytest_autoquant.formats.granularity import Granularity
 from pytest_autoquant.formats.quant_cfg import Entry, active_entry, entry_list
 from pytest_autoquant.formats.quant_pair import (
+    EXCLUSIONS,
     INPUT_QUANTIZER,
     WEIGHT_QUANTIZER,
     QuantPair,
@@ -25,6 +26,9 @@ from pytest_autoquant.formats.quantizer import (
     ScaleSharing,
     canonical,
 )
+
+#: The exclusions that are part of the digests of composed configs.
+_DIGESTED = ("*lm_head*", "*visual*")
 
 #: Bits per weight of a layer that is not quantized.
 UNQUANTIZED_BITS = 16.0
@@ -44,6 +48,8 @@ class EffectiveConfig:
         notes: what a reader of the result has to know about how the config came about.
         no_effect: why the overlay cannot change anything, or None.
         digest: sha256 over the canonical config; equal digests mean equal quantized bits.
+        is_modelopt_preset: whether the base config was compared with the installed ModelOpt's
+            preset of its name and quantizes the same.
     """
 
     pair: QuantPair
@@ -56,6 +62,7 @@ class EffectiveConfig:
     notes: tuple[str, ...]
     no_effect: str | None
     digest: str
+    is_modelopt_preset: bool = False
 
     @property
     def quantizers(self) -> tuple[tuple[str, QuantizerAttributes | None], ...]:
@@ -133,7 +140,7 @@ def resolve(
         effective_bits=UNQUANTIZED_BITS if weight is None else weight.bits_per_weight,
         notes=(*notes, *_partial_effect(granularity, inert)),
         no_effect=_no_effect(granularity, inert),
-        digest=_digest(entries, algorithm),
+        digest=_digest(_digested(entries) if preset is None else entries, algorithm),
     )
 
 
@@ -203,6 +210,15 @@ def _no_effect(granularity: Granularity, inert: Sequence[str]) -> str | None:
     if inert and len(inert) == len(granularity.overrides):
         return f"the overlay only touches {' and '.join(inert)}, which the pair disables"
     return None
+
+
+def _digested(composed: Sequence[Entry]) -> list[Entry]:
+    """Return the entries that identify a composed config: all have the same exclusions.
+
+    Two of these stand for them, which were all there were when digests were first recorded.
+    """
+    shared = [entry for entry in EXCLUSIONS if entry["quantizer_name"] not in _DIGESTED]
+    return [entry for entry in composed if entry not in shared]
 
 
 def _digest(entries: Sequence[Entry], algorithm: Any) -> str:

@@ -130,6 +130,10 @@ class QuantizationRecord:
     """The quantization config given to ModelOpt.
 
     Attributes:
+        base_is_modelopt_preset: whether the base quantizes as the preset of that name does that
+            the installed ModelOpt has.
+        effective_quant_cfg: the base with the overlay, and the modules of this model that were not
+            measured; ``formats.quant_cfg.recorded_entries`` reads it for ``mtq.quantize``.
         effective_bits: bits stored per weight over all layers, padding and scales included; in
             manifests without ``nominal_effective_bits`` this is the nominal number.
         nominal_effective_bits: what ModelOpt was given, without padding and without scales per

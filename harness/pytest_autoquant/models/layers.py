@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pytest_autoquant.formats.effective_config import EffectiveConfig
+from pytest_autoquant.formats.quant_pair import is_excluded
 from pytest_autoquant.models.architecture import auto_class, load_config
 from pytest_autoquant.models.registry import ModelSource
 
@@ -86,14 +87,18 @@ def architecture_linears(source: ModelSource, *, trust_remote_code: bool) -> tup
 def language_model_linears(module: Any) -> tuple[Linear, ...]:
     """Return the linears and fused experts of the decoder, in module order.
 
-    These are what ModelOpt quantizes. The vision tower and ``lm_head`` are not in the decoder.
+    These are what ModelOpt's presets quantize: routers and gates of mixtures are not among them.
+    The vision tower and ``lm_head`` are not in the decoder.
     """
     decoder = module.get_decoder()
     prefix = next(name for name, child in module.named_modules() if child is decoder)
+    named = (
+        (f"{prefix}.{name}" if prefix else name, child) for name, child in decoder.named_modules()
+    )
     return tuple(
-        _describe(f"{prefix}.{name}" if prefix else name, child)
-        for name, child in decoder.named_modules()
-        if isinstance(child, nn.Linear) or _expert_weights(child)
+        _describe(name, child)
+        for name, child in named
+        if (isinstance(child, nn.Linear) or _expert_weights(child)) and not is_excluded(name)
     )
 
 

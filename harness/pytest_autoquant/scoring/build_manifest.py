@@ -12,6 +12,7 @@ from pytest_autoquant.allocation.knapsack import Selection, select_formats
 from pytest_autoquant.allocation.scored_group import ScoredGroup
 from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS, EffectiveConfig
+from pytest_autoquant.formats.quant_cfg import Entry, is_enabled
 from pytest_autoquant.grid.case import Case
 from pytest_autoquant.manifests.sensitivity_manifest import (
     AutoquantRun,
@@ -41,7 +42,8 @@ UNQUANTIZED_FORMAT = f"NONE(effective-bits: {UNQUANTIZED_BITS})"
 class Findings:
     """Everything about one case that its manifest is made of.
 
-    ``linears`` is by module name, in module order; ``alias_of`` names the case that measured;
+    ``linears`` is by module name, in module order, ``others`` the linears and convolutions that are
+    not measured; ``alias_of`` names the case that measured;
     ``started`` is the clock (``time.perf_counter``) when the case began.
     """
 
@@ -50,6 +52,7 @@ class Findings:
     measurement: Measurement
     data: CalibrationData
     linears: Mapping[str, Linear]
+    others: tuple[str, ...] = ()
     alias_of: str | None
     notes: tuple[str, ...]
     model: ModelRecord
@@ -185,17 +188,24 @@ def _quantization(findings: Findings) -> QuantizationRecord:
     overrides = {name: _plain(half) for name, half in config.granularity.overrides.items()}
     return QuantizationRecord(
         base_format_name=config.pair.format_name,
-        base_is_modelopt_preset=config.pair.is_preset,
+        base_is_modelopt_preset=config.is_modelopt_preset,
         quant_granularity=GranularityRecord(
             name=config.granularity.name, quant_cfg_overrides=overrides
         ),
-        effective_quant_cfg=tuple(_plain(entry) for entry in config.entries),
+        effective_quant_cfg=tuple(map(_plain, _measured_entries(config, findings.others))),
         effective_quantizer_summary=dict(findings.measurement.quantizers),
         algorithm=_plain(config.algorithm),
         effective_bits=bits_per_weight(findings.linears.values(), config),
         nominal_effective_bits=config.effective_bits,
         digest=config.digest,
     )
+
+
+def _measured_entries(config: EffectiveConfig, others: Sequence[str]) -> list[Entry]:
+    """Return the config's entries, and one per other module that they would quantize."""
+    quantizers = [name for name in others if is_enabled(config.entries, f"{name}.weight_quantizer")]
+    off = [{"quantizer_name": f"{name}.*", "enable": False} for name in quantizers]
+    return [*config.entries, *off]
 
 
 def _layers(

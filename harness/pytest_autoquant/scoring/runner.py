@@ -227,6 +227,7 @@ class MeasurementRunner:
                 measurement=measurement,
                 data=data,
                 linears={linear.name: linear for linear in linears},
+                others=self.model.others,
                 alias_of=None if original == case else original.case_id,
                 notes=(*data_notes(data), *padding_notes(linears, config), *measurement.notes),
                 model=self.model.record,

@@ -44,7 +44,7 @@ def test_pair_without_optional_keys_is_composed_and_experimental(pair):
 
 def test_pair_with_another_format_name_uses_modelopts_preset(pair):
     mine = pair(PAIR + "format_name: INT4_AWQ_CFG\nexperimental: false\n")
-    assert (mine.format_name, mine.from_preset, mine.is_preset) == ("INT4_AWQ_CFG", True, True)
+    assert (mine.format_name, mine.from_preset) == ("INT4_AWQ_CFG", True)
     assert not mine.experimental
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from pytest_autoquant.errors import UsageError
 from pytest_autoquant.formats.granularity import DEFAULT
-from pytest_autoquant.formats.quant_pair import QuantPair
+from pytest_autoquant.formats.quant_pair import QuantPair, builtin_pairs
 from pytest_autoquant.modelopt_support.presets import load_preset
 from pytest_autoquant.modelopt_support.probe import Prober
 
+PAIRS = builtin_pairs()
 OFF = {"quantizer_name": "*", "enable": False}
 INT4 = {"num_bits": 4, "block_sizes": {-1: 128, "type": "static"}}
 
@@ -31,6 +32,21 @@ def test_preset_keeps_modelopts_attributes_and_algorithm():
     assert config.algorithm == mtq.INT4_AWQ_CFG["algorithm"]
     assert config.modelopt()["quant_cfg"] == list(mtq.INT4_AWQ_CFG["quant_cfg"])
     assert prober.support(config).is_supported
+
+
+def test_base_is_compared_with_the_installed_preset(monkeypatch):
+    prober = Prober(torch.device("cpu"), torch.float32)
+    named = [p.name for p in PAIRS.values() if prober.resolve(p, DEFAULT).is_modelopt_preset]
+    assert set(named) == {p.name for p in PAIRS.values() if hasattr(mtq, p.format_name)}
+    preset = mtq.FP8_DEFAULT_CFG
+    fp8, int8 = PAIRS["wfp8_afp8"], PAIRS["wint8_aint8"]
+    more = {"quantizer_name": "*k_proj*", "enable": False}
+    for changed in ({"quant_cfg": [*preset["quant_cfg"], more]}, {"algorithm": "mse"}):
+        monkeypatch.setattr(mtq, "FP8_DEFAULT_CFG", {**preset, **changed})
+        assert not prober.resolve(fp8, DEFAULT).is_modelopt_preset
+    monkeypatch.delattr(mtq, "FP8_DEFAULT_CFG")
+    assert not prober.resolve(fp8, DEFAULT).is_modelopt_preset
+    assert prober.resolve(int8, DEFAULT).is_modelopt_preset
 
 
 @pytest.mark.parametrize("name", ["INT3_CFG", "quantize", "__name__"])
@@ -66,6 +82,14 @@ def test_preset_of_other_dtypes_than_the_pair_is_refused(pair, message):
             "does not start by disabling every quantizer",
         ),
         ([], "does not start by disabling every quantizer"),
+        (
+            [
+                OFF,
+                {"quantizer_name": "*weight_quantizer", "cfg": INT4},
+                {"quantizer_name": "*q_proj*", "enable": False},
+            ],
+            r"leaves out what matches '\*q_proj\*'",
+        ),
     ],
 )
 def test_preset_of_some_layers_or_with_defaults_on_is_refused(monkeypatch, entries, message):
