@@ -15,6 +15,8 @@ from typing import Any
 from pytest_autoquant.formats.quant_cfg import Entry, is_enabled
 from pytest_autoquant.formats.quantizer import QuantizerAttributes
 
+_BLOCK_FORMATS = ("NVFP4", "MXFP4", "MXFP6", "MXFP8", "MXINT8")
+
 #: The patterns under which a config gives attributes to every weight and every input quantizer.
 WEIGHT_QUANTIZER = "*weight_quantizer"
 INPUT_QUANTIZER = "*input_quantizer"
@@ -143,6 +145,24 @@ def composed_format_name(weight: str, activation: str) -> str:
     if weight == UNQUANTIZED:
         return f"{_label(activation)}_ACT_ONLY_CFG"
     return f"{_label(weight)}_WEIGHT_{_label(activation)}_ACT_CFG"
+
+
+def advice(weight: str, activation: str, format_name: str) -> str:
+    """Return how to ask for a format that is no preset here, without another format in its place.
+
+    ``fp4`` composes MXFP4; block formats such as MXFP8 are composed from no dtype.
+    """
+    if "NVFP4" in format_name and "fp4" in (weight, activation):
+        pair = ("nvfp4" if dtype == "fp4" else dtype for dtype in (weight, activation))
+        names = "w{}_a{}".format(*pair)
+        return (
+            f"fp4 is MXFP4 here; for NVFP4 use the built-in pair {names}, or give nvfp4 and leave "
+            "format_name out"
+        )
+    composed = composed_format_name(weight, activation)
+    if any(block in format_name and block not in composed for block in _BLOCK_FORMATS):
+        return "leave the pair out, as no dtype composes this format"
+    return f"leave format_name out to compose {composed}"
 
 
 def compose(weight: str, activation: str) -> dict[str, Any]:

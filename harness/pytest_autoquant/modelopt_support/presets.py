@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
 from pytest_autoquant.errors import UsageError
@@ -15,6 +16,7 @@ from pytest_autoquant.formats.quant_pair import (
     INPUT_QUANTIZER,
     WEIGHT_QUANTIZER,
     QuantPair,
+    advice,
 )
 from pytest_autoquant.formats.quantizer import NumBits, QuantizerAttributes, canonical
 
@@ -32,12 +34,28 @@ def load_preset(pair: QuantPair) -> Mapping[str, Any]:
     if preset is None:
         raise UsageError(
             f"pair {pair.name!r}: nvidia-modelopt {modelopt.__version__} has no preset "
-            f"{pair.format_name!r}; install a version that has it, or leave format_name out to "
-            f"compose {pair.weight} weights with {pair.activation} activations"
+            f"{pair.format_name!r}{_closest(pair.format_name)}; install a version that has it, or "
+            f"{advice(pair.weight, pair.activation, pair.format_name)}"
         )
     _check_covers_every_linear(pair, preset)
     _check_dtypes(pair, preset)
     return preset
+
+
+def check_presets(pairs: Iterable[QuantPair]) -> None:
+    """Load the preset of every pair that is read from the installed ModelOpt.
+
+    Raises:
+        UsageError: one message with what ``load_preset`` says of each pair that it refuses.
+    """
+    problems = []
+    for pair in pairs:
+        try:
+            load_preset(pair)
+        except UsageError as error:
+            problems.append(str(error))
+    if problems:
+        raise UsageError("\n".join(problems))
 
 
 def is_installed_preset(config: EffectiveConfig) -> bool:
@@ -53,6 +71,15 @@ def is_installed_preset(config: EffectiveConfig) -> bool:
         return False
     ours, theirs = resolve(config.pair, DEFAULT), resolve(config.pair, DEFAULT, preset)
     return _executed(ours) == _executed(theirs)
+
+
+def _closest(format_name: str) -> str:
+    """Name the installed preset of the most similar name, if there is one."""
+    import modelopt.torch.quantization as mtq
+
+    names = [name for name in dir(mtq) if _installed(name) is not None]
+    close = get_close_matches(format_name, names, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _installed(format_name: str) -> Mapping[str, Any] | None:

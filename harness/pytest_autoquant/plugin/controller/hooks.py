@@ -119,6 +119,8 @@ class Controller:
         """Take in which tests are cases; find an unwritable folder before the first of them."""
         if only_looks(self._config):
             return
+        if collected.problem:
+            raise pytest.UsageError(collected.problem)
         with as_usage_error():
             plan = plan_of(self._config)
             by_id = plan.cases_by_id

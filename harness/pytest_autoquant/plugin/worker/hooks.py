@@ -37,6 +37,7 @@ from pytest_autoquant.plugin.pytest_config import (
     failure,
     is_end_of_test,
     is_worker,
+    only_looks,
     parameter,
     plan_of,
 )
@@ -236,6 +237,7 @@ class Worker:
                 i.nodeid for i in items if i.nodeid not in cases and i.nodeid not in schemes
             ),
             num_selected=self._collected.num_selected,
+            problem=self._preset_problem(items),
         )
         if not collected.num_selected:
             return
@@ -247,6 +249,18 @@ class Worker:
             from pytest_autoquant.plugin import controller_of
 
             controller_of(self._config).collect(collected)
+
+    def _preset_problem(self, items: list[pytest.Item]) -> str:
+        """Return why presets that pairs of one's own name cannot be used; empty if they can."""
+        values = (parameter(item, name) for item in items for name in PARAMETERS)
+        combinations = [each for value in values if value for each in value.combinations]
+        if only_looks(self._config) or not any(each.pair.from_preset for each in combinations):
+            return ""
+        try:
+            self.runner.configurations.check_presets(combinations)
+        except UsageError as error:
+            return str(error)
+        return ""
 
     # Tests
 
