@@ -47,6 +47,8 @@ class EffectiveConfig:
             shape's.
         notes: what a reader of the result has to know about how the config came about.
         no_effect: why the overlay cannot change anything, or None.
+        lost_format: which overlay takes the blocks of a block format away, so that what is left is
+            another format, or None.
         digest: sha256 over the canonical config; equal digests mean equal quantized bits.
         is_modelopt_preset: whether the base config was compared with the installed ModelOpt's
             preset of its name and quantizes the same.
@@ -61,6 +63,7 @@ class EffectiveConfig:
     effective_bits: float
     notes: tuple[str, ...]
     no_effect: str | None
+    lost_format: str | None = None
     digest: str
     is_modelopt_preset: bool = False
 
@@ -140,6 +143,7 @@ def resolve(
         effective_bits=UNQUANTIZED_BITS if weight is None else weight.bits_per_weight,
         notes=(*notes, *_partial_effect(granularity, inert)),
         no_effect=_no_effect(granularity, inert),
+        lost_format=_lost_format(before, entries, granularity),
         digest=_digest(_digested(entries) if preset is None else entries, algorithm),
     )
 
@@ -209,6 +213,21 @@ def _partial_effect(granularity: Granularity, inert: Sequence[str]) -> tuple[str
 def _no_effect(granularity: Granularity, inert: Sequence[str]) -> str | None:
     if inert and len(inert) == len(granularity.overrides):
         return f"the overlay only touches {' and '.join(inert)}, which the pair disables"
+    return None
+
+
+def _lost_format(
+    before: Sequence[Entry], after: Sequence[Entry], granularity: Granularity
+) -> str | None:
+    for pattern in granularity.overrides:
+        base, overlaid = _attributes(before, pattern), _attributes(after, pattern)
+        if base is None or overlaid is None or not base.is_block_format:
+            continue
+        if not overlaid.is_block_format:
+            return (
+                f"overlay {granularity.name!r} takes the blocks of {base.block_size} of {pattern} "
+                "away, and with them their scales: what is left is another format"
+            )
     return None
 
 

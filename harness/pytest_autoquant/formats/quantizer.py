@@ -173,6 +173,12 @@ class QuantizerAttributes:
             self.num_bits == _E2M1 and self.blocks is not None and self.blocks.scale_bits == _E4M3
         )
 
+    @property
+    def is_block_format(self) -> bool:
+        """Whether blocks of one size with minifloat scales make the format, as in MX and NVFP4."""
+        blocks = self.blocks
+        return blocks is not None and blocks.area is not None and blocks.scale_bits is not None
+
     def has_one_range(self, out_features: int, in_features: int) -> bool:
         """Whether a weight has one calibrated range: per tensor, or of a single block."""
         if not self.needs_calibration or self.axis is not None:

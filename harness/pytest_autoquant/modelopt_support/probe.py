@@ -65,6 +65,12 @@ class Prober:
         """Return the status of ``config`` on this device."""
         if config.no_effect is not None:
             return Support(status=Status.NO_EFFECT, reason=config.no_effect)
+        support = self._probed(config)
+        if config.lost_format is None or support.status is Status.UNSUPPORTED:
+            return support
+        return Support(status=Status.UNSUPPORTED, reason=config.lost_format)
+
+    def _probed(self, config: EffectiveConfig) -> Support:
         answer = self._quantized(config)
         if isinstance(answer, Exception):
             return self._refusal(config, answer)
