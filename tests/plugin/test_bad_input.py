@@ -100,7 +100,7 @@ UNKNOWN = {
     "NaN bits": ("--aq-effective-bits=nan", ["--aq-effective-bits: 'nan'", "above 0 and up to 16"]),
     "too many bits": ("--aq-effective-bits=17", ["--aq-effective-bits: '17'", "up to 16"]),
     "no such captions": ("--aq-captions=none.txt", ["none.txt", "does not exist"]),
-    "no such conf": ("--aq-conf=none", ["--aq-conf none", "no such folder"]),
+    "no such conf": ("--aq-conf=none", ["--aq-conf none", "no such file or folder"]),
     "both roots": ("--aq-publish --aq-report-dir=out", ["--aq-publish and --aq-report-dir"]),
 }
 

@@ -106,6 +106,7 @@ class Controller:
             f"autoquant: model {plan.source.name}, device {settings.device}, "
             f"dtype {settings.dtype}, engine {settings.engine}, captions {captions}",
             f"autoquant: reports in {_short(plan.root, self._config)}",
+            *(f"autoquant: {note}" for note in plan.known.notes),
         ]
 
     @pytest.hookimpl(tryfirst=True)
