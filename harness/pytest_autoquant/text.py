@@ -26,7 +26,7 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{ending}"
 
 
-def some(names: Sequence[str], most: int = 5) -> str:
+def first_few(names: Sequence[str], most: int = 5) -> str:
     """Return the first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -100,7 +100,7 @@ UNKNOWN = {
     "NaN bits": ("--aq-effective-bits=nan", ["--aq-effective-bits: 'nan'", "above 0 and up to 16"]),
     "too many bits": ("--aq-effective-bits=17", ["--aq-effective-bits: '17'", "up to 16"]),
     "no such captions": ("--aq-captions=none.txt", ["none.txt", "does not exist"]),
-    "no such conf": ("--aq-conf=none", ["--aq-conf none", "no such folder"]),
+    "no such conf": ("--aq-conf=none", ["--aq-conf none", "no such file or folder"]),
     "both roots": ("--aq-publish --aq-report-dir=out", ["--aq-publish and --aq-report-dir"]),
 }
 
@@ -221,16 +221,25 @@ def test_one_name_in_two_yaml_files_names_both(refused, project):
     )
 
 
-def test_a_preset_that_modelopt_lacks_fails_the_pairs_cases_with_its_version(failed, project):
+@pytest.mark.parametrize("workers", ["-n0", "-n1"])
+def test_presets_that_modelopt_lacks_end_the_run_before_the_first_case(project, modelopt, workers):
     import modelopt
 
     folder = project.path / "conf" / "quant_pair"
     folder.mkdir(parents=True)
-    (folder / "mine.yaml").write_text(
-        "{name: mine, weight: int4, activation: fp16, format_name: INT3_CFG}"
+    for name, weight, preset in (("a", "int4", "INT3_CFG"), ("b", "fp4", "NVFP4_CFG")):
+        (folder / f"{name}.yaml").write_text(
+            f"{{name: {name}, weight: {weight}, activation: fp16, format_name: {preset}}}"
+        )
+    result = project.runpytest_inprocess(
+        *ONE, "--aq-conf=conf", "--aq-pairs=a,b,wint8_afp16", workers
     )
-    message = failed("--aq-conf=conf", "--aq-pairs=mine")
-    assert f"nvidia-modelopt {modelopt.__version__} has no preset 'INT3_CFG'" in message
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    output = result.stdout.str() + result.stderr.str()
+    assert "Traceback" not in output
+    for preset in ("INT3_CFG", "NVFP4_CFG"):
+        assert f"nvidia-modelopt {modelopt.__version__} has no preset '{preset}'" in output
+    assert not (project.path / "reports").exists()
 
 
 @pytest.mark.parametrize(
@@ -340,9 +349,9 @@ def test_a_case_that_misses_the_budget_passes_and_states_its_least_bits(project,
     (path,) = project.path.rglob("wint8*_quant_manifest.json")
     state = json.loads(path.read_text())["autoquant_state"]
     assert state["constraints"]["effective_bits"] == 5
-    assert (state["is_satisfied"], state["minimum_effective_bits"]) == (False, 8)
+    assert (state["is_satisfied"], state["minimum_effective_bits"]) == (False, 8 + 5 / 24)
     report = (path.parent / "layer-sensitivity-report.md").read_text()
-    assert "cannot be met: the smallest reachable is 8, with every group" in report
+    assert "cannot be met: the smallest reachable is 8.2084, with every group" in report
 
 
 @pytest.mark.parametrize("workers", ["-n0", "-n1"])

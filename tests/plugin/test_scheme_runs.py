@@ -294,8 +294,8 @@ def test_schemes_of_a_user_run_fail_and_are_skipped_each_for_its_own_reason(
     assert run.status == pytest.ExitCode.TESTS_FAILED
     assert re.search(r"^=+ 2 failed, 1 passed", run.output, re.MULTILINE)
     assert (
-        "scheme 'few_bits': effective_bits 7.5 cannot be reached with wfp8_afp8; give at least 8, "
-        "or a candidate with fewer bits"
+        "scheme 'few_bits': effective_bits 7.5 cannot be reached with wfp8_afp8; give at least "
+        "8.0012, or a candidate with fewer bits"
     ) in run.output
     assert f"unsupported: {NOT_EXPORTED}" in run.output
     assert "Traceback" not in run.output

@@ -105,7 +105,7 @@ def test_every_manifest_says_what_was_measured_on_what(manifests):
 def test_int4_hurts_more_than_int8_and_the_budget_keeps_the_worst_groups(manifests):
     int8, int4 = manifests["wint8_afp16", "default"], manifests["wint4_aint8", "default"]
     assert int4.autoquant_state.total_score > 10 * int8.autoquant_state.total_score
-    assert int8.autoquant_state.effective_bits == 8
+    assert int8.autoquant_state.effective_bits == 8 + 5 / 24  # a scale of 32 bits per channel
     assert all(layer.selected for layer in int8.layers.values())
     state = int4.autoquant_state
     assert state.is_satisfied

@@ -24,10 +24,6 @@ from numpy.typing import NDArray
 
 from pytest_autoquant.allocation.scored_group import ScoredGroup
 
-#: Largest denominator when bits per weight (floats) become exact fractions: 4 + 1/3 bits, of INT4
-#: in blocks of 48, is not a float.
-_MAX_DENOMINATOR = 2**16
-
 #: Relative slack on a budget, because a budget may itself be a rounded sum of stored bits.
 _BUDGET_ROUNDING = Fraction(1, 10**12)
 
@@ -70,16 +66,11 @@ def select_formats_by_budget(
         return ()
     smallest = tuple(group.smallest for group in groups)
     minimum = _effective_bits(groups, smallest)
-    allowed = [group.without_excluded() for group in groups]
-    storage = _Storage.of(allowed)
+    storage = _Storage.of(groups)
     units_left = [storage.units_within(budget) for budget in budgets]
-    table = _Table.of(allowed, storage, max(0, *units_left))
-
-    def choice(units: int) -> tuple[int, ...]:
-        return tuple(g.allowed[i] for g, i in zip(groups, table.best(units), strict=True))
-
+    table = _Table.of(groups, storage, max(0, *units_left))
     return tuple(
-        _selection(groups, smallest if units < 0 else choice(units), minimum, units >= 0)
+        _selection(groups, smallest if units < 0 else table.best(units), minimum, units >= 0)
         for units in units_left
     )
 
@@ -96,18 +87,18 @@ class _Storage:
     """
 
     extra: tuple[NDArray[np.int64], ...]
-    smallest: Fraction
-    unit: Fraction
+    smallest: int
+    unit: int
     weights: int
 
     @classmethod
     def of(cls, groups: Sequence[ScoredGroup]) -> _Storage:
-        stored = [[_exact(bits) * group.weights for bits in group.bits] for group in groups]
+        stored = [group.stored_bits for group in groups]
         above = [[bits - min(row) for bits in row] for row in stored]
-        unit = _common_unit([bits for row in above for bits in row if bits])
+        unit = math.gcd(*(bits for row in above for bits in row)) or 1
         return cls(
-            extra=tuple(np.array([int(bits / unit) for bits in row], np.int64) for row in above),
-            smallest=sum(map(min, stored), Fraction()),
+            extra=tuple(np.array([bits // unit for bits in row], np.int64) for row in above),
+            smallest=sum(map(min, stored)),
             unit=unit,
             weights=sum(group.weights for group in groups),
         )
@@ -116,18 +107,6 @@ class _Storage:
         """Return the units a budget leaves above the smallest choice; negative: not reachable."""
         allowed = Fraction(budget) * (1 + _BUDGET_ROUNDING) * self.weights
         return math.floor((allowed - self.smallest) / self.unit)
-
-
-def _exact(bits: float) -> Fraction:
-    return Fraction(bits).limit_denominator(_MAX_DENOMINATOR)
-
-
-def _common_unit(amounts: Sequence[Fraction]) -> Fraction:
-    """Return the largest unit that all amounts are whole multiples of."""
-    if not amounts:
-        return Fraction(1)
-    denominator = math.lcm(*(amount.denominator for amount in amounts))
-    return Fraction(math.gcd(*(int(a * denominator) for a in amounts)), denominator)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,8 +164,8 @@ def _undominated(
 
 
 def _effective_bits(groups: Sequence[ScoredGroup], chosen: Sequence[int]) -> float:
-    stored = sum(g.bits[i] * g.weights for g, i in zip(groups, chosen, strict=True))
-    return float(stored / sum(group.weights for group in groups))
+    stored = sum(g.stored_bits[i] for g, i in zip(groups, chosen, strict=True))
+    return stored / sum(group.weights for group in groups)
 
 
 def _selection(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pytest_autoquant.allocation.scored_group import ScoredGroup
+from pytest_autoquant.allocation.scored_group import ScoredGroup, rounded_up
 from pytest_autoquant.errors import UsageError
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS
 
@@ -114,21 +114,49 @@ def allocate(scheme: Scheme, groups: Sequence[ScoredGroup]) -> Allocation:
     stay within ``fraction_of_weights``. By bits, the least total score within the budget, exactly.
     A fraction is of all groups; those that must not take the candidate are passed over.
 
+    A group keeps to the candidates that it can take.
+
     Args:
         groups: scores and bits of the scheme's candidates, without the unquantized one.
 
     Raises:
-        UsageError: the candidates cannot reach the budget; the message names the minimum.
+        UsageError: no group can take a candidate, or the candidates cannot reach the budget; the
+            message names what can be reached.
     """
+    if not any(group.takeable for group in groups):
+        names = " or ".join(scheme.candidates)
+        raise UsageError(f"scheme {scheme.name!r}: no layer group can take {names}")
     if scheme.measure == "effective_bits":
         return _allocation(groups, _chosen_within_bits(scheme, groups))
-    free = [i for i, group in enumerate(groups) if group.allowed]
-    ascending = sorted(free, key=lambda i: (groups[i].scores[0], i))
+    able = [i for i, group in enumerate(groups) if group.takeable]
+    ascending = sorted(able, key=lambda i: (groups[i].scores[0], i))
     if scheme.measure == "fraction_of_groups":
-        quantized = set(ascending[: math.floor(scheme.amount * len(groups) + 0.5)])
+        quantized = set(ascending[: _wanted_groups(scheme, len(groups))])
     else:
         quantized = set(_first_within_weights(groups, ascending, scheme.amount))
     return _allocation(groups, [0 if i in quantized else None for i in range(len(groups))])
+
+
+def check_reachable(scheme: Scheme, groups: Sequence[ScoredGroup]) -> None:
+    """Check a scheme's rule against what its groups can take, whatever their scores are.
+
+    Raises:
+        UsageError: as ``allocate``, or fewer groups can take the candidate than the rule asks for.
+    """
+    allocate(scheme, groups)
+    able = sum(bool(group.takeable) for group in groups)
+    wanted = _wanted_groups(scheme, len(groups)) if scheme.measure == "fraction_of_groups" else 0
+    if wanted > able:
+        raise UsageError(
+            f"scheme {scheme.name!r}: fraction_of_groups {scheme.amount:g} asks for {wanted} of "
+            f"{len(groups)} layer groups and only {able} can take {scheme.candidates[0]}; give "
+            f"at most {math.floor(able / len(groups) * 1e4) / 1e4:g}"
+        )
+
+
+def _wanted_groups(scheme: Scheme, count: int) -> int:
+    """Return the number of groups that is nearest to the scheme's fraction of ``count``."""
+    return math.floor(scheme.amount * count + 0.5)
 
 
 def _chosen_within_bits(scheme: Scheme, groups: Sequence[ScoredGroup]) -> list[int | None]:
@@ -140,10 +168,10 @@ def _chosen_within_bits(scheme: Scheme, groups: Sequence[ScoredGroup]) -> list[i
         raise UsageError(
             f"scheme {scheme.name!r}: effective_bits {scheme.amount:g} cannot be reached with "
             f"{', '.join(scheme.candidates)}; give at least "
-            f"{selection.minimum_effective_bits:.4g}, or a candidate with fewer bits"
+            f"{rounded_up(selection.minimum_effective_bits)}, or a candidate with fewer bits"
         )
-    unquantized = [len(group.scores) for group in groups]
-    return [None if i == n else i for i, n in zip(selection.chosen, unquantized, strict=True)]
+    choices = [(*group.takeable, None) for group in groups]
+    return [choice[i] for choice, i in zip(choices, selection.chosen, strict=True)]
 
 
 def _first_within_weights(

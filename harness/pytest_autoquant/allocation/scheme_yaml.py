@@ -9,7 +9,13 @@ from pydantic import PlainValidator, model_validator
 
 from pytest_autoquant.allocation.scheme import MEASURES, Measure, Scheme
 from pytest_autoquant.errors import UsageError
-from pytest_autoquant.formats.strict_yaml import Name, StrictMapping, read_yaml, refuse
+from pytest_autoquant.formats.strict_yaml import (
+    Definition,
+    Name,
+    StrictMapping,
+    read_yaml,
+    refuse,
+)
 
 
 def _number(value: Any) -> float:
@@ -53,7 +59,7 @@ class _SchemeFile(StrictMapping):
         )
 
 
-def read_scheme(path: Path) -> Scheme:
+def read_scheme(path: Path) -> Definition[Scheme]:
     """Read one scheme: ``name``, ``candidates`` and exactly one of ``MEASURES``.
 
     Raises:
@@ -61,6 +67,6 @@ def read_scheme(path: Path) -> Scheme:
     """
     document = read_yaml(path, _SchemeFile)
     try:
-        return document.scheme()
+        return Definition(value=document.scheme())
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS
@@ -14,36 +15,43 @@ class ScoredGroup:
     Attributes:
         name: name of the group's first module.
         scores: sensitivity per scored token, by candidate.
-        bits: bits stored per weight, scales included, by candidate.
+        bits: bits stored per weight, padding and scales included, by candidate; times
+            ``weights`` a whole number.
         weights: number of weights in the group.
-        excluded: candidates, by index, that the group must not take; one at least is left.
+        left_out: indices of the candidates that the group cannot take.
     """
 
     name: str
     scores: tuple[float, ...]
     bits: tuple[float, ...]
     weights: int
-    excluded: frozenset[int] = frozenset()
-
-    def with_unquantized(self) -> ScoredGroup:
-        """Return the group with one more candidate, the last: not quantized, score 0."""
-        return replace(self, scores=(*self.scores, 0.0), bits=(*self.bits, UNQUANTIZED_BITS))
+    left_out: frozenset[int] = frozenset()
 
     @property
-    def allowed(self) -> tuple[int, ...]:
-        """Indices of the candidates that the group may take."""
-        return tuple(i for i in range(len(self.bits)) if i not in self.excluded)
+    def takeable(self) -> tuple[int, ...]:
+        """Indices of the candidates that the group can take."""
+        return tuple(i for i in range(len(self.scores)) if i not in self.left_out)
 
-    def without_excluded(self) -> ScoredGroup:
-        """Return the group with its allowed candidates only, in their order."""
+    def with_unquantized(self) -> ScoredGroup:
+        """Return the group with the candidates it can take, then one more: not quantized."""
         return replace(
             self,
-            scores=tuple(self.scores[i] for i in self.allowed),
-            bits=tuple(self.bits[i] for i in self.allowed),
-            excluded=frozenset(),
+            scores=(*(self.scores[i] for i in self.takeable), 0.0),
+            bits=(*(self.bits[i] for i in self.takeable), UNQUANTIZED_BITS),
+            left_out=frozenset(),
         )
 
     @property
+    def stored_bits(self) -> tuple[int, ...]:
+        """Bits that the whole group stores, by candidate."""
+        return tuple(round(bits * self.weights) for bits in self.bits)
+
+    @property
     def smallest(self) -> int:
-        """Index of the allowed candidate with the fewest bits; of equal ones, the best scored."""
-        return min(self.allowed, key=lambda i: (self.bits[i], self.scores[i]))
+        """Index of the candidate that stores the fewest bits; of equal ones, the best scored."""
+        return min(range(len(self.bits)), key=lambda i: (self.bits[i], self.scores[i]))
+
+
+def rounded_up(bits: float) -> str:
+    """Return bits per weight as a budget that they stay within: four decimals, rounded up."""
+    return f"{math.ceil(bits * 1e4 - 1e-6) / 1e4:.6g}"

@@ -63,6 +63,8 @@ def support_report(settings: Settings) -> str:
 
 def _selected(settings: Settings) -> tuple[Combination, ...]:
     known = load_vocabulary(settings.conf)
+    for note in known.notes:
+        announce(note)
     return tuple(combinations(select_vocabulary(known, settings.pairs, settings.granularities)))
 
 

@@ -16,9 +16,10 @@ from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.formats.quantizer import QuantizerAttributes, ScaleSharing
 from pytest_autoquant.modelopt_support.private_api import export_algorithm, exported_linear
 from pytest_autoquant.modelopt_support.quiet import quiet
+from pytest_autoquant.models.layers import Linear
 from pytest_autoquant.text import in_words
 
-#: Features of the linear that is exported to ask ModelOpt: a multiple of every block size.
+#: Features of the linear that is exported to ask ModelOpt, rounded up to whole blocks.
 _PROBE_WIDTH = 256
 
 
@@ -70,11 +71,11 @@ class _Export:
 
 
 class ExportProbe:
-    """Asks ModelOpt once per effective config, by exporting a small linear on ``device``."""
+    """Asks ModelOpt once per config and shape, by exporting a small linear on ``device``."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._exports: dict[str, _Export] = {}
+        self._exports: dict[tuple[str, tuple[int, int]], _Export] = {}
 
     def algorithm(self, config: EffectiveConfig) -> str | None:
         """Return the algorithm that ModelOpt's export names for a config, None without one."""
@@ -97,20 +98,55 @@ class ExportProbe:
             return f"ModelOpt exports {what} as {export.algorithm}, but {export.unreadable}"
         return None
 
-    def _export(self, config: EffectiveConfig) -> _Export:
-        if config.digest not in self._exports:
-            self._exports[config.digest] = _export(config, self._device)
-        return self._exports[config.digest]
+    def layer_problem(self, config: EffectiveConfig, linear: Linear) -> str | None:
+        """Return why a linear of this shape cannot be exported in a format, None if it can.
+
+        ModelOpt quantizes a width that blocks do not divide by padding it, but most of its exports
+        cannot pack one, such as ``pack_int4_in_uint8`` in ``modelopt/torch/export/quant_utils.py``
+        (0.47.0), which also needs an even number of outputs. A format without blocks fits all.
+        """
+        if not any(
+            quantizer is not None and quantizer.blocks for _, quantizer in config.quantizers
+        ):
+            return None
+        rows = linear.out_features
+        if rows > _PROBE_WIDTH and rows % 2 == 0:  # as many as tell how blocks divide them
+            rows = _PROBE_WIDTH + rows % _PROBE_WIDTH
+        for width in dict.fromkeys(linear.input_widths):
+            export = self._export(config, (rows, width))
+            if export.algorithm is None or export.unreadable is not None:
+                return _undivided(config, width) or (
+                    f"the export of {linear.out_features} outputs and {width} inputs "
+                    f"{export.unreadable or 'cannot be quantized'}"
+                )
+        return None
+
+    def _export(self, config: EffectiveConfig, shape: tuple[int, int] | None = None) -> _Export:
+        """Export a linear of ``(out_features, in_features)``, by default of whole blocks."""
+        if shape is None:
+            shape = config.padded_height(_PROBE_WIDTH), config.padded_width(_PROBE_WIDTH)
+        if (config.digest, shape) not in self._exports:
+            self._exports[config.digest, shape] = _export(config, shape, self._device)
+        return self._exports[config.digest, shape]
 
 
-def _export(config: EffectiveConfig, device: torch.device) -> _Export:
+def _undivided(config: EffectiveConfig, width: int) -> str | None:
+    """Return which blocks do not divide an input width, None if all do."""
+    for _, quantizer in config.quantizers:
+        size = None if quantizer is None else quantizer.block_size
+        if size is not None and width % size:
+            return f"blocks of {size} do not divide the input width {width}"
+    return None
+
+
+def _export(config: EffectiveConfig, shape: tuple[int, int], device: torch.device) -> _Export:
     import modelopt.torch.quantization as mtq
 
-    linear = _seeded_linear(device)
+    linear = _seeded_linear(shape, device)
     cfg = {"quant_cfg": config.modelopt()["quant_cfg"], "algorithm": "max"}
     try:
         with quiet():
-            mtq.quantize(linear, cfg, lambda m: m(torch.ones(2, _PROBE_WIDTH, device=device)))
+            mtq.quantize(linear, cfg, lambda m: m(torch.ones(2, shape[1], device=device)))
             algorithm = export_algorithm(linear)
     except Exception:  # whatever ModelOpt raises here, it raises in an export
         return _Export(algorithm=None)
@@ -119,10 +155,10 @@ def _export(config: EffectiveConfig, device: torch.device) -> _Export:
     return _Export(algorithm=algorithm, unreadable=_unreadable(linear[0], config.weight))
 
 
-def _seeded_linear(device: torch.device) -> nn.Sequential:
+def _seeded_linear(shape: tuple[int, int], device: torch.device) -> nn.Sequential:
     """Return a linear with normal random weights; the global generators stay untouched."""
-    linear = skip_init(nn.Linear, _PROBE_WIDTH, _PROBE_WIDTH, bias=False, device=device)
-    weight = torch.randn(_PROBE_WIDTH, _PROBE_WIDTH, generator=torch.Generator().manual_seed(0))
+    linear = skip_init(nn.Linear, shape[1], shape[0], bias=False, device=device)
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         linear.weight.copy_(weight)
     return nn.Sequential(linear)
@@ -138,7 +174,7 @@ def _unreadable(linear: Any, attributes: QuantizerAttributes | None) -> str | No
         return f"cannot quantize a weight here: {in_words(error)}"
     try:
         with quiet(), torch.no_grad():
-            actual = _stored(linear).dequantized((_PROBE_WIDTH, _PROBE_WIDTH), attributes)
+            actual = _stored(linear).dequantized(tuple(weight.shape), attributes)
     except Exception as error:  # likewise: whatever it raises here, it raises in an export
         return f"fails: {in_words(error)}"
     deviation = largest_error(actual, expected, weight)

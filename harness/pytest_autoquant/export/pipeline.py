@@ -16,7 +16,13 @@ from pytest_autoquant.export.checkpoint_folder import refuse_existing, replace_f
 from pytest_autoquant.export.damage import measure_damage
 from pytest_autoquant.export.exportable import ExportProbe
 from pytest_autoquant.export.readme import README, readme
-from pytest_autoquant.export.scheme_groups import Choice, choose
+from pytest_autoquant.export.scheme_groups import (
+    Choice,
+    Obstacles,
+    choose,
+    named_obstacles,
+    unreachable,
+)
 from pytest_autoquant.export.source_files import source_folder
 from pytest_autoquant.export.verify_checkpoint import (
     Verification,
@@ -28,6 +34,7 @@ from pytest_autoquant.export.vllm_rules import check_export
 from pytest_autoquant.export.vllm_rules.configs import ALGORITHMS, MIXED, MIXED_ALGORITHMS
 from pytest_autoquant.export.write_checkpoint import write_checkpoint
 from pytest_autoquant.files import write_atomic
+from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.grid.case import SchemeCase
 from pytest_autoquant.manifests.layout import SCHEME_MANIFEST, scheme_folder
 from pytest_autoquant.manifests.scheme_manifest import (
@@ -36,6 +43,7 @@ from pytest_autoquant.manifests.scheme_manifest import (
     SchemeRecord,
     dump_scheme,
 )
+from pytest_autoquant.modelopt_support.layer_groups import layer_groups
 from pytest_autoquant.modelopt_support.status import SUPPORTED, Status, Support
 from pytest_autoquant.models.device import peak_cuda_bytes
 from pytest_autoquant.scoring.build_manifest import dataset_record
@@ -110,7 +118,43 @@ class SchemeRunner:
             problem = self._probe.problem(self._bench.config(combination))
             if self._root is not None and problem is not None:
                 return Support(status=Status.UNSUPPORTED, reason=problem)
-        return SUPPORTED
+        return self._reachable(_without(case, left_out))
+
+    def _reachable(self, case: SchemeCase) -> Support:
+        """Return whether the rule can be met by the shapes of the model's layers.
+
+        Raises:
+            ModelError: the model's config cannot be loaded.
+        """
+        model = self._bench.architecture
+        problem = unreachable(
+            case,
+            self._configs(case),
+            self._obstacles(case),
+            layer_groups(model),
+            {linear.name: linear for linear in model.linears},
+        )
+        if problem is None:
+            return SUPPORTED
+        return Support(status=Status.UNSUPPORTED, reason=problem)
+
+    def _configs(self, case: SchemeCase) -> tuple[EffectiveConfig, ...]:
+        return tuple(self._bench.config(combination) for combination in case.candidates)
+
+    def _obstacles(self, case: SchemeCase) -> tuple[Obstacles, ...]:
+        """Return the linears that cannot be exported in a candidate's format, by candidate.
+
+        A candidate without any export is measured only, on every layer.
+        """
+        return tuple(
+            {
+                linear.name: problem
+                for linear in self._bench.architecture.linears
+                if self._probe.problem(config) is None
+                and (problem := self._probe.layer_problem(config, linear)) is not None
+            }
+            for config in self._configs(case)
+        )
 
     def derive(self, case: SchemeCase) -> SchemeManifest:
         """Score, choose, quantize, measure and, if asked, export a scheme.
@@ -164,13 +208,17 @@ class SchemeRunner:
         phases.begin("score")
         measurements = bench.scores(case.size, kept.candidates)
         phases.begin("solve")
+        obstacles = self._obstacles(kept)
+        for sentence in named_obstacles(kept, obstacles):
+            bench.warn(f"scheme {case.scheme.name}: {sentence}")
         return choose(
             kept,
             left_out,
-            [bench.config(combination) for combination in kept.candidates],
+            self._configs(kept),
+            obstacles,
             measurements,
             data,
-            {each.name: each.out_features * each.in_features for each in bench.model.linears},
+            {linear.name: linear for linear in bench.model.linears},
         )
 
     def _left_out(self, case: SchemeCase) -> dict[str, str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pytest_autoquant.allocation.knapsack import select_formats_by_budget
-from pytest_autoquant.allocation.scheme import Allocation, allocate
+from pytest_autoquant.allocation.scheme import Allocation, allocate, check_reachable
 from pytest_autoquant.allocation.scored_group import ScoredGroup
 from pytest_autoquant.calibration.batches import CalibrationData
-from pytest_autoquant.errors import MeasurementError
+from pytest_autoquant.errors import MeasurementError, UsageError
 from pytest_autoquant.export.apply_scheme import GroupFormat
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS, EffectiveConfig
 from pytest_autoquant.grid.case import SchemeCase
@@ -19,10 +19,14 @@ from pytest_autoquant.manifests.scheme_manifest import (
     FrontierPoint,
     GroupDecision,
 )
-from pytest_autoquant.scoring.build_manifest import per_token
+from pytest_autoquant.models.layers import Linear
+from pytest_autoquant.scoring.build_manifest import group_size, per_token
 from pytest_autoquant.scoring.engine import GroupScore, Measurement, silent_groups
 from pytest_autoquant.scoring.signal import Signal
-from pytest_autoquant.text import some
+from pytest_autoquant.text import first_few
+
+#: By linear, why it cannot be exported in a candidate's format.
+Obstacles = Mapping[str, str]
 
 #: Number of points of the frontier, evenly spaced from the smallest choice to 16 bits.
 NUM_BUDGETS = 64
@@ -35,7 +39,7 @@ class Choice:
     Attributes:
         case: the scheme, with the candidates that were considered.
         left_out: reason by candidate that was not considered.
-        configs: effective config of each candidate.
+        configs: effective config of each candidate, ``obstacles`` the linears that cannot take it.
         modules: linears of each group.
         groups: scores and sizes of each group.
         notes: which groups stay in 16 bits whatever they score, and why.
@@ -44,6 +48,7 @@ class Choice:
     case: SchemeCase
     left_out: Mapping[str, str]
     configs: tuple[EffectiveConfig, ...]
+    obstacles: tuple[Obstacles, ...]
     modules: tuple[tuple[str, ...], ...]
     groups: tuple[ScoredGroup, ...]
     allocation: Allocation
@@ -70,6 +75,11 @@ class Choice:
                 weights=group.weights,
                 format=None if chosen is None else names[chosen],
                 scores=dict(zip(names, group.scores, strict=True)),
+                bits=UNQUANTIZED_BITS if chosen is None else group.bits[chosen],
+                left_out={
+                    names[i]: _why_left_out(modules, self.obstacles[i])
+                    for i in sorted(group.left_out)
+                },
             )
             for group, modules, chosen in zip(
                 self.groups, self.modules, self.allocation.chosen, strict=True
@@ -91,31 +101,33 @@ def choose(
     case: SchemeCase,
     left_out: Mapping[str, str],
     configs: Sequence[EffectiveConfig],
+    obstacles: Sequence[Obstacles],
     measurements: Sequence[Measurement],
     data: CalibrationData,
-    weights: Mapping[str, int],
+    linears: Mapping[str, Linear],
 ) -> Choice:
     """Solve a scheme for the scores of its candidates.
 
     Args:
-        configs: effective config of each candidate; ``measurements`` its scores.
-        weights: number of weights of each linear.
+        configs: effective config of each candidate; ``obstacles`` the linears that cannot take it,
+            ``measurements`` its scores.
+        linears: the model's linears by name.
 
     Raises:
         MeasurementError: a score is not finite, or zero because nothing passed through a group.
         UsageError: the budget cannot be reached.
     """
     _check_signal(case, measurements)
-    bits = tuple(config.effective_bits for config in configs)
     signals = [measurement.signal for measurement in measurements]
     groups = tuple(
-        _group(case, scores, bits, data, weights, signals)
+        _group(case, scores, configs, obstacles, data, linears, signals)
         for scores in zip(*(measurement.groups for measurement in measurements), strict=True)
     )
     return Choice(
         case=case,
         left_out=left_out,
         configs=tuple(configs),
+        obstacles=tuple(obstacles),
         modules=tuple(group.modules for group in measurements[0].groups),
         groups=groups,
         allocation=allocate(case.scheme, groups),
@@ -124,12 +136,73 @@ def choose(
     )
 
 
+def unreachable(
+    case: SchemeCase,
+    configs: Sequence[EffectiveConfig],
+    obstacles: Sequence[Obstacles],
+    groups: Sequence[Sequence[str]],
+    linears: Mapping[str, Linear],
+) -> str | None:
+    """Return why a scheme's rule cannot be met, whatever the scores are, None if it can.
+
+    Args:
+        groups: linears of each group.
+    """
+    scores = (0.0,) * len(configs)
+    sized = [_sized(modules, scores, configs, obstacles, linears) for modules in groups]
+    try:
+        check_reachable(case.scheme, sized)
+    except UsageError as error:
+        return "; ".join((str(error), *named_obstacles(case, obstacles)))
+    return None
+
+
+def named_obstacles(case: SchemeCase, obstacles: Sequence[Obstacles]) -> tuple[str, ...]:
+    """Return a sentence per candidate and reason, with the linears that cannot take it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for candidate, by_linear in zip(case.scheme.candidates, obstacles, strict=True):
+        for linear, reason in by_linear.items():
+            found.setdefault((candidate, reason), []).append(linear)
+    return tuple(
+        f"{candidate} cannot be exported where {reason}: {first_few(linears)}"
+        for (candidate, reason), linears in found.items()
+    )
+
+
+def _why_left_out(modules: Sequence[str], obstacles: Obstacles) -> str:
+    name = next((name for name in modules if name in obstacles), None)
+    if name is None:
+        return "weights or inputs of a member are all zero"
+    return f"{obstacles[name]} of {name}"
+
+
+def _sized(
+    modules: Sequence[str],
+    scores: tuple[float, ...],
+    configs: Sequence[EffectiveConfig],
+    obstacles: Sequence[Obstacles],
+    linears: Mapping[str, Linear],
+) -> ScoredGroup:
+    """Return a group with what each candidate stores; all members must be able to take it."""
+    sizes = [group_size(modules, linears, config) for config in configs]
+    return ScoredGroup(
+        name=modules[0],
+        scores=scores,
+        bits=tuple(size.bits for size in sizes),
+        weights=sizes[0].weights,
+        left_out=frozenset(
+            i for i, each in enumerate(obstacles) if not each.keys().isdisjoint(modules)
+        ),
+    )
+
+
 def _group(
     case: SchemeCase,
     scores: Sequence[GroupScore],
-    bits: tuple[float, ...],
+    configs: Sequence[EffectiveConfig],
+    obstacles: Sequence[Obstacles],
     data: CalibrationData,
-    weights: Mapping[str, int],
+    linears: Mapping[str, Linear],
     signals: Sequence[Signal],
 ) -> ScoredGroup:
     """Combine what every candidate scored for one group."""
@@ -140,21 +213,18 @@ def _group(
             f"scheme {case.test_id}: the score of {modules[0]} is not finite; leave "
             "that candidate out"
         )
-    return ScoredGroup(
-        name=modules[0],
-        scores=per_candidate,
-        bits=bits,
-        weights=sum(weights[name] for name in modules),
-        excluded=frozenset(i for i, s in enumerate(signals) if s.keeps_16_bits(modules)),
-    )
+    sized = _sized(modules, per_candidate, configs, obstacles, linears)
+    silent = {i for i, signal in enumerate(signals) if signal.keeps_16_bits(modules)}
+    return replace(sized, left_out=sized.left_out | silent)
 
 
 def _check_signal(case: SchemeCase, measurements: Sequence[Measurement]) -> None:
     silent = dict.fromkeys(name for found in measurements for name in silent_groups(found))
     if silent:
         raise MeasurementError(
-            f"scheme {case.test_id}: nothing passed through {some([*silent])}, so their scores "
-            "say nothing; give other captions with --aq-captions, or a model whose groups all run"
+            f"scheme {case.test_id}: nothing passed through {first_few([*silent])}, so their "
+            "scores say nothing; give other captions with --aq-captions, or a model whose groups "
+            "all run"
         )
 
 

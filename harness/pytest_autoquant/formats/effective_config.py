@@ -13,6 +13,7 @@ from pytest_autoquant.errors import UsageError
 from pytest_autoquant.formats.granularity import Granularity
 from pytest_autoquant.formats.quant_cfg import Entry, active_entry, entry_list
 from pytest_autoquant.formats.quant_pair import (
+    EXCLUSIONS,
     INPUT_QUANTIZER,
     WEIGHT_QUANTIZER,
     QuantPair,
@@ -25,6 +26,9 @@ from pytest_autoquant.formats.quantizer import (
     ScaleSharing,
     canonical,
 )
+
+#: The exclusions that are part of the digests of composed configs.
+_DIGESTED = ("*lm_head*", "*visual*")
 
 #: Bits per weight of a layer that is not quantized.
 UNQUANTIZED_BITS = 16.0
@@ -39,10 +43,15 @@ class EffectiveConfig:
         weight: attributes of the weight quantizer, None where the config disables it.
         input: attributes of the input quantizer, None where the config disables it.
         algorithm: calibration algorithm, ``None`` for none.
-        effective_bits: bits stored per weight, scales included.
+        effective_bits: nominal bits per weight, which ModelOpt is given; ``stored_bits`` are a
+            shape's.
         notes: what a reader of the result has to know about how the config came about.
         no_effect: why the overlay cannot change anything, or None.
+        lost_format: which overlay takes the blocks of a block format away, so that what is left is
+            another format, or None.
         digest: sha256 over the canonical config; equal digests mean equal quantized bits.
+        is_modelopt_preset: whether the base config was compared with the installed ModelOpt's
+            preset of its name and quantizes the same.
     """
 
     pair: QuantPair
@@ -54,7 +63,9 @@ class EffectiveConfig:
     effective_bits: float
     notes: tuple[str, ...]
     no_effect: str | None
+    lost_format: str | None = None
     digest: str
+    is_modelopt_preset: bool = False
 
     @property
     def quantizers(self) -> tuple[tuple[str, QuantizerAttributes | None], ...]:
@@ -69,6 +80,16 @@ class EffectiveConfig:
     def padded_width(self, in_features: int) -> int:
         """Return a linear's input width rounded up to whole blocks of the weight quantizer."""
         return in_features if self.weight is None else self.weight.padded_width(in_features)
+
+    def padded_height(self, out_features: int) -> int:
+        """Return a linear's outputs rounded up to whole blocks of the weight quantizer."""
+        return out_features if self.weight is None else self.weight.padded_height(out_features)
+
+    def stored_bits(self, out_features: int, in_features: int) -> int:
+        """Return the bits of a stored weight; see ``QuantizerAttributes.stored_bits``."""
+        if self.weight is None:
+            return out_features * in_features * int(UNQUANTIZED_BITS)
+        return self.weight.stored_bits(out_features, in_features)
 
     def modelopt(self) -> dict[str, Any]:
         """Return a fresh config that ``QuantizeConfig`` accepts, effective bits included."""
@@ -122,7 +143,8 @@ def resolve(
         effective_bits=UNQUANTIZED_BITS if weight is None else weight.bits_per_weight,
         notes=(*notes, *_partial_effect(granularity, inert)),
         no_effect=_no_effect(granularity, inert),
-        digest=_digest(entries, algorithm),
+        lost_format=_lost_format(before, entries, granularity),
+        digest=_digest(_digested(entries) if preset is None else entries, algorithm),
     )
 
 
@@ -192,6 +214,30 @@ def _no_effect(granularity: Granularity, inert: Sequence[str]) -> str | None:
     if inert and len(inert) == len(granularity.overrides):
         return f"the overlay only touches {' and '.join(inert)}, which the pair disables"
     return None
+
+
+def _lost_format(
+    before: Sequence[Entry], after: Sequence[Entry], granularity: Granularity
+) -> str | None:
+    for pattern in granularity.overrides:
+        base, overlaid = _attributes(before, pattern), _attributes(after, pattern)
+        if base is None or overlaid is None or not base.is_block_format:
+            continue
+        if not overlaid.is_block_format:
+            return (
+                f"overlay {granularity.name!r} takes the blocks of {base.block_size} of {pattern} "
+                "away, and with them their scales: what is left is another format"
+            )
+    return None
+
+
+def _digested(composed: Sequence[Entry]) -> list[Entry]:
+    """Return the entries that identify a composed config: all have the same exclusions.
+
+    Two of these stand for them, which were all there were when digests were first recorded.
+    """
+    shared = [entry for entry in EXCLUSIONS if entry["quantizer_name"] not in _DIGESTED]
+    return [entry for entry in composed if entry not in shared]
 
 
 def _digest(entries: Sequence[Entry], algorithm: Any) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 #: An entry as ModelOpt takes it: ``quantizer_name``, ``cfg``, ``enable``, ``parent_class``.
@@ -47,6 +47,39 @@ def active_entry(entries: Sequence[Entry], pattern: str) -> int | None:
             configured = index
         is_enabled = entry.get("enable", True)
     return configured if is_enabled else None
+
+
+def is_enabled(entries: Sequence[Entry], quantizer: str) -> bool:
+    """Whether entries leave a quantizer on; entries of a parent class do not count."""
+    on = True
+    for entry in entries:
+        if not entry.get("parent_class") and fnmatch.fnmatchcase(
+            quantizer, entry["quantizer_name"]
+        ):
+            on = entry.get("enable", True)
+    return on
+
+
+def recorded_entries(effective_quant_cfg: Iterable[Mapping[str, Any]]) -> list[Entry]:
+    """Return the ``effective_quant_cfg`` of a manifest as ModelOpt takes it.
+
+    JSON has neither integer keys nor tuples: the axes in ``block_sizes`` become integers again,
+    lists tuples. With the manifest's ``algorithm`` it quantizes what was measured.
+    """
+    return [_from_json(entry) for entry in effective_quant_cfg]
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {_axis_or_name(key): _from_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        is_plain = not any(isinstance(item, Mapping) for item in value)
+        return tuple(value) if is_plain else [_from_json(item) for item in value]
+    return value
+
+
+def _axis_or_name(key: str) -> int | str:
+    return int(key) if key.removeprefix("-").isdecimal() else key
 
 
 def covers(entry_pattern: str, pattern: str) -> bool:

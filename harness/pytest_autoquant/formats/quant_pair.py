@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from pytest_autoquant.formats.quant_cfg import Entry, is_enabled
 from pytest_autoquant.formats.quantizer import QuantizerAttributes
+
+_BLOCK_FORMATS = ("NVFP4", "MXFP4", "MXFP6", "MXFP8", "MXINT8")
 
 #: The patterns under which a config gives attributes to every weight and every input quantizer.
 WEIGHT_QUANTIZER = "*weight_quantizer"
@@ -67,8 +70,50 @@ PRESETS: Mapping[tuple[str, str], str] = MappingProxyType(
         ("nvfp4", "nvfp4"): "NVFP4_DEFAULT_CFG",
     }
 )
-#: What every ModelOpt preset leaves unquantized in a vision-language model.
-_DISABLED_PATTERNS = ("*lm_head*", "*visual*")
+
+
+def _off(quantizer_name: str, parent_class: str | None = None) -> Entry:
+    scope = {} if parent_class is None else {"parent_class": parent_class}
+    return {"quantizer_name": quantizer_name, **scope, "enable": False}
+
+
+#: What every preset of ModelOpt 0.47.0 leaves unquantized, in its order: heads, routers and gates
+#: of mixtures, convolutions, vision towers, embeddings.
+EXCLUSIONS: tuple[Entry, ...] = (
+    *map(
+        _off,
+        (
+            "*block_sparse_moe.gate*",
+            "*linear_attn.conv1d*",
+            "*self_attention.conv1d*",
+            "*linear_attn.in_proj_a*",
+            "*linear_attn.in_proj_b*",
+            "*lm_head*",
+            "*mixer.conv1d*",
+            "*mlp.gate.*",
+            "*mlp.shared_expert_gate.*",
+            "*output_layer*",
+            "*proj_out.*",
+            "*router*",
+            "mtp.*",
+            "output.*",
+            "*embed_vision*",
+            "*vision_tower*",
+            "*visual*",
+            "*vision_model*",
+            "*multi_modal_projector*",
+        ),
+    ),
+    *(
+        _off("*", f"nn.{name}")
+        for name in ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LeakyReLU", "Embedding")
+    ),
+)
+
+
+def is_excluded(module: str) -> bool:
+    """Whether every preset leaves the weight of a module of this name unquantized."""
+    return not is_enabled(EXCLUSIONS, f"{module}.weight_quantizer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,11 +134,6 @@ class QuantPair:
     experimental: bool
     from_preset: bool = False
 
-    @property
-    def is_preset(self) -> bool:
-        """Whether ``format_name`` is ModelOpt's name."""
-        return self.from_preset or PRESETS.get((self.weight, self.activation)) == self.format_name
-
 
 def composed_format_name(weight: str, activation: str) -> str:
     """Name the format that (weight, activation) composes to, e.g. ``INT4_WEIGHT_INT8_ACT_CFG``."""
@@ -107,18 +147,36 @@ def composed_format_name(weight: str, activation: str) -> str:
     return f"{_label(weight)}_WEIGHT_{_label(activation)}_ACT_CFG"
 
 
+def advice(weight: str, activation: str, format_name: str) -> str:
+    """Return how to ask for a format that is no preset here, without another format in its place.
+
+    ``fp4`` composes MXFP4; block formats such as MXFP8 are composed from no dtype.
+    """
+    if "NVFP4" in format_name and "fp4" in (weight, activation):
+        pair = ("nvfp4" if dtype == "fp4" else dtype for dtype in (weight, activation))
+        names = "w{}_a{}".format(*pair)
+        return (
+            f"fp4 is MXFP4 here; for NVFP4 use the built-in pair {names}, or give nvfp4 and leave "
+            "format_name out"
+        )
+    composed = composed_format_name(weight, activation)
+    if any(block in format_name and block not in composed for block in _BLOCK_FORMATS):
+        return "leave the pair out, as no dtype composes this format"
+    return f"leave format_name out to compose {composed}"
+
+
 def compose(weight: str, activation: str) -> dict[str, Any]:
     """Return a fresh ModelOpt config (list form) that quantizes to (weight, activation).
 
-    The vision tower and ``lm_head`` are disabled, as in every ModelOpt preset. Like ModelOpt's MX
-    presets, an MXFP4 weight asks for no calibration; anything else for ``max``.
+    The same modules are disabled as in every ModelOpt preset. Like ModelOpt's MX presets, an MXFP4
+    weight asks for no calibration; anything else for ``max``.
     """
-    entries: list[dict[str, Any]] = [
-        {"quantizer_name": "*", "enable": False},
+    entries = [
+        _off("*"),
         _entry(WEIGHT_QUANTIZER, WEIGHT_DTYPES[weight]),
         _entry(INPUT_QUANTIZER, ACTIVATION_DTYPES[activation]),
+        *map(dict, EXCLUSIONS),
     ]
-    entries += [{"quantizer_name": pattern, "enable": False} for pattern in _DISABLED_PATTERNS]
     return {"quant_cfg": entries, "algorithm": None if weight == "fp4" else "max"}
 
 
@@ -140,9 +198,9 @@ def _builtin(weight: str, activation: str) -> QuantPair:
     )
 
 
-def _entry(quantizer_name: str, attributes: QuantizerAttributes | None) -> dict[str, Any]:
+def _entry(quantizer_name: str, attributes: QuantizerAttributes | None) -> Entry:
     if attributes is None:
-        return {"quantizer_name": quantizer_name, "enable": False}
+        return _off(quantizer_name)
     return {"quantizer_name": quantizer_name, "cfg": attributes.modelopt()}
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from pytest_autoquant.errors import UsageError
@@ -48,15 +48,22 @@ _AXIS_NAMES: Mapping[QuantizedTensor, tuple[ScaleSharing, ...]] = {
     "input": ("caption", "token position", "input channel"),
 }
 
-# E8M0 (MX) and E4M3 (NVFP4) block scales take 8 bits; other scales are stored in 16.
+# E8M0 (MX) and E4M3 (NVFP4) block scales take 8 bits, those of other blocks 16. Scales per channel
+# and per tensor are fp32, as ModelOpt exports them (``get_scaling_factor`` in
+# ``modelopt/torch/export/quant_utils.py``, 0.47.0); so is the scale of a tensor's E4M3 scales.
 _MINIFLOAT_SCALE_BITS = 8
-_SCALE_BITS = 16
+_BLOCK_SCALE_BITS = 16
+_FP32_BITS = 32
 _MX_SCALE = (8, 0)
 _E2M1 = (2, 1)
 _E4M3 = (4, 3)
 
 #: The largest E4M3 value (``E4M3_MAX`` in quantization/qtensor/nvfp4_tensor.py of ModelOpt).
 E4M3_MAX = 448.0
+
+# ModelOpt's kernel for dynamic E2M1 blocks with E4M3 scales takes no block size: it executes 16
+# (``fp4_fake_quant_block`` in ``modelopt/torch/kernels/quantization/gemm``, 0.47.0).
+_NVFP4_BLOCK = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +173,12 @@ class QuantizerAttributes:
             self.num_bits == _E2M1 and self.blocks is not None and self.blocks.scale_bits == _E4M3
         )
 
+    @property
+    def is_block_format(self) -> bool:
+        """Whether blocks of one size with minifloat scales make the format, as in MX and NVFP4."""
+        blocks = self.blocks
+        return blocks is not None and blocks.area is not None and blocks.scale_bits is not None
+
     def has_one_range(self, out_features: int, in_features: int) -> bool:
         """Whether a weight has one calibrated range: per tensor, or of a single block."""
         if not self.needs_calibration or self.axis is not None:
@@ -186,9 +199,17 @@ class QuantizerAttributes:
         return self.type != "dynamic" and not self.is_mx
 
     @property
+    def executed_blocks(self) -> BlockSizes | None:
+        """The blocks that ModelOpt executes: 16 for NVFP4, whatever size is declared."""
+        blocks = self.blocks
+        if blocks is None or blocks.area is None or blocks.type != "dynamic" or not self.is_nvfp4:
+            return blocks
+        return replace(blocks, sizes=((-1, _NVFP4_BLOCK),))
+
+    @property
     def block_size(self) -> int | None:
-        """Size of a weight's blocks along ``in_features``, None without such blocks."""
-        return self.blocks.along(-1, 1) if self.blocks else None
+        """Size of executed blocks along ``in_features``, None without such blocks."""
+        return self.executed_blocks.along(-1, 1) if self.executed_blocks else None
 
     def scale_shared_by(self, tensor: QuantizedTensor) -> ScaleSharing:
         """Return which values of a weight or an input share one scale.
@@ -224,14 +245,14 @@ class QuantizerAttributes:
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits stored per weight, scales of blocks included, padding not.
+        """Nominal bits per weight, the same for every shape; see ``stored_bits`` for a shape's.
 
         A block of ``b`` weights adds its scale's bits over ``b``: 8 for an FP8 or E8M0 scale, else
-        16. Scales per channel or per tensor count as free. MXFP4 4.25, NVFP4 4.5, INT4 in groups
-        of 128 4.125. The same numbers as ModelOpt's presets give as ``effective_bits``.
+        16. Padding and scales per channel or per tensor are not in it. MXFP4 4.25, NVFP4 4.5, INT4
+        in groups of 128 4.125. The same numbers as ModelOpt's presets give as ``effective_bits``.
         """
-        area = self.blocks.area if self.blocks else None
-        return float(self.width) if area is None else self.width + self._scale_bits / area
+        area = self.executed_blocks.area if self.executed_blocks else None
+        return float(self.width) if area is None else self.width + self._block_scale_bits / area
 
     def padded_width(self, in_features: int) -> int:
         """Return ``in_features`` rounded up to whole blocks, as ModelOpt pads before it quantizes.
@@ -241,17 +262,36 @@ class QuantizerAttributes:
         """
         return _round_up(in_features, self.block_size)
 
+    def padded_height(self, out_features: int) -> int:
+        """Return ``out_features`` rounded up to whole blocks; see ``padded_width``."""
+        blocks = self.executed_blocks
+        return _round_up(out_features, blocks.along(-2, 0) if blocks else None)
+
     def stored_bits(self, out_features: int, in_features: int) -> int:
-        """Return the bits of a stored weight: padding and scales of blocks included."""
-        rows = _round_up(out_features, self.blocks.along(-2, 0) if self.blocks else None)
-        values = rows * self.padded_width(in_features)
-        area = self.blocks.area if self.blocks else None
-        return values * self.width + (0 if area is None else values // area * self._scale_bits)
+        """Return the bits of a stored weight: padding and every scale of the weight included.
+
+        Scales of blocks take 8 bits (E8M0, E4M3) or 16; those per channel and per tensor, NVFP4's
+        second one included, 32. Scales of inputs are not in it.
+        """
+        rows, columns = self.padded_height(out_features), self.padded_width(in_features)
+        scales = sum(each._scales_bits(rows, columns) for each in (self, *self.followers))
+        return rows * columns * self.width + scales
+
+    def _scales_bits(self, rows: int, columns: int) -> int:
+        """Return the bits of the scales of a weight of whole blocks."""
+        blocks = self.executed_blocks
+        if blocks is not None and blocks.area is not None:
+            of_tensor = _FP32_BITS if blocks.scale_bits not in (None, _MX_SCALE) else 0
+            return rows * columns // blocks.area * self._block_scale_bits + of_tensor
+        if blocks is not None and blocks.sizes:
+            return rows * _FP32_BITS
+        axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
+        return math.prod((rows, columns)[axis] for axis in axes if axis is not None) * _FP32_BITS
 
     @property
-    def _scale_bits(self) -> int:
+    def _block_scale_bits(self) -> int:
         has_minifloat = self.blocks is not None and self.blocks.scale_bits is not None
-        return _MINIFLOAT_SCALE_BITS if has_minifloat else _SCALE_BITS
+        return _MINIFLOAT_SCALE_BITS if has_minifloat else _BLOCK_SCALE_BITS
 
 
 def canonical(value: Any) -> Any:

@@ -6,11 +6,13 @@ Every error names the file, the key, the value and what is allowed.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NoReturn, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, NoReturn, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic.types import StringConstraints
 from pydantic_core import ErrorDetails, PydanticCustomError
 
@@ -18,6 +20,7 @@ from pytest_autoquant.errors import UsageError
 from pytest_autoquant.text import in_words, one_line
 
 _T = TypeVar("_T", bound="StrictMapping")
+_V = TypeVar("_V")
 
 #: Longest value that a message repeats.
 _MAX_VALUE_LENGTH = 200
@@ -36,6 +39,26 @@ _SENTENCES = {
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")]
 
 
+class _Ignored:
+    """Marks a key that is accepted and has no meaning here."""
+
+
+#: A key that is accepted, whatever its value is, and that ``StrictMapping.notes`` names.
+Ignored = Annotated[Any, _Ignored()]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Definition(Generic[_V]):
+    """What a file defines.
+
+    Attributes:
+        notes: what the user has to know about the file, each beginning with its path.
+    """
+
+    value: _V
+    notes: tuple[str, ...] = ()
+
+
 class StrictMapping(BaseModel):
     """A mapping of known keys whose values are not converted: ``"8"`` is not a number."""
 
@@ -48,16 +71,30 @@ class StrictMapping(BaseModel):
     @classmethod
     def _check_keys(cls, raw: object) -> object:
         keys = {str(f.validation_alias or name): f for name, f in cls.model_fields.items()}
-        allowed = ", ".join(keys)
+        allowed = ", ".join(key for key, field in keys.items() if not _is_ignored(field))
         if not isinstance(raw, Mapping):
             refuse(f"must be a mapping with the keys {allowed}, got {shown(raw)}")
-        for key in raw:
-            if key not in keys:
-                refuse(f"unknown key {shown(key)}; allowed: {allowed}{cls.unknown_key_hint}")
-        for key, field in keys.items():
-            if field.is_required() and key not in raw:
-                refuse(f"key {key!r} is missing; allowed: {allowed}")
+        unknown = [f"unknown key {shown(key)}" for key in raw if key not in keys]
+        missing = [
+            f"key {key!r} is missing"
+            for key, field in keys.items()
+            if field.is_required() and key not in raw
+        ]
+        if unknown or missing:
+            hint = cls.unknown_key_hint if unknown else ""
+            refuse(f"{', '.join((*unknown, *missing))}; allowed: {allowed}{hint}")
         return raw
+
+    def notes(self, source: Path | str) -> tuple[str, ...]:
+        """Return a note on the keys that were given and are ignored, if there are any."""
+        fields = type(self).model_fields
+        names = [name for name in fields if name in self.model_fields_set]
+        ignored = [name for name in names if _is_ignored(fields[name])]
+        return (f"{source}: ignored: {', '.join(ignored)}",) if ignored else ()
+
+
+def _is_ignored(field: FieldInfo) -> bool:
+    return any(isinstance(mark, _Ignored) for mark in field.metadata)
 
 
 def refuse(problem: str) -> NoReturn:
@@ -105,25 +142,36 @@ def read_yaml(path: Path, model: type[_T]) -> _T:
     Raises:
         UsageError: the file cannot be read, is not strict YAML, or does not fit ``model``.
     """
+    return validated(read_document(path), model, source=path)
+
+
+def read_document(path: Path) -> object:
+    """Read a YAML file, whatever it holds.
+
+    Raises:
+        UsageError: the file cannot be read, or is not strict YAML.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: is not UTF-8 (byte {error.start})") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from None
-    return validated(_parse(text, path), model, source=path)
+    return _parse(text, path)
 
 
 def validated(document: object, model: type[_T], *, source: Path | str) -> _T:
     """Return a YAML document as ``model``.
 
     Raises:
-        UsageError: it does not fit; the message begins with ``source`` and the key.
+        UsageError: it does not fit; the message has a line for each problem, which begins with
+            ``source`` and the key.
     """
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        raise UsageError(f"{source}: {_message(error.errors()[0])}") from None
+        lines = [f"{source}: {_message(problem)}" for problem in error.errors()]
+        raise UsageError("\n".join(lines)) from None
 
 
 def _message(error: ErrorDetails) -> str:

@@ -18,10 +18,13 @@ from pytest_autoquant.formats.quant_pair import (
     WEIGHT_DTYPES,
     WEIGHT_QUANTIZER,
     QuantPair,
+    builtin_pairs,
     composed_format_name,
 )
 from pytest_autoquant.formats.quantizer import SCALING_TYPES
 from pytest_autoquant.formats.strict_yaml import (
+    Definition,
+    Ignored,
     Name,
     StrictMapping,
     checked,
@@ -58,6 +61,9 @@ class _PairFile(StrictMapping):
     activation: Annotated[str, one_of(ACTIVATION_DTYPES)]
     format_name: FormatName = ""
     experimental: bool = True
+    scheme_name: Ignored = None
+    coverage_mode: Ignored = None
+    publish_run_dir: Ignored = None
 
     @model_validator(mode="after")
     def _check_quantizes(self) -> _PairFile:
@@ -68,12 +74,16 @@ class _PairFile(StrictMapping):
     def pair(self) -> QuantPair:
         composed = composed_format_name(self.weight, self.activation)
         format_name = self.format_name or composed
+        builtin = builtin_pairs().get(self.name)
+        experimental = self.experimental
+        if builtin is not None and "experimental" not in self.model_fields_set:
+            experimental = builtin.experimental
         return QuantPair(
             name=self.name,
             weight=self.weight,
             activation=self.activation,
             format_name=format_name,
-            experimental=self.experimental,
+            experimental=experimental,
             from_preset=format_name != composed,
         )
 
@@ -196,24 +206,26 @@ class _GranularityFile(StrictMapping):
         )
 
 
-def read_pair(path: Path) -> QuantPair:
+def read_pair(path: Path) -> Definition[QuantPair]:
     """Read one quant pair: ``name``, ``weight``, ``activation`` and two optional keys.
 
-    ``format_name`` defaults to the composed format's name, ``experimental`` to true.
+    ``format_name`` defaults to the composed format's name, ``experimental`` to true, and to what it
+    is for a built-in pair of the name. Keys that other tools keep in such files are ignored.
 
     Raises:
         UsageError: see ``read_yaml``.
     """
-    return read_yaml(path, _PairFile).pair()
+    document = read_yaml(path, _PairFile)
+    return Definition(value=document.pair(), notes=document.notes(path))
 
 
-def read_granularity(path: Path) -> Granularity:
+def read_granularity(path: Path) -> Definition[Granularity]:
     """Read one overlay: ``name`` and ``quant_cfg_overrides``.
 
     Raises:
         UsageError: see ``read_yaml``.
     """
-    return read_yaml(path, _GranularityFile).granularity()
+    return Definition(value=read_yaml(path, _GranularityFile).granularity())
 
 
 def granularity_of(document: object, *, source: Path | str) -> Granularity:

@@ -46,8 +46,10 @@ class StructureCheck:
     """The result of a structure case: the support status of a pair under an overlay.
 
     Attributes:
-        effective_bits: bits stored per weight, scales included.
+        effective_bits: bits stored per weight, padding and scales included; the nominal bits
+            where the shapes of the model's layers are not known.
         digest: of the effective config.
+        notes: layers whose input width blocks do not divide, where their shapes are known.
     """
 
     __pydantic_config__ = STRICT
@@ -58,3 +60,4 @@ class StructureCheck:
     format_name: str
     effective_bits: float
     digest: str
+    notes: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -51,6 +51,9 @@ class GroupDecision:
         weights: number of weights in the group.
         format: the candidate that was chosen; None if the group stays unquantized.
         scores: score per scored token by candidate.
+        bits: stored per weight in the chosen format, padding and scales included; 16 if the group
+            stays unquantized, None in earlier manifests.
+        left_out: by candidate, why the group cannot take it.
     """
 
     __pydantic_config__ = STRICT
@@ -59,6 +62,8 @@ class GroupDecision:
     weights: int
     format: str | None
     scores: dict[str, float]
+    bits: float | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +72,7 @@ class AllocationRecord:
 
     Attributes:
         score: predicted score per scored token.
-        effective_bits: bits stored per weight.
+        effective_bits: bits stored per weight, padding and scales included.
         fraction_of_groups: share of groups that are quantized, from 0 to 1.
         fraction_of_weights: share of weights that are quantized, from 0 to 1.
     """

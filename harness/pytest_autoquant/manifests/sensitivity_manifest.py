@@ -139,7 +139,14 @@ class QuantizationRecord:
     """The quantization config given to ModelOpt.
 
     Attributes:
-        effective_bits: bits stored per weight, block scales included.
+        base_is_modelopt_preset: whether the base quantizes as the preset of that name does that
+            the installed ModelOpt has.
+        effective_quant_cfg: the base with the overlay, and the modules of this model that were not
+            measured; ``formats.quant_cfg.recorded_entries`` reads it for ``mtq.quantize``.
+        effective_bits: bits stored per weight over all layers, padding and scales included; in
+            manifests without ``nominal_effective_bits`` this is the nominal number.
+        nominal_effective_bits: what ModelOpt was given, without padding and without scales per
+            channel and per tensor; None in earlier manifests.
         digest: equal for configs that give equal quantized bits.
     """
 
@@ -151,6 +158,7 @@ class QuantizationRecord:
     effective_quantizer_summary: dict[str, str]
     algorithm: Any
     effective_bits: float
+    nominal_effective_bits: float | None = None
     digest: str
 
 
@@ -163,6 +171,8 @@ class LayerRecord:
         quantized: whether the quantizers were active while the layer was scored.
         selected: whether the bit budget keeps the layer quantized.
         padded_to: input width rounded up to whole blocks; None if the block size divides it.
+        stored_bits: of the quantized weight, padding and scales included; None in earlier
+            manifests.
     """
 
     __pydantic_config__ = STRICT
@@ -173,6 +183,7 @@ class LayerRecord:
     out_features: int
     in_features: int
     padded_to: int | None
+    stored_bits: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +193,7 @@ class GroupSensitivity:
     Attributes:
         formats: the case's format, then the unquantized one; ``scores`` and ``costs`` follow it.
         scores: per scored token.
-        costs: weights x bits / 16, ModelOpt's unit.
+        costs: stored bits / 16, ModelOpt's unit; padding and scales are stored too.
         importance: score of the case's format.
         rank: 1 is the most sensitive.
     """

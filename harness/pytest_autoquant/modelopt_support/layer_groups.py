@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 from pytest_autoquant.modelopt_support.private_api import (
     GroupingRule,
     grouping_rules,
     score_module_rules,
 )
-from pytest_autoquant.models.loading import LoadedModel
+from pytest_autoquant.models.layers import Linear
 
 
-def layer_groups(model: LoadedModel) -> tuple[tuple[str, ...], ...]:
+class GroupedModel(Protocol):
+    """A model, loaded or on the meta device, with the linears that are measured."""
+
+    @property
+    def module(self) -> Any: ...
+
+    @property
+    def linears(self) -> tuple[Linear, ...]: ...
+
+
+def layer_groups(model: GroupedModel) -> tuple[tuple[str, ...], ...]:
     """Return the members of every layer group, by ModelOpt's own grouping rules.
 
     Source: ``_AutoQuantizeBaseSearcher.insert_hparams_after_merge_rules`` in
@@ -27,7 +38,7 @@ def layer_groups(model: LoadedModel) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(members) for members in groups.values())
 
 
-def scored_elsewhere(model: LoadedModel) -> str | None:
+def scored_elsewhere(model: GroupedModel) -> str | None:
     """Name a linear that ModelOpt does not score at its own output, None if there is none.
 
     ModelOpt scores the experts of a mixture at the output of the mixture block.
@@ -39,7 +50,7 @@ def scored_elsewhere(model: LoadedModel) -> str | None:
     return None
 
 
-def _group_key(rules: Sequence[GroupingRule], model: LoadedModel, name: str) -> str | None:
+def _group_key(rules: Sequence[GroupingRule], model: GroupedModel, name: str) -> str | None:
     """Apply the rules in order; the first that matches names the group."""
     for rule in rules:
         if callable(rule):

@@ -8,7 +8,7 @@ changes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from pytest_autoquant.formats.effective_config import EffectiveConfig, resolve
 from pytest_autoquant.formats.granularity import DEFAULT, Granularity
 from pytest_autoquant.formats.quant_pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER, QuantPair
 from pytest_autoquant.formats.quantizer import QuantizedTensor, QuantizerAttributes
-from pytest_autoquant.modelopt_support.presets import load_preset
+from pytest_autoquant.modelopt_support.presets import is_installed_preset, load_preset
 from pytest_autoquant.modelopt_support.private_api import validate_config
 from pytest_autoquant.modelopt_support.quiet import quiet
 from pytest_autoquant.modelopt_support.status import SUPPORTED, Status, Support
@@ -58,12 +58,19 @@ class Prober:
         Raises:
             UsageError: the preset does not exist, or its dtypes are not the pair's.
         """
-        return resolve(pair, granularity, load_preset(pair) if pair.from_preset else None)
+        config = resolve(pair, granularity, load_preset(pair) if pair.from_preset else None)
+        return replace(config, is_modelopt_preset=is_installed_preset(config))
 
     def support(self, config: EffectiveConfig) -> Support:
         """Return the status of ``config`` on this device."""
         if config.no_effect is not None:
             return Support(status=Status.NO_EFFECT, reason=config.no_effect)
+        support = self._probed(config)
+        if config.lost_format is None or support.status is Status.UNSUPPORTED:
+            return support
+        return Support(status=Status.UNSUPPORTED, reason=config.lost_format)
+
+    def _probed(self, config: EffectiveConfig) -> Support:
         answer = self._quantized(config)
         if isinstance(answer, Exception):
             return self._refusal(config, answer)

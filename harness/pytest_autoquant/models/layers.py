@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from pytest_autoquant.formats.effective_config import EffectiveConfig
+from pytest_autoquant.formats.quant_pair import is_excluded
 from pytest_autoquant.models.architecture import auto_class, load_config
 from pytest_autoquant.models.registry import ModelSource
 
@@ -25,6 +28,7 @@ class Linear:
         name: module name in the model.
         input_widths: input width of each weight matrix in the module: ``(in_features,)``, and one
             width per matrix for fused experts.
+        expert_shapes: ``(experts, out_features, in_features)`` of each matrix of fused experts.
     """
 
     name: str
@@ -32,6 +36,7 @@ class Linear:
     out_features: int
     in_features: int
     input_widths: tuple[int, ...]
+    expert_shapes: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def num_weights(self) -> int:
@@ -43,9 +48,27 @@ class Linear:
         """Whether this is a module of fused experts."""
         return len(self.input_widths) > 1
 
+    def stored_bits(self, config: EffectiveConfig) -> int:
+        """Return the bits of the weight as ``config`` stores it: padding and scales included."""
+        shapes = self.expert_shapes or ((1, self.out_features, self.in_features),)
+        return sum(count * config.stored_bits(rows, columns) for count, rows, columns in shapes)
 
-def architecture_linears(source: ModelSource, *, trust_remote_code: bool) -> tuple[Linear, ...]:
-    """Return the language model's linears from its config, without loading weights.
+    def padded_to(self, config: EffectiveConfig) -> int | None:
+        """Return the width to which blocks pad the input, None where they divide it."""
+        widths = ((width, config.padded_width(width)) for width in self.input_widths)
+        return next((padded for width, padded in widths if padded != width), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """A model without weights: its modules on the meta device, and the measured linears."""
+
+    module: Any
+    linears: tuple[Linear, ...]
+
+
+def load_architecture(source: ModelSource, *, trust_remote_code: bool) -> Architecture:
+    """Build a model from its config, without loading weights.
 
     Raises:
         ModelError: the config cannot be loaded or is of another kind of model.
@@ -53,21 +76,36 @@ def architecture_linears(source: ModelSource, *, trust_remote_code: bool) -> tup
     config = load_config(source, random_weights=True, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
         module = auto_class(config, source).from_config(config, trust_remote_code=trust_remote_code)
-    return language_model_linears(module)
+    return Architecture(module=module, linears=language_model_linears(module))
+
+
+def architecture_linears(source: ModelSource, *, trust_remote_code: bool) -> tuple[Linear, ...]:
+    """Return the language model's linears from its config; see ``load_architecture``."""
+    return load_architecture(source, trust_remote_code=trust_remote_code).linears
 
 
 def language_model_linears(module: Any) -> tuple[Linear, ...]:
     """Return the linears and fused experts of the decoder, in module order.
 
-    These are what ModelOpt quantizes. The vision tower and ``lm_head`` are not in the decoder.
+    These are what ModelOpt's presets quantize: routers and gates of mixtures are not among them.
+    The vision tower and ``lm_head`` are not in the decoder.
     """
     decoder = module.get_decoder()
     prefix = next(name for name, child in module.named_modules() if child is decoder)
-    return tuple(
-        _describe(f"{prefix}.{name}" if prefix else name, child)
-        for name, child in decoder.named_modules()
-        if isinstance(child, nn.Linear) or _expert_weights(child)
+    named = (
+        (f"{prefix}.{name}" if prefix else name, child) for name, child in decoder.named_modules()
     )
+    return tuple(
+        _describe(name, child)
+        for name, child in named
+        if (isinstance(child, nn.Linear) or _expert_weights(child)) and not is_excluded(name)
+    )
+
+
+def bits_per_weight(linears: Collection[Linear], config: EffectiveConfig) -> float:
+    """Return the bits stored per weight of one or more linears, all of them quantized."""
+    stored = sum(linear.stored_bits(config) for linear in linears)
+    return stored / sum(linear.num_weights for linear in linears)
 
 
 def other_weighted_modules(module: nn.Module, linears: tuple[Linear, ...]) -> tuple[str, ...]:
@@ -87,6 +125,7 @@ def weight_matrices(child: nn.Module) -> list[nn.Parameter]:
 
 def _describe(name: str, child: nn.Module) -> Linear:
     matrices = weight_matrices(child)
+    experts = [] if isinstance(child, nn.Linear) else matrices
     widths = tuple(matrix.shape[-1] for matrix in matrices)
     return Linear(
         name=name,
@@ -94,6 +133,7 @@ def _describe(name: str, child: nn.Module) -> Linear:
         out_features=sum(matrix.numel() for matrix in matrices) // widths[0],
         in_features=widths[0],
         input_widths=widths,
+        expert_shapes=tuple(tuple(matrix.shape) for matrix in experts),
     )
 
 

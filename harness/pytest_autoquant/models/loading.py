@@ -19,7 +19,7 @@ from pytest_autoquant.models.layers import Linear, language_model_linears, other
 from pytest_autoquant.models.quantized_checkpoint import refuse_declared, refuse_stored
 from pytest_autoquant.models.registry import EMBEDDED_TOKENIZER, ModelSource
 from pytest_autoquant.models.weight_values import check_finite, dead_linears
-from pytest_autoquant.text import some
+from pytest_autoquant.text import first_few
 
 #: Bytes read at a time while a checkpoint file is hashed.
 _CHUNK_BYTES = 1 << 22
@@ -170,8 +170,8 @@ def _check_weights_fit(source: ModelSource, module: Any, report: Mapping[str, An
     if unexpected:
         raise ModelError(
             f"model {source.name}: the checkpoint has {len(unexpected)} weights that "
-            f"{type(module).__name__} does not have: {some(unexpected, 3)}; they would be left "
-            "out: use a checkpoint of this architecture"
+            f"{type(module).__name__} does not have: {first_few(unexpected, 3)}; they would "
+            "be left out: use a checkpoint of this architecture"
         )
 
 

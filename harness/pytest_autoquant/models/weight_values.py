@@ -11,7 +11,7 @@ import torch
 from pytest_autoquant.errors import ModelError
 from pytest_autoquant.models.layers import Linear, weight_matrices
 from pytest_autoquant.models.registry import ModelSource
-from pytest_autoquant.text import counted, some
+from pytest_autoquant.text import counted, first_few
 
 
 def check_finite(source: ModelSource, module: Any) -> None:
@@ -35,8 +35,8 @@ def check_finite(source: ModelSource, module: Any) -> None:
     dtype = str(tensors[broken[0]].dtype).removeprefix("torch.")
     raise ModelError(
         f"model {source.name}: NaN or infinity in {counted(len(broken), 'weight tensor')} as "
-        f"{dtype}: {some(named, 3)}; repair the checkpoint, or give another --aq-dtype if only "
-        "this one cannot hold its values"
+        f"{dtype}: {first_few(named, 3)}; repair the checkpoint, or give another --aq-dtype if "
+        "only this one cannot hold its values"
     )
 
 

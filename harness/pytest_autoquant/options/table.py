@@ -100,7 +100,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         name="conf",
         kind=PATH,
-        help="folder with quant_pair/, quant_granularity/ and scheme/ YAML files",
+        help="YAML file, or folder with quant_pair/, quant_granularity/ and scheme/ YAML files",
     ),
     Option(
         name="schemes",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
+from pytest_autoquant.allocation.scored_group import rounded_up
 from pytest_autoquant.manifests.case_result import CaseResult, finite
 from pytest_autoquant.manifests.sensitivity_manifest import Manifest
 from pytest_autoquant.reports.markdown import (
@@ -139,7 +140,7 @@ def selection_sentence(case: CaseResult) -> str:
     if not chosen.is_satisfied:
         return (
             f"The budget of {chosen.budget:g} bits per weight cannot be met: the smallest "
-            f"reachable is {chosen.minimum_bits:.4g}, with every group quantized."
+            f"reachable is {rounded_up(chosen.minimum_bits)}, with every group quantized."
         )
     return (
         f"Within {chosen.budget:g} bits per weight, {case.selected_groups} of {len(case.groups)} "

@@ -365,7 +365,11 @@ def _matrix(model: ReportModel) -> list[str]:
         [code(pair), *(statuses.get((pair, granularity), "") for granularity in granularities)]
         for pair in pairs
     ]
-    return ["## What can run", table(["pair", *map(code, granularities)], rows)]
+    notes = dict.fromkeys(
+        f"- {code(check.granularity)}: {text(note)}" for check in checks for note in check.notes
+    )
+    matrix = table(["pair", *map(code, granularities)], rows)
+    return ["## What can run", matrix, *(["\n".join(notes)] if notes else [])]
 
 
 _SECTIONS = (

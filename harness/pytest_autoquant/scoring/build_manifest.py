@@ -12,6 +12,7 @@ from pytest_autoquant.allocation.knapsack import Selection, select_formats
 from pytest_autoquant.allocation.scored_group import ScoredGroup
 from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS, EffectiveConfig
+from pytest_autoquant.formats.quant_cfg import Entry, is_enabled
 from pytest_autoquant.grid.case import Case
 from pytest_autoquant.manifests.sensitivity_manifest import (
     AutoquantRun,
@@ -30,10 +31,9 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
     RankedGroup,
     RunConfig,
 )
-from pytest_autoquant.models.layers import Linear
+from pytest_autoquant.models.layers import Linear, bits_per_weight
 from pytest_autoquant.scoring.engine import GroupScore, Measurement, silent_groups
-from pytest_autoquant.scoring.notes import padded_to
-from pytest_autoquant.text import counted, some
+from pytest_autoquant.text import counted, first_few
 
 UNQUANTIZED_FORMAT = f"NONE(effective-bits: {UNQUANTIZED_BITS})"
 
@@ -42,7 +42,8 @@ UNQUANTIZED_FORMAT = f"NONE(effective-bits: {UNQUANTIZED_BITS})"
 class Findings:
     """Everything about one case that its manifest is made of.
 
-    ``linears`` is by module name, in module order; ``alias_of`` names the case that measured;
+    ``linears`` is by module name, in module order, ``others`` the linears and convolutions that are
+    not measured; ``alias_of`` names the case that measured;
     ``started`` is the clock (``time.perf_counter``) when the case began.
     """
 
@@ -51,6 +52,7 @@ class Findings:
     measurement: Measurement
     data: CalibrationData
     linears: Mapping[str, Linear]
+    others: tuple[str, ...] = ()
     alias_of: str | None
     notes: tuple[str, ...]
     model: ModelRecord
@@ -60,12 +62,25 @@ class Findings:
     started: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSize:
+    """Weights of a layer group, and the bits that they store: padding and scales included."""
+
+    weights: int
+    stored_bits: int
+
+    @property
+    def bits(self) -> float:
+        """Bits stored per weight."""
+        return self.stored_bits / self.weights
+
+
 def build_manifest(findings: Findings) -> Manifest:
     """Rank the groups, select under the bit budget and put the record together."""
     groups = findings.measurement.groups
     scores = [per_token(group, findings.data) for group in groups]
-    weights = [_num_weights(group, findings.linears) for group in groups]
-    selection = _selection(scores, weights, findings)
+    sizes = [group_size(group.modules, findings.linears, findings.config) for group in groups]
+    selection = _selection(scores, sizes, findings)
     problems = find_problems(findings.measurement, findings.linears)
     ranking = _ranking(scores)
     return Manifest(
@@ -77,10 +92,8 @@ def build_manifest(findings: Findings) -> Manifest:
         num_quantized_layers=sum(len(group.modules) for group in groups if group.quantized),
         layers=_layers(groups, selection, findings),
         layer_sensitivity={
-            group.name: _sensitivity(group, score, weight, rank, findings.config)
-            for group, score, weight, rank in zip(
-                groups, scores, weights, _ranks(ranking), strict=True
-            )
+            group.name: _sensitivity(group, score, size, rank, findings.config)
+            for group, score, size, rank in zip(groups, scores, sizes, _ranks(ranking), strict=True)
         },
         sensitivity_ranking=tuple(
             RankedGroup(name=groups[i].name, importance=_finite(scores[i])) for i in ranking
@@ -100,18 +113,20 @@ def find_problems(measurement: Measurement, linears: Mapping[str, Linear]) -> tu
         problems.append("nothing was quantized: AutoQuant searched no layer group")
     left_out = sorted(set(linears) - {name for group in groups for name in group.modules})
     if left_out and groups:
-        problems.append(f"no score for {counted(len(left_out), 'linear')}: {some(left_out)}")
+        problems.append(f"no score for {counted(len(left_out), 'linear')}: {first_few(left_out)}")
     idle = [group.name for group in groups if not group.quantized]
     if idle:
-        problems.append(f"quantizers were off in {counted(len(idle), 'group')}: {some(idle)}")
+        problems.append(f"quantizers were off in {counted(len(idle), 'group')}: {first_few(idle)}")
     broken = [group.name for group in groups if not math.isfinite(group.score)]
     if broken:
-        problems.append(f"scores are not finite in {counted(len(broken), 'group')}: {some(broken)}")
+        problems.append(
+            f"scores are not finite in {counted(len(broken), 'group')}: {first_few(broken)}"
+        )
     silent = silent_groups(measurement)
     if silent:
         problems.append(
             f"nothing passed through {counted(len(silent), 'group')}, so a score of zero says "
-            f"nothing: {some(silent)} never ran, or all inputs or all gradients were zero"
+            f"nothing: {first_few(silent)} never ran, or all inputs or all gradients were zero"
         )
     return tuple(problems)
 
@@ -183,16 +198,24 @@ def _quantization(findings: Findings) -> QuantizationRecord:
     overrides = {name: _plain(half) for name, half in config.granularity.overrides.items()}
     return QuantizationRecord(
         base_format_name=config.pair.format_name,
-        base_is_modelopt_preset=config.pair.is_preset,
+        base_is_modelopt_preset=config.is_modelopt_preset,
         quant_granularity=GranularityRecord(
             name=config.granularity.name, quant_cfg_overrides=overrides
         ),
-        effective_quant_cfg=tuple(_plain(entry) for entry in config.entries),
+        effective_quant_cfg=tuple(map(_plain, _measured_entries(config, findings.others))),
         effective_quantizer_summary=dict(findings.measurement.quantizers),
         algorithm=_plain(config.algorithm),
-        effective_bits=config.effective_bits,
+        effective_bits=bits_per_weight(findings.linears.values(), config),
+        nominal_effective_bits=config.effective_bits,
         digest=config.digest,
     )
+
+
+def _measured_entries(config: EffectiveConfig, others: Sequence[str]) -> list[Entry]:
+    """Return the config's entries, and one per other module that they would quantize."""
+    quantizers = [name for name in others if is_enabled(config.entries, f"{name}.weight_quantizer")]
+    off = [{"quantizer_name": f"{name}.*", "enable": False} for name in quantizers]
+    return [*config.entries, *off]
 
 
 def _layers(
@@ -207,27 +230,30 @@ def _layers(
             module_type=linear.module_type,
             out_features=linear.out_features,
             in_features=linear.in_features,
-            padded_to=padded_to(linear, findings.config),
+            padded_to=linear.padded_to(findings.config),
+            stored_bits=linear.stored_bits(findings.config),
         )
         for name, linear in findings.linears.items()
     }
 
 
 def _sensitivity(
-    group: GroupScore, score: float, weights: int, rank: int, config: EffectiveConfig
+    group: GroupScore, score: float, size: GroupSize, rank: int, config: EffectiveConfig
 ) -> GroupSensitivity:
-    quantized = f"{config.pair.format_name}(effective-bits: {config.effective_bits})"
+    quantized = f"{config.pair.format_name}(effective-bits: {size.bits:.6g})"
     return GroupSensitivity(
         formats=(quantized, UNQUANTIZED_FORMAT),
         scores=(_finite(score), 0.0),
-        costs=(weights * config.effective_bits / UNQUANTIZED_BITS, float(weights)),
+        costs=(size.stored_bits / UNQUANTIZED_BITS, float(size.weights)),
         importance=_finite(score),
         rank=rank,
         module_names=group.modules,
     )
 
 
-def _selection(scores: Sequence[float], weights: Sequence[int], findings: Findings) -> Selection:
+def _selection(
+    scores: Sequence[float], sizes: Sequence[GroupSize], findings: Findings
+) -> Selection:
     """Quantized is candidate 0, unquantized candidate 1; a broken score is never worth taking."""
     if not scores:
         return Selection(
@@ -243,11 +269,11 @@ def _selection(scores: Sequence[float], weights: Sequence[int], findings: Findin
         ScoredGroup(
             name=group.modules[0],
             scores=(score if math.isfinite(score) else ceiling,),
-            bits=(findings.config.effective_bits,),
-            weights=count,
-            excluded=frozenset({0} if signal.keeps_16_bits(group.modules) else ()),
+            bits=(size.bits,),
+            weights=size.weights,
+            left_out=frozenset({0} if signal.keeps_16_bits(group.modules) else ()),
         ).with_unquantized()
-        for group, score, count in zip(findings.measurement.groups, scores, weights, strict=True)
+        for group, score, size in zip(findings.measurement.groups, scores, sizes, strict=True)
     ]
     return select_formats(groups, findings.run_config.effective_bits)
 
@@ -285,8 +311,15 @@ def per_token(group: GroupScore, data: CalibrationData) -> float:
     return group.score / data.scored_tokens
 
 
-def _num_weights(group: GroupScore, linears: Mapping[str, Linear]) -> int:
-    return sum(linears[name].num_weights for name in group.modules)
+def group_size(
+    modules: Sequence[str], linears: Mapping[str, Linear], config: EffectiveConfig
+) -> GroupSize:
+    """Return what a group of linears holds and stores under a config."""
+    members = [linears[name] for name in modules]
+    return GroupSize(
+        weights=sum(linear.num_weights for linear in members),
+        stored_bits=sum(linear.stored_bits(config) for linear in members),
+    )
 
 
 def _finite(value: float) -> float | None:

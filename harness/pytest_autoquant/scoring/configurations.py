@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 
 import torch
@@ -10,6 +11,7 @@ from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.grid.case import Combination
 from pytest_autoquant.manifests.outcomes import StructureCheck
 from pytest_autoquant.modelopt_support.cuda_extensions import ANNOUNCEMENT, build_extensions
+from pytest_autoquant.modelopt_support.presets import check_presets
 from pytest_autoquant.modelopt_support.probe import Prober
 from pytest_autoquant.modelopt_support.quiet import quiet
 from pytest_autoquant.modelopt_support.status import Support
@@ -64,6 +66,17 @@ class Configurations:
     def config_support(self, config: EffectiveConfig) -> Support:
         """Return whether a config can run here, and if not why."""
         return self._prober.support(config)
+
+    def check_presets(self, combinations: Iterable[Combination]) -> None:
+        """Load the presets that pairs of one's own name, before anything is measured.
+
+        Raises:
+            UsageError: see ``presets.check_presets``.
+        """
+        pairs = {each.pair.name: each.pair for each in combinations if each.pair.from_preset}
+        if pairs:
+            with quiet():
+                check_presets(pairs.values())
 
     def check(self, combination: Combination) -> StructureCheck:
         """Resolve a combination, have ModelOpt validate it, and return its status."""

@@ -10,12 +10,6 @@ from pytest_autoquant.models.layers import Linear
 from pytest_autoquant.text import counted
 
 
-def padded_to(linear: Linear, config: EffectiveConfig) -> int | None:
-    """Return the width to which weight blocks pad a linear's input, None where they divide it."""
-    widths = ((width, config.padded_width(width)) for width in linear.input_widths)
-    return next((padded for width, padded in widths if padded != width), None)
-
-
 def data_notes(data: CalibrationData) -> tuple[str, ...]:
     """Return a note where the captions are fewer than the size asks for, or not all different."""
     notes = [*([data.shortfall] if data.shortfall else ()), *length_notes(data)]
@@ -57,7 +51,7 @@ def padding_notes(linears: Iterable[Linear], config: EffectiveConfig) -> tuple[s
     """Return the linears whose input width the block size does not divide, a line per width."""
     padded: dict[tuple[int, int], list[str]] = {}
     for linear in linears:
-        width = padded_to(linear, config)
+        width = linear.padded_to(config)
         if width is not None:
             padded.setdefault((linear.in_features, width), []).append(linear.name)
     return tuple(

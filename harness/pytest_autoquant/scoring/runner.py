@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
 from pytest_autoquant.calibration.batches import CalibrationData, calibration_data
 from pytest_autoquant.calibration.captions import CaptionSet, load_captions
-from pytest_autoquant.errors import AutoquantError, MeasurementError, NotReplayableError
+from pytest_autoquant.errors import (
+    AutoquantError,
+    MeasurementError,
+    ModelError,
+    NotReplayableError,
+)
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.grid.assignment import Assignment
 from pytest_autoquant.grid.case import Case, Combination
@@ -21,9 +27,16 @@ from pytest_autoquant.manifests.fingerprint import (
     differences,
     fingerprint,
 )
+from pytest_autoquant.manifests.outcomes import StructureCheck
 from pytest_autoquant.manifests.sensitivity_manifest import EnvironmentRecord, Manifest, RunConfig
 from pytest_autoquant.modelopt_support.quiet import quiet
 from pytest_autoquant.modelopt_support.status import Support
+from pytest_autoquant.models.layers import (
+    Architecture,
+    Linear,
+    bits_per_weight,
+    load_architecture,
+)
 from pytest_autoquant.models.loading import LoadedModel, load_model
 from pytest_autoquant.models.registry import ModelSource
 from pytest_autoquant.options.settings import Settings
@@ -83,7 +96,7 @@ class MeasurementRunner:
         self._settings = settings
         self.source = source
         self._progress = progress
-        self._warn = warn
+        self.warn = warn
         self._earlier: Earlier = earlier or {}
         self._assignment = Assignment()
         self.configurations = Configurations(settings.device, settings.dtype, progress)
@@ -135,6 +148,48 @@ class MeasurementRunner:
             raise
 
     @cached_property
+    def architecture(self) -> Architecture:
+        """The model without its weights: layers and shapes, known before the model is loaded.
+
+        Raises:
+            ModelError: the model's config cannot be loaded.
+        """
+        with quiet():
+            return load_architecture(
+                self.source, trust_remote_code=self._settings.trust_remote_code
+            )
+
+    @cached_property
+    def _known_linears(self) -> tuple[Linear, ...]:
+        """The measured linears; none where the model's config is not on this machine."""
+        if self.source.architecture is None and not Path(self.source.location).is_dir():
+            return ()
+        try:
+            return self.architecture.linears
+        except ModelError:  # loading the model says why
+            return ()
+
+    def bits(self, combination: Combination) -> float:
+        """Return the bits stored per weight of the model; nominal ones if no shape is known."""
+        config, linears = self.config(combination), self._known_linears
+        return bits_per_weight(linears, config) if linears else config.effective_bits
+
+    def check(self, combination: Combination) -> StructureCheck:
+        """Check a combination, also on the shapes of the model's layers where they are known.
+
+        Raises:
+            UsageError: see ``Configurations.config`` and ``Prober.check_config``.
+        """
+        return replace(
+            self.configurations.check(combination),
+            effective_bits=self.bits(combination),
+            notes=tuple(
+                f"{note}; a scheme leaves the format out where its export cannot pad"
+                for note in padding_notes(self._known_linears, self.config(combination))
+            ),
+        )
+
+    @cached_property
     def environment(self) -> EnvironmentRecord:
         """Versions and device of this process."""
         return environment_record(self.device, record_host=self._settings.record_host)
@@ -156,7 +211,7 @@ class MeasurementRunner:
                 max_tokens=self.max_tokens,
             )
             for note in data_notes(data):
-                self._warn(note)
+                self.warn(note)
             self._data[size] = data
             self._tokens[size] = data.tokens_sha256
         return self._data[size]
@@ -175,7 +230,7 @@ class MeasurementRunner:
             max_tokens=self.max_tokens,
         )
         for note in length_notes(data):
-            self._warn(note)
+            self.warn(note)
         return data
 
     def measure(self, case: Case) -> Measured:
@@ -198,6 +253,7 @@ class MeasurementRunner:
                 measurement=measurement,
                 data=data,
                 linears={linear.name: linear for linear in linears},
+                others=self.model.others,
                 alias_of=None if original == case else original.case_id,
                 notes=(
                     *data_notes(data),

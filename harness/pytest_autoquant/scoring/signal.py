@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pytest_autoquant.text import counted, some
+from pytest_autoquant.text import counted, first_few
 
 _LAYER = re.compile(r".*?\.\d+(?=\.)")
 
@@ -52,7 +52,8 @@ class Signal:
             (unmoved, "all gradients are zero", "scores zero"),
         )
         return tuple(
-            f"{what} of {counted(len(names), 'linear')}: {some(names)}; a group with one {effect}"
+            f"{what} of {counted(len(names), 'linear')}: {first_few(names)}; a group with one "
+            f"{effect}"
             for names, what, effect in sentences
             if names
         )

@@ -165,6 +165,31 @@ def test_budget_of_16_bits_and_fraction_of_zero_quantize_nothing(measure, amount
     )
 
 
+def test_group_keeps_to_the_candidates_that_it_can_take():
+    """The second candidate has fewer bits and a lower score, and the first group cannot take it."""
+    groups = [
+        replace(group(2.0, 1.0, weights=96), left_out=frozenset(left_out))
+        for left_out in ({1}, (), {0, 1})
+    ]
+    both = scheme(amount=10.0, candidates=("a", "b"))
+    allocation = allocate(both, groups)
+    assert (allocation.chosen, allocation.score) == ((0, 1, None), 3.0)
+    assert allocation.effective_bits == pytest.approx((8 + 4.125 + 16) / 3)
+    with pytest.raises(UsageError, match=r"cannot be reached with a, b; give at least 9\.375,"):
+        allocate(replace(both, amount=9.37), groups)
+    some = [replace(each, scores=(1.0,), bits=(8.0,)) for each in groups]
+    for measure in FRACTIONS:
+        assert allocate(scheme(measure, 2 / 3), some).chosen == (0, 0, None)
+    with pytest.raises(UsageError) as caught:
+        allocate(scheme("fraction_of_groups", 1.0), some)
+    assert str(caught.value) == (
+        "scheme 'mine': fraction_of_groups 1 asks for 3 of 3 layer groups and only 2 can take "
+        "wfp8_afp8; give at most 0.6666"
+    )
+    with pytest.raises(UsageError, match="no layer group can take a or b"):
+        allocate(replace(both, amount=16.0), groups[2:])
+
+
 def test_unquantized_is_the_last_candidate_and_scores_zero():
     added = group(3.0, 5.0).with_unquantized()
     assert (added.scores, added.bits) == ((3.0, 5.0, 0.0), (8.0, 4.125, 16.0))
@@ -181,7 +206,7 @@ def test_unquantized_is_the_last_candidate_and_scores_zero():
     ],
 )
 def test_group_that_must_stay_unquantized_is_passed_over(measure, amount, chosen):
-    dead = replace(group(0.0), excluded=frozenset({0}))
+    dead = replace(group(0.0), left_out=frozenset({0}))
     found = allocate(scheme(measure, amount), [dead, group(1.0), group(2.0)])
     assert found.chosen == chosen
     assert found.fraction_of_groups == sum(each is not None for each in chosen) / 3

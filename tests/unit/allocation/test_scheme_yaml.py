@@ -14,7 +14,7 @@ def scheme(tmp_path):
     def read(text):
         path = tmp_path / "mine.yaml"
         path.write_text(text)
-        return read_scheme(path)
+        return read_scheme(path).value
 
     return read
 

@@ -3,8 +3,13 @@
 import modelopt.torch.quantization as mtq
 import pytest
 import torch
+from builders import linear
 from pytest_autoquant.errors import ExportError
 from pytest_autoquant.export.exportable import ALGORITHMS, ExportProbe
+from pytest_autoquant.formats.effective_config import resolve
+from pytest_autoquant.formats.granularity import DEFAULT
+from pytest_autoquant.formats.quant_pair import QuantPair
+from pytest_autoquant.modelopt_support.presets import load_preset
 from pytest_autoquant.models.registry import REGISTRY
 from scheme_model import OUT, VOCABULARY, config_of, export_scheme, formats_of
 
@@ -18,6 +23,18 @@ COMPUTED = {
         "int8 weights (a scale per output channel) and int8 activations (a scale per tensor)"
     ),
 }
+
+
+def square_blocks():
+    pair = QuantPair(
+        name="squares",
+        weight="fp8",
+        activation="fp16",
+        format_name="FP8_2D_BLOCKWISE_WEIGHT_ONLY_CFG",
+        experimental=True,
+        from_preset=True,
+    )
+    return resolve(pair, DEFAULT, load_preset(pair))
 
 
 @pytest.fixture
@@ -99,6 +116,29 @@ def test_probe_leaves_the_global_random_numbers_alone(probe):
     torch.manual_seed(5)
     assert probe.problem(config_of("wint8_afp16")) is None
     assert torch.rand(1) == expected
+
+
+@pytest.mark.parametrize(
+    ("candidate", "shape", "problem"),
+    [
+        ("wint4_afp16", (576, 576), "blocks of 128 do not divide the input width 576"),
+        ("wint4_afp16", (576, 1536), None),
+        ("wint4_afp16-w_group64", (576, 576), None),
+        ("wint4_afp16-w_group64", (576, 200), "blocks of 64 do not divide the input width 200"),
+        (
+            "wint4_afp16",
+            (301, 128),
+            "the export of 301 outputs and 128 inputs fails: AssertionError: Cannot pack weight. "
+            "Out dimension 301 is not an even number.",
+        ),
+        ("fp8_squares", (576, 200), None),  # blocks of 128 x 128, which ModelOpt exports padded
+        ("wfp8_afp8", (301, 200), None),
+    ],
+)
+def test_layer_that_a_format_cannot_be_exported_on(probe, candidate, shape, problem):
+    config = square_blocks() if candidate == "fp8_squares" else config_of(candidate)
+    assert probe.problem(config) is None
+    assert probe.layer_problem(config, linear("x", *shape)) == problem
 
 
 def test_modelopt_is_asked_once_per_config(probe, monkeypatch):

@@ -2,12 +2,13 @@
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
 import modelopt.torch.quantization as mtq
 import pytest
+import scheme_model
 from builders import change_weights, settings_of
 from pytest_autoquant.allocation.scheme import Scheme, allocate, builtin_schemes
 from pytest_autoquant.allocation.scored_group import ScoredGroup
@@ -21,13 +22,14 @@ from pytest_autoquant.export.pipeline import SchemeRunner, UnexportedSchemeError
 from pytest_autoquant.export.scheme_groups import NUM_BUDGETS
 from pytest_autoquant.export.vllm_load import LoadResult
 from pytest_autoquant.export.vllm_rules import check_export
+from pytest_autoquant.formats.granularity import Granularity
 from pytest_autoquant.grid.case import Combination, SchemeCase
 from pytest_autoquant.manifests.scheme_manifest import load_scheme
 from pytest_autoquant.modelopt_support.status import SUPPORTED, Status
 from pytest_autoquant.models.registry import REGISTRY, find_model
 from pytest_autoquant.reports.scheme_report import schemes_markdown
 from pytest_autoquant.scoring.runner import MeasurementRunner
-from scheme_model import config_of
+from scheme_model import VOCABULARY, config_of
 from scipy.stats import spearmanr
 
 MODELS = [name for name in REGISTRY if name.startswith("tiny-")]
@@ -139,7 +141,6 @@ def test_scheme_with_one_candidate_that_the_target_loads_is_supported(idle, tmp_
 
 MIXTURE = "int4_fp8_autoquant_bits6"
 FORMATS = ("wint4_afp16", "wfp8_afp8")
-BITS = {"wint4_afp16": 4.125, "wfp8_afp8": 8.0, None: 16.0}
 
 
 @pytest.fixture(scope="module")
@@ -184,17 +185,27 @@ def test_groups_are_those_that_were_scored(bench, mixture):
     assert sorted(names) == sorted(linear.name for linear in bench.model.linears)
 
 
+def bits_of(group):
+    """Bits per weight by format: groups of 128 share 16-bit scales, an FP8 linear one of fp32."""
+    fp8 = 8 + 32 * len(group.modules) / group.weights
+    return {"wint4_afp16": 4.125, "wfp8_afp8": fp8, None: 16.0}
+
+
 def test_formats_are_the_allocation_and_its_sums(mixture):
     groups = mixture.groups
     expected = allocate(
         builtin_schemes()[MIXTURE],
         [
             ScoredGroup(
-                name=g.name, scores=tuple(g.scores.values()), bits=(4.125, 8.0), weights=g.weights
+                name=g.name,
+                scores=tuple(g.scores.values()),
+                bits=tuple(bits_of(g)[name] for name in FORMATS),
+                weights=g.weights,
             )
             for g in groups
         ],
     )
+    assert [g.bits for g in groups] == [bits_of(g)[g.format] for g in groups]
     assert [g.format for g in groups] == [
         None if place is None else FORMATS[place] for place in expected.chosen
     ]
@@ -204,7 +215,7 @@ def test_formats_are_the_allocation_and_its_sums(mixture):
     allocation = mixture.allocation
     assert allocation.score == pytest.approx(sum(g.scores[g.format] for g in quantized), rel=1e-12)
     assert allocation.effective_bits == pytest.approx(
-        sum(BITS[g.format] * g.weights for g in groups) / total
+        sum(bits_of(g)[g.format] * g.weights for g in groups) / total
     )
     assert allocation.effective_bits <= 6
     assert allocation.fraction_of_groups == len(quantized) / len(groups)
@@ -242,6 +253,66 @@ def test_frontier_falls_from_the_smallest_choice_to_no_score_at_16_bits(mixture)
     assert above.score <= mixture.allocation.score <= below.score
 
 
+WIDE = "wint4_afp16-w_group384"
+NARROW = "blocks of 384 do not divide the input width 128"
+
+
+@pytest.fixture
+def wide_groups(monkeypatch):
+    """INT4 in groups of 384, as wide as down_proj; q, k, v, o, gate and up are 128 wide."""
+    overlay = Granularity(name="w_group384", weight={"block_sizes": {-1: 384}})
+    monkeypatch.setattr(
+        scheme_model,
+        "VOCABULARY",
+        replace(VOCABULARY, granularities={**VOCABULARY.granularities, overlay.name: overlay}),
+    )
+
+
+def test_candidate_is_left_out_on_the_layers_that_cannot_be_exported(wide_groups, tmp_path):
+    warnings = []
+    bench = MeasurementRunner(
+        settings_of(device="cpu"), REGISTRY["tiny-qwen3-vl"], lambda *_: None, warnings.append
+    )
+    case = mine(WIDE, "wfp8_afp8", amount=7.5)
+    schemes = runner(bench, root=tmp_path)
+    assert schemes.support(case) == SUPPORTED
+    manifest = schemes.derive(case)
+    assert manifest.export.num_quantized == sum(len(g.modules) for g in manifest.groups if g.format)
+    assert manifest.allocation.effective_bits <= 7.5
+    for group in manifest.groups:
+        is_wide = group.name.endswith("down_proj")
+        assert group.left_out == ({} if is_wide else {WIDE: f"{NARROW} of {group.name}"})
+        assert group.format in ((None, "wfp8_afp8", WIDE) if is_wide else (None, "wfp8_afp8"))
+    assert WIDE in {group.format for group in manifest.groups}
+    (sentence,) = (text for text in warnings if text.startswith("scheme mine: "))
+    assert sentence.startswith(f"scheme mine: {WIDE} cannot be exported where {NARROW}: ")
+    assert sentence.endswith("layers.0.mlp.gate_proj and 31 more")
+
+
+@pytest.mark.parametrize(
+    ("candidates", "rule", "problem"),
+    [
+        (
+            (WIDE, "wfp8_afp8"),
+            {"amount": 6.0},
+            f"effective_bits 6 cannot be reached with {WIDE}, wfp8_afp8; give at least 7.0114,",
+        ),
+        (
+            (WIDE,),
+            {"measure": "fraction_of_groups", "amount": 1.0},
+            f"fraction_of_groups 1 asks for 24 of 24 layer groups and only 6 can take {WIDE}",
+        ),
+    ],
+)
+def test_rule_that_the_shapes_cannot_meet_is_refused_before_any_work(
+    idle, wide_groups, candidates, rule, problem
+):
+    support = runner(idle).support(mine(*candidates, **rule))
+    assert support.status is Status.UNSUPPORTED
+    assert support.reason.startswith(f"scheme 'mine': {problem}")
+    assert f"; {WIDE} cannot be exported where {NARROW}: model.language_model" in support.reason
+
+
 def test_activation_only_scheme_stores_16_bits(bench):
     """Every choice stores 16 bits per weight; leaving every group unquantized is the best one."""
     manifest = runner(bench).derive(mine("wfp16_afp8", measure="fraction_of_groups", amount=0.25))
@@ -261,11 +332,14 @@ def test_candidates_that_the_target_cannot_load_are_left_out(bench):
     assert manifest.scheme.target == "vllm"
     assert {group.format for group in manifest.groups} == {None, "wfp8_afp8"}
     assert all(list(group.scores) == ["wfp8_afp8"] for group in manifest.groups)
-    assert manifest.frontier[0].effective_bits == 8.0
+    linears, weights = len(bench.model.linears), sum(g.weights for g in manifest.groups)
+    assert manifest.frontier[0].effective_bits == 8 + 32 * linears / weights
 
 
 def test_budget_below_the_remaining_candidates_is_refused(bench):
-    with pytest.raises(UsageError, match="cannot be reached with wfp8_afp8; give at least 8,"):
+    with pytest.raises(
+        UsageError, match=r"cannot be reached with wfp8_afp8; give at least 8\.0012,"
+    ):
         runner(bench, target="vllm").derive(builtin(MIXTURE))
 
 
@@ -364,7 +438,7 @@ def test_deriving_again_with_an_export_gives_equal_results(mixture, exported):
 def test_model_is_quantized_once_per_export_and_loaded_in_vllm_only_when_asked(
     bench, tmp_path, monkeypatch
 ):
-    """ModelOpt quantizes one small linear to learn the export's name, and the model once."""
+    """Each runner quantizes one small linear to learn the export's name, and the model once."""
     quantize, quantized, folders = mtq.quantize, [], []
 
     def counted(module, config, forward_loop):
@@ -387,7 +461,7 @@ def test_model_is_quantized_once_per_export_and_loaded_in_vllm_only_when_asked(
     assert (manifest.export.load, manifest.export.load_text) == ("failed", "vLLM 0 failed: x")
     assert list(manifest.timing)[-1] == "load"
     runner(bench, root=tmp_path, may_replace=True).derive(case)
-    assert (quantized[2:], folders) == ([True, False], ["mine"])  # a new runner asks again
+    assert (quantized[2:], folders) == ([False, True], ["mine"])
 
 
 def test_existing_checkpoint_is_refused_before_any_work(bench, exported, monkeypatch):

@@ -1,7 +1,5 @@
 """Quant pairs: the built-in grid and the base configs composed for it."""
 
-import dataclasses
-
 import modelopt.torch.quantization as mtq
 import pytest
 from pytest_autoquant.formats.quant_pair import (
@@ -10,6 +8,7 @@ from pytest_autoquant.formats.quant_pair import (
     builtin_pairs,
     compose,
     composed_format_name,
+    is_excluded,
 )
 
 PAIRS = builtin_pairs()
@@ -45,7 +44,9 @@ def test_grid_is_every_weight_with_every_activation_and_four_more():
 
 
 def test_pair_is_named_by_its_preset_or_marked_experimental():
-    assert {p.name: p.format_name for p in PAIRS.values() if p.is_preset} == MODELOPT_NAMES
+    assert {p.name: p.format_name for p in PAIRS.values() if hasattr(mtq, p.format_name)} == (
+        MODELOPT_NAMES
+    )
     assert {p.name for p in PAIRS.values() if not p.experimental} == set(MODELOPT_NAMES)
 
 
@@ -61,18 +62,22 @@ def test_pair_is_named_by_its_preset_or_marked_experimental():
 def test_pair_without_preset_has_a_stable_name_of_this_package(weight, activation, name):
     assert composed_format_name(weight, activation) == name
     pair = PAIRS[f"w{weight}_a{activation}"]
-    assert (pair.format_name, pair.is_preset, pair.experimental) == (name, False, True)
-    assert dataclasses.replace(pair, from_preset=True).is_preset
+    assert (pair.format_name, pair.experimental) == (name, True)
 
 
-def test_entries_disable_everything_first_and_vision_tower_and_lm_head_last():
-    assert compose("int8", "fp16")["quant_cfg"] == [
-        {"quantizer_name": "*", "enable": False},
-        {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": 8, "axis": 0}},
-        {"quantizer_name": "*input_quantizer", "enable": False},
-        {"quantizer_name": "*lm_head*", "enable": False},
-        {"quantizer_name": "*visual*", "enable": False},
-    ]
+@pytest.mark.parametrize(
+    ("module", "is_left_out"),
+    [
+        ("lm_head", True),
+        ("model.visual.blocks.0.mlp.linear_fc1", True),
+        ("model.layers.0.mlp.shared_expert_gate", True),
+        ("model.layers.0.mlp.gate", True),
+        ("model.layers.0.mlp.gate_proj", False),
+        ("model.layers.0.mlp.shared_expert.gate_proj", False),
+    ],
+)
+def test_modules_that_every_preset_leaves_out(module, is_left_out):
+    assert is_excluded(module) is is_left_out
 
 
 def test_int4_activations_have_one_scale_per_tensor():
@@ -98,4 +103,6 @@ def test_composed_pair_equals_the_installed_preset_of_its_name(name):
         assert blocks[-1] == 32
         expected[WEIGHT_QUANTIZER] |= {"block_sizes": blocks | {-1: 16}}
     assert quantizers(ours) == expected
+    assert len(ours["quant_cfg"]) == 27
+    assert ours["quant_cfg"][3:] == list(theirs["quant_cfg"])[-24:]
     assert ours["algorithm"] == theirs["algorithm"]

@@ -68,8 +68,14 @@ def test_document_is_read_with_its_defaults(read):
         ("[" * 20_000, "RecursionError: "),
         ("name: '\x1b'\n", "ReaderError: unacceptable character"),
         ("", "must be a mapping with the keys name, color, is_new, tags, item, got null"),
-        ("nmae: a\n", "unknown key 'nmae'; allowed: name, color, is_new, tags, item"),
-        ("1: a\n", "unknown key 1; allowed: name, color, is_new, tags, item"),
+        (
+            "nmae: a\n",
+            "unknown key 'nmae', key 'name' is missing; allowed: name, color, is_new, tags, item",
+        ),
+        (
+            "1: a\n",
+            "unknown key 1, key 'name' is missing; allowed: name, color, is_new, tags, item",
+        ),
         ("color: red\n", "key 'name' is missing; allowed: name, color, is_new, tags, item"),
         ("name: 8\n", "name must be text, got 8"),
         ("name: a\ncolor: green\n", "color must be one of red, blue, got 'green'"),

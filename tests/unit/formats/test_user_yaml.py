@@ -17,7 +17,7 @@ def pair(tmp_path):
     def read(text):
         path = tmp_path / "mine.yaml"
         path.write_text(text)
-        return read_pair(path)
+        return read_pair(path).value
 
     return read
 
@@ -44,8 +44,18 @@ def test_pair_without_optional_keys_is_composed_and_experimental(pair):
 
 def test_pair_with_another_format_name_uses_modelopts_preset(pair):
     mine = pair(PAIR + "format_name: INT4_AWQ_CFG\nexperimental: false\n")
-    assert (mine.format_name, mine.from_preset, mine.is_preset) == ("INT4_AWQ_CFG", True, True)
+    assert (mine.format_name, mine.from_preset) == ("INT4_AWQ_CFG", True)
     assert not mine.experimental
+
+
+def test_every_problem_of_a_file_is_named(pair, tmp_path):
+    with pytest.raises(UsageError) as caught:
+        pair("name: Mine\nweight: int3\nactivation: int8\n")
+    path = tmp_path / "mine.yaml"
+    assert str(caught.value).splitlines() == [
+        f"{path}: name must consist of a-z, 0-9 and _ only, got 'Mine'",
+        f"{path}: weight must be one of {DTYPES}, got 'int3'",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +68,11 @@ def test_pair_with_another_format_name_uses_modelopts_preset(pair):
             "format_name must be a name of letters, digits and _, got 'FP8 CFG'",
         ),
         (PAIR + "format_name: null\n", "format_name must be a name of letters, digits and _, got"),
-        (PAIR + "wieght: int8\n", "unknown key 'wieght'; allowed: name, weight, activation, form"),
+        (
+            "name: mine\nwieght: int8\nactivaton: int8\n",
+            "unknown key 'wieght', unknown key 'activaton', key 'weight' is missing, key "
+            "'activation' is missing; allowed: name, weight, activation, format_name, experimental",
+        ),
         (
             PAIR.replace("int4", "fp16").replace("int8", "fp16") + "format_name: ANY_CFG\n",
             "weight and activation must not both be fp16: nothing is quantized",
@@ -84,7 +98,7 @@ def test_overlay_in_yaml_equals_the_built_in_one(tmp_path):
             type: dynamic
             block_sizes: {"-1": null}
     """)
-    assert read_granularity(path) == builtin_granularities()["recipe_match_channel_token"]
+    assert read_granularity(path).value == builtin_granularities()["recipe_match_channel_token"]
 
 
 @pytest.mark.parametrize("nothing", ["", "null", "{}"])

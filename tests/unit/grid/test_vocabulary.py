@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from pytest_autoquant.errors import UsageError
@@ -106,20 +107,69 @@ def test_built_in_that_two_files_repeat_is_refused(conf):
     assert "name 'wint4_aint8' is already defined in" in message
 
 
+REDEFINED = {
+    "quant_pair/a.yaml": (
+        PAIR.format(name="wfp8_afp8"),
+        "weight is int4, built in fp8, activation is int8, built in fp8, format_name is "
+        "INT4_WEIGHT_INT8_ACT_CFG, built in FP8_DEFAULT_CFG; leave format_name out to compose "
+        "INT4_WEIGHT_INT8_ACT_CFG, or choose another name",
+    ),
+    "quant_pair/b.yaml": (
+        "{name: wfp4_afp8, weight: fp4, activation: fp8, format_name: W4A8_NVFP4_FP8_CFG}",
+        "format_name is W4A8_NVFP4_FP8_CFG, built in W4A8_MXFP4_FP8_CFG; fp4 is MXFP4 here; for "
+        "NVFP4 use the built-in pair wnvfp4_afp8, or give nvfp4 and leave format_name out, or "
+        "choose another name",
+    ),
+    "quant_granularity/c.yaml": (
+        OVERLAY.format(name="w_group64"),
+        "*weight_quantizer is {'axis': 0}, built in {'block_sizes': {-1: 64}}; choose another name",
+    ),
+    "scheme/d.yaml": (
+        SCHEME.format(name="fp8_autoquant_top50"),
+        "fraction_of_groups is 0.25, built in 0.5; choose another name",
+    ),
+}
+
+
+def test_every_redefinition_of_a_built_in_is_named_with_both_values(conf):
+    """A file that is not valid hides none of them, and none of them hides it."""
+    path = conf({name: text for name, (text, _) in REDEFINED.items()} | {"scheme/e.yaml": "[]"})
+    *lines, invalid = refusal(path).splitlines()
+    for line, (file, (_, differing)) in zip(lines, REDEFINED.items(), strict=True):
+        assert line.startswith(f"{path / file}: name '")
+        assert line.endswith(f"' is built in and defined differently: {differing}")
+    assert invalid.startswith(f"{path / 'scheme/e.yaml'}: must be a mapping")
+
+
 @pytest.mark.parametrize(
-    ("folder", "text", "name"),
-    [
-        ("quant_pair", PAIR, "wfp8_afp8"),
-        ("quant_granularity", OVERLAY, "default"),
-        ("scheme", SCHEME, "fp8_autoquant_top50"),
-    ],
+    ("flag", "is_experimental"),
+    [("experimental: false\n", False), ("experimental: true\n", True), ("", True)],
 )
-def test_name_of_a_built_in_with_another_definition_is_refused(conf, folder, text, name):
-    path = conf({f"{folder}/mine.yaml": text.format(name=name)})
-    assert refusal(path) == (
-        f"{path / folder / 'mine.yaml'}: name {name!r} is built in and defined differently; "
-        "choose another name"
+def test_flag_of_a_file_that_repeats_a_built_in_counts(conf, flag, is_experimental):
+    text = "name: wfp8_afp16\nweight: fp8\nactivation: fp16\n" + flag
+    vocabulary = load_vocabulary(conf({"quant_pair/x.yaml": text}))
+    expected = replace(BUILTIN.pairs["wfp8_afp16"], experimental=is_experimental)
+    assert vocabulary.pairs == {**BUILTIN.pairs, "wfp8_afp16": expected}
+
+
+def test_keys_of_other_tools_are_ignored_with_a_note(conf):
+    text = PAIR.format(name="mine")
+    more = "scheme_name: x\ncoverage_mode: lm_default\npublish_run_dir: a_${b}\n"
+    path = conf({"quant_pair/x.yaml": text + more, "quant_pair/y.yaml": text.replace("mine", "y")})
+    vocabulary = load_vocabulary(path)
+    (note,) = vocabulary.notes
+    assert note == (
+        f"{path / 'quant_pair/x.yaml'}: ignored: scheme_name, coverage_mode, publish_run_dir"
     )
+    assert vocabulary.pairs["mine"] == replace(vocabulary.pairs["y"], name="mine")
+
+
+@pytest.mark.parametrize(("folder", "text", "kind"), KINDS)
+def test_a_single_file_is_a_pair_an_overlay_or_a_scheme_by_its_keys(conf, folder, text, kind):
+    path = conf({"mine.yaml": text.format(name="mine"), "broken.yaml": "[1]"})
+    vocabulary = load_vocabulary(path / "mine.yaml")
+    assert set(getattr(vocabulary, kind)) - set(getattr(BUILTIN, kind)) == {"mine"}
+    assert refusal(path / "broken.yaml").startswith(f"{path / 'broken.yaml'}: must be a mapping")
 
 
 @pytest.mark.parametrize(("folder", "text", "kind"), KINDS)
@@ -131,9 +181,14 @@ def test_invalid_file_is_refused_by_name(conf, folder, text, kind):
 def test_folder_without_definitions_is_refused_with_the_folders_it_may_have(conf):
     path = conf({"quant_pairs/x.yaml": PAIR.format(name="mine")})
     kinds = "quant_pair, quant_granularity, scheme"
-    assert refusal(path) == f"--aq-conf {path}: must have at least one of the folders {kinds}"
+    assert refusal(path) == (
+        f"--aq-conf {path}: must have at least one of the folders {kinds}; to use a single file, "
+        "give its path"
+    )
     missing = path / "missing"
-    assert refusal(missing) == f"--aq-conf {missing}: no such folder; give one with {kinds}"
+    assert refusal(missing) == (
+        f"--aq-conf {missing}: no such file or folder; give a YAML file, or a folder with {kinds}"
+    )
 
 
 def test_built_in_vocabulary_is_loaded_without_yaml_pydantic_and_numpy():

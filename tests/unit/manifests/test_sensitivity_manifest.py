@@ -85,7 +85,7 @@ def test_keys_are_stable(manifest):
     )
     assert " ".join(document["quantization"]) == (
         "base_format_name base_is_modelopt_preset quant_granularity effective_quant_cfg "
-        "effective_quantizer_summary algorithm effective_bits digest"
+        "effective_quantizer_summary algorithm effective_bits nominal_effective_bits digest"
     )
     assert list(document["quantization"]["quant_granularity"]) == ["name", "quant_cfg_overrides"]
     assert {"constraints", "score", "is_satisfied"} <= set(document["autoquant_state"])

@@ -6,6 +6,7 @@ from modelopt.torch.quantization.nn import TensorQuantizer
 from pytest_autoquant.errors import UsageError
 from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.formats.granularity import DEFAULT
+from pytest_autoquant.formats.quant_pair import QuantPair
 from pytest_autoquant.grid.case import combinations
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.modelopt_support import probe
@@ -83,6 +84,43 @@ def test_skip_reason_is_the_status_and_its_cause(prober):
     assert support(prober, "wint8_afp16", "a_per_token_dynamic").skip_reason == (
         "no-effect: the overlay only touches *input_quantizer, which the pair disables"
     )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "overlay", "lost"),
+    [
+        ("fp8", "recipe_match_channel_token", "weight"),
+        ("fp8", "w_per_tensor", "weight"),
+        ("int8", "w_per_in_channel", "weight"),
+        ("fp8", "a_per_token_dynamic", "input"),
+        ("int8", "a_per_hidden_channel", "input"),
+        ("fp8", "w_group64", None),
+        ("fp8", "default", None),
+    ],
+)
+def test_overlay_that_takes_the_blocks_of_a_block_format_away_is_unsupported(
+    prober, dtype, overlay, lost
+):
+    """What would run is plain FP8 or INT8 under the name of MXFP8 or MXINT8."""
+    pair = QuantPair(
+        name="mine",
+        weight=dtype,
+        activation=dtype,
+        format_name=f"MX{dtype.upper()}_DEFAULT_CFG",
+        experimental=True,
+        from_preset=True,
+    )
+    config = prober.resolve(pair, VOCABULARY.granularities[overlay])
+    assert (config.lost_format is None) == (lost is None)
+    if lost is not None:
+        assert prober.support(config).skip_reason == (
+            f"unsupported: overlay {overlay!r} takes the blocks of 32 of *{lost}_quantizer away, "
+            "and with them their scales: what is left is another format"
+        )
+
+
+def test_integer_blocks_are_no_format_of_their_own(prober):
+    assert support(prober, "wint4_afp16", "w_per_out_channel").is_supported
 
 
 def test_attribute_that_changes_no_bits_is_reported_as_ignored(monkeypatch):

@@ -1,6 +1,7 @@
 """Which linears are measured, and their shapes."""
 
 import pytest
+from builders import config_of
 from pytest_autoquant.models.layers import (
     architecture_linears,
     language_model_linears,
@@ -72,3 +73,6 @@ def test_fused_experts_are_one_linear_with_all_their_weights():
     assert experts.is_fused
     assert experts.input_widths == (64, 96)
     assert experts.num_weights == 4 * (2 * 96 * 64 + 64 * 96)
+    stored = [4 * rows * (128 * 4 + 16) for rows in (192, 64)]  # groups of 128, padded
+    assert experts.stored_bits(config_of("wint4_afp16")) == sum(stored)
+    assert experts.padded_to(config_of("wint4_afp16")) == 128

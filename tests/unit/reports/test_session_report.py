@@ -212,7 +212,9 @@ def test_schemes_that_were_not_derived_are_listed_with_the_reason(render):
 
 
 def test_structure_cases_alone_have_no_text_on_scores(render):
-    text = render(markdown_of(results_of(structure_check("wfp8_afp8")))).text
+    check = structure_check("wfp8_afp8", "w_group96", notes=("width 128 of a: padded to 192",))
+    text = render(markdown_of(results_of(check))).text
+    assert "w_group96: width 128 of a: padded to 192" in text
     assert "No case was measured; the table below says what can run." in text
     assert "A score is" not in text
 

@@ -6,13 +6,18 @@ from dataclasses import replace
 from math import inf, nan
 
 import pytest
+import torch
 from builders import config_of, linear
 from pytest_autoquant.calibration.batches import Batch
+from pytest_autoquant.formats.effective_config import resolve
+from pytest_autoquant.formats.granularity import Granularity
+from pytest_autoquant.formats.quant_pair import builtin_pairs
 from pytest_autoquant.manifests.sensitivity_manifest import (
     RankedGroup,
     dump_manifest,
     load_manifest,
 )
+from pytest_autoquant.modelopt_support.probe import Prober
 from pytest_autoquant.scoring.build_manifest import build_manifest
 from pytest_autoquant.scoring.signal import Signal
 
@@ -32,6 +37,13 @@ def with_groups(findings, *, scores=(30.0, 10.0, 60.0), quantized=(True, True, T
 
 def with_budget(findings, bits):
     return replace(findings, run_config=replace(findings.run_config, effective_bits=bits))
+
+
+def with_group(pair, granularity):
+    """A config of a built-in pair, with weight blocks of any size."""
+    size = int(granularity.removeprefix("w_group")) if granularity != "default" else None
+    overlay = Granularity(name=granularity, weight={"block_sizes": {-1: size}} if size else None)
+    return resolve(builtin_pairs()[pair], overlay)
 
 
 def kept(manifest):
@@ -82,6 +94,38 @@ def test_costs_are_weights_times_bits_over_16_as_in_modelopt(manifest):
         "INT4_WEIGHT_INT8_ACT_CFG(effective-bits: 4.125)",
         "NONE(effective-bits: 16.0)",
     )
+
+
+@pytest.mark.parametrize(
+    ("pair", "granularity", "stored", "nominal"),
+    [  # the o_proj of 256 x 256, and gate_proj and up_proj of 512 x 256 each
+        ("wint8_aint8", "default", (256 * 260 * 8, 2 * 512 * 260 * 8), 8.0),
+        ("wfp8_afp8", "default", (256 * 256 * 8 + 32, 2 * (512 * 256 * 8 + 32)), 8.0),
+        ("wnvfp4_afp8", "w_group128", (256 * 256 * 4.5 + 32, 2 * (512 * 256 * 4.5 + 32)), 4.5),
+        (
+            "wint4_aint8",
+            "w_group96",
+            (256 * (288 * 4 + 3 * 16), 2 * 512 * (288 * 4 + 48)),
+            4 + 1 / 6,
+        ),
+        ("wint4_aint8", "w_group512", (256 * (512 * 4 + 16), 2 * 512 * (512 * 4 + 16)), 4 + 1 / 32),
+    ],
+)
+def test_bits_are_those_stored_for_each_shape(findings, pair, granularity, stored, nominal):
+    """A channel of 256 weights of 8 bits and a scale of 32 takes as much as 260."""
+    config = with_group(pair, granularity)
+    manifest = build_manifest(with_budget(replace(findings, config=config), nominal))
+    o_proj, mlp = (manifest.layer_sensitivity[name] for name in (OUTPUT, MLP))
+    assert (o_proj.costs[0] * 16, mlp.costs[0] * 16) == stored
+    assert sum(layer.stored_bits for layer in manifest.layers.values()) == sum(
+        group.costs[0] * 16 for group in manifest.layer_sensitivity.values()
+    )
+    per_weight = stored[0] / 65_536
+    assert o_proj.formats[0].endswith(f"(effective-bits: {per_weight:.6g})")
+    record, state = manifest.quantization, manifest.autoquant_state
+    assert record.nominal_effective_bits == config.modelopt()["effective_bits"] == nominal
+    assert record.effective_bits == state.effective_bits == state.minimum_effective_bits > nominal
+    assert not state.is_satisfied
 
 
 def test_selection_has_the_lowest_score_within_the_budget(manifest):
@@ -291,12 +335,13 @@ def test_scheme_has_the_fields_of_older_manifests(manifest):
 def test_quantization_is_recorded_in_json_types(
     findings, pair, granularity, preset, weight_cfg, bits, overrides
 ):
-    config = config_of(pair, granularity)
+    plain = config_of(pair, granularity)
+    config = Prober(torch.device("cpu"), torch.float32).resolve(plain.pair, plain.granularity)
     manifest = build_manifest(replace(findings, config=config))
     record = manifest.quantization
     entries = {entry["quantizer_name"]: entry for entry in record.effective_quant_cfg}
     assert entries["*weight_quantizer"]["cfg"] == weight_cfg
-    assert list(entries)[-2:] == ["*lm_head*", "*visual*"]
+    assert len(record.effective_quant_cfg) == 27
     assert (record.base_is_modelopt_preset, record.effective_bits) == (preset, bits)
     assert record.quant_granularity.quant_cfg_overrides == overrides
     assert (record.algorithm, record.digest) == ("max", config.digest)

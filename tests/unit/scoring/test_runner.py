@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 from builders import one_thread, run_plan
+from odd_model import save_odd_model
 from pytest_autoquant.calibration.captions import CaptionSet
 from pytest_autoquant.errors import MeasurementError, ModelError, NotReplayableError
 from pytest_autoquant.grid.assignment import Assignment
@@ -76,6 +77,30 @@ def int8():
     cases = [bench.case(f"wint8_afp16-{name}-small") for name in granularities]
     bench.runner.assign(bench.plan.assign(cases, workers=1))
     return bench, {case.test_id: bench.measure(case.test_id) for case in cases}
+
+
+# Structure cases
+
+
+def test_structure_case_knows_the_layers_of_a_model_that_is_here(tmp_path):
+    folder = save_odd_model(tmp_path / "odd")
+    bench = bench_of(model=str(folder), pairs="wint4_afp16")
+    check = bench.runner.check(bench.plan.combination_named("wint4_afp16-w_group64"))
+    qkv = sum(rows * (128 * 4 + 2 * 16) for rows in (64, 64, 64))
+    o, gate_up = 96 * (64 * 4 + 16), 2 * 200 * (128 * 4 + 2 * 16)
+    down = 96 * (256 * 4 + 4 * 16)
+    weights = 4 * 64 * 96 + 3 * 96 * 200
+    assert check.effective_bits == (qkv + o + gate_up + down) / weights
+    assert [note.partition(";")[0] for note in check.notes] == [
+        "block size does not divide the input width 96 of model.layers.0.self_attn.q_proj and 4 "
+        "more linears: padded to 128",
+        "block size does not divide the input width 200 of model.layers.0.mlp.down_proj: padded "
+        "to 256",
+    ]
+    assert "model" not in vars(bench.runner)
+    elsewhere = bench_of(model="someone/unknown", pairs="wint4_afp16").runner
+    nominal = elsewhere.check(bench.plan.combination_named("wint4_afp16-w_group64"))
+    assert (nominal.effective_bits, nominal.notes) == (4.25, ())
 
 
 # Sweeps and aliases

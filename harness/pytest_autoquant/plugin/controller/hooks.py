@@ -106,6 +106,7 @@ class Controller:
             f"autoquant: model {plan.source.name}, device {settings.device}, "
             f"dtype {settings.dtype}, engine {settings.engine}, captions {captions}",
             f"autoquant: reports in {_short(plan.root, self._config)}",
+            *(f"autoquant: {note}" for note in plan.known.notes),
         ]
 
     @pytest.hookimpl(tryfirst=True)
@@ -119,6 +120,8 @@ class Controller:
         """Take in which tests are cases; find an unwritable folder before the first of them."""
         if only_looks(self._config):
             return
+        if collected.problem:
+            raise pytest.UsageError(collected.problem)
         with as_usage_error():
             plan = plan_of(self._config)
             by_id = plan.cases_by_id

@@ -16,12 +16,14 @@ class CollectedCases:
         schemes: ``case_id`` of every scheme, by node id.
         others: node ids of structure cases and of tests that use our fixtures without a parameter.
         num_selected: cases, schemes and structure cases of all shards.
+        problem: why none of them can run, in the words of an error; empty if they can.
     """
 
     cases: Mapping[str, str] = field(default_factory=dict)
     schemes: Mapping[str, str] = field(default_factory=dict)
     others: tuple[str, ...] = ()
     num_selected: int = 0
+    problem: str = ""
 
     def dump(self) -> str:
         """Return it as JSON."""

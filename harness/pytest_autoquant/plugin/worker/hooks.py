@@ -37,6 +37,7 @@ from pytest_autoquant.plugin.pytest_config import (
     failure,
     is_end_of_test,
     is_worker,
+    only_looks,
     parameter,
     plan_of,
 )
@@ -236,6 +237,7 @@ class Worker:
                 i.nodeid for i in items if i.nodeid not in cases and i.nodeid not in schemes
             ),
             num_selected=self._collected.num_selected,
+            problem=self._preset_problem(items),
         )
         if not collected.num_selected:
             return
@@ -247,6 +249,18 @@ class Worker:
             from pytest_autoquant.plugin import controller_of
 
             controller_of(self._config).collect(collected)
+
+    def _preset_problem(self, items: list[pytest.Item]) -> str:
+        """Return why presets that pairs of one's own name cannot be used; empty if they can."""
+        values = (parameter(item, name) for item in items for name in PARAMETERS)
+        combinations = [each for value in values if value for each in value.combinations]
+        if only_looks(self._config) or not any(each.pair.from_preset for each in combinations):
+            return ""
+        try:
+            self.runner.configurations.check_presets(combinations)
+        except UsageError as error:
+            return str(error)
+        return ""
 
     # Tests
 
@@ -274,7 +288,7 @@ class Worker:
     def _skip_case(self, item: pytest.Item, case: Case) -> None:
         support = self.runner.support(case.combination)
         if not support.is_supported:
-            bits = self.runner.config(case.combination).effective_bits
+            bits = self.runner.bits(case.combination)
             self._skip(item, _skipped(case, support, bits))
         elif self.plan.settings.resume:
             self._resume(item, case)
@@ -319,7 +333,7 @@ class Worker:
         with as_failure():
             case = self.plan.case_named(name)
             support = self.runner.support(case.combination)
-            bits = self.runner.config(case.combination).effective_bits
+            bits = self.runner.bits(case.combination)
         if not support.is_supported:
             _add(item, Skipped(case=_skipped(case, support, bits)))
             pytest.skip(support.skip_reason)
@@ -358,7 +372,7 @@ class Worker:
         with as_failure():
             if isinstance(combination, str):
                 combination = self.plan.combination_named(combination)
-            check = self.runner.configurations.check(combination)
+            check = self.runner.check(combination)
         _add(item, Checked(check=check))
         return check
 

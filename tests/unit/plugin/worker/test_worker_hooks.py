@@ -198,7 +198,7 @@ def test_structure_check_is_attached(run):
     ("pair", "granularity", "status", "bits"),
     [
         ("wfp4_afp16", "default", "needs-cuda", 4.25),
-        ("wint8_afp16", "a_per_token_dynamic", "no-effect", 8.0),
+        ("wint8_afp16", "a_per_token_dynamic", "no-effect", 8 + 32 * (3 / 4 / 128 + 1 / 4 / 384)),
     ],
 )
 def test_case_that_cannot_run_is_skipped_with_its_status(run, pair, granularity, status, bits):
