@@ -251,7 +251,7 @@ class SchemeRunner:
 
     def _export_record(self, verified: Verification, folder: Path, phases: _Phases) -> ExportRecord:
         phases.begin("check")
-        violations = check_export(folder)
+        findings = check_export(folder)
         load = NOT_ASKED
         if self._load_in_vllm:
             phases.begin("load")
@@ -262,7 +262,7 @@ class SchemeRunner:
             num_quantized=verified.num_quantized,
             largest_error=verified.largest_error,
             num_identical=verified.num_identical,
-            violations=violations,
+            violations=findings.violations,
             load=load.outcome,
             load_text=load.text,
         )
