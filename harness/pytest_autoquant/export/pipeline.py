@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pytest_autoquant.calibration.batches import Batch, calibration_data
 from pytest_autoquant.calibration.captions import CaptionSet
-from pytest_autoquant.errors import ExportError, WriteError
+from pytest_autoquant.errors import ExportError, UsageError, WriteError
 from pytest_autoquant.export.apply_scheme import applied
 from pytest_autoquant.export.checkpoint_folder import refuse_existing, replace_folder
 from pytest_autoquant.export.damage import measure_damage
@@ -22,8 +22,8 @@ from pytest_autoquant.export.verify_checkpoint import (
     verify_checkpoint,
 )
 from pytest_autoquant.export.vllm_load import NOT_ASKED, load_in_vllm
-from pytest_autoquant.export.vllm_rules import check_export
-from pytest_autoquant.export.vllm_rules.configs import ALGORITHMS, MIXED, MIXED_ALGORITHMS
+from pytest_autoquant.export.vllm_rules import Findings, check_export
+from pytest_autoquant.export.vllm_rules.stored_formats import STORED_FORMATS
 from pytest_autoquant.export.write_checkpoint import size_in_bytes, write_checkpoint
 from pytest_autoquant.files import write_atomic
 from pytest_autoquant.grid.case import SchemeCase
@@ -40,11 +40,9 @@ from pytest_autoquant.models.device import peak_cuda_bytes
 from pytest_autoquant.scoring.build_manifest import dataset_record
 from pytest_autoquant.scoring.environment import memory_record
 from pytest_autoquant.scoring.runner import MeasurementRunner
+from pytest_autoquant.text import in_words
 
 _HELD_OUT_BATCH_SIZE = 8
-
-#: What vLLM loads where all quantized layers have one format.
-_UNIFORM_ALGORITHMS = tuple(name for name in ALGORITHMS if name != MIXED)
 
 
 class UnexportedSchemeError(ExportError):
@@ -100,7 +98,10 @@ class SchemeRunner:
         """Return whether a scheme can be derived here, before any work."""
         left_out = self._left_out(case)
         if len(left_out) == len(case.candidates):
-            return Support(status=Status.UNSUPPORTED, reason="; ".join(left_out.values()))
+            return Support(
+                status=Status.UNSUPPORTED,
+                reason=f"--aq-target {self._target}: {'; '.join(left_out.values())}",
+            )
         for combination in _without(case, left_out).candidates:
             support = self._bench.support(combination)
             if not support.is_supported:
@@ -117,8 +118,8 @@ class SchemeRunner:
             UsageError: the budget cannot be reached.
             MeasurementError: the scheme cannot be measured.
             ExportError: the checkpoint exists already.
-            UnexportedSchemeError: the checkpoint cannot be written or is not the quantized model;
-                the error carries what was measured.
+            UnexportedSchemeError: the checkpoint cannot be written or is not the quantized model,
+                or anything else failed after the measurement; the error carries what was measured.
         """
         target = self._checkpoint_folder(case)
         phases = _Phases()
@@ -135,10 +136,12 @@ class SchemeRunner:
                     scales = calibrated_input_scales(self._bench.model, choice.formats)
                     write_checkpoint(self._bench.model, self._bench.source, folder)
                 return self._finish(measured, choice, scales, folder, phases)
-        except (ExportError, WriteError) as error:
+        except Exception as error:  # whatever fails after the measurement, it is kept
             if measured is None:
                 raise
-            raise UnexportedSchemeError(str(error), measured) from error
+            is_ours = isinstance(error, ExportError | WriteError)
+            message = str(error) if is_ours else f"the export failed: {in_words(error)}"
+            raise UnexportedSchemeError(message, measured) from error
 
     def _checkpoint_folder(self, case: SchemeCase) -> Path | None:
         """Return where the checkpoint goes, None without an export; refuse an existing one."""
@@ -161,14 +164,22 @@ class SchemeRunner:
         phases.begin("score")
         measurements = bench.scores(case.size, kept.candidates)
         phases.begin("solve")
-        return choose(
-            kept,
-            left_out,
-            [bench.config(combination) for combination in kept.candidates],
-            measurements,
-            data,
-            {each.name: each.out_features * each.in_features for each in bench.model.linears},
-        )
+        try:
+            return choose(
+                kept,
+                left_out,
+                [bench.config(combination) for combination in kept.candidates],
+                measurements,
+                data,
+                {each.name: each.out_features * each.in_features for each in bench.model.linears},
+            )
+        except UsageError as error:
+            if not left_out:
+                raise
+            raise UsageError(
+                f"{error}; --aq-target {self._target} left candidates out: "
+                f"{'; '.join(left_out.values())}"
+            ) from error
 
     def _left_out(self, case: SchemeCase) -> dict[str, str]:
         """Return why the target cannot load a candidate, by the candidates that it cannot load."""
@@ -182,10 +193,9 @@ class SchemeRunner:
 
     def _target_problem(self, case: SchemeCase, place: int) -> str | None:
         """Return why the target cannot load a candidate, None if it can."""
-        loadable = MIXED_ALGORITHMS if len(case.candidates) > 1 else _UNIFORM_ALGORITHMS
         config = self._bench.config(case.candidates[place])
         algorithm = self._probe.algorithm(config)
-        if algorithm not in loadable:
+        if algorithm not in STORED_FORMATS:
             name = case.scheme.candidates[place]
             return f"{self._target} cannot load {name}, exported as {algorithm}"
         return self._probe.problem(config)
@@ -251,7 +261,7 @@ class SchemeRunner:
 
     def _export_record(self, verified: Verification, folder: Path, phases: _Phases) -> ExportRecord:
         phases.begin("check")
-        findings = check_export(folder)
+        findings = self._checked(folder)
         load = NOT_ASKED
         if self._load_in_vllm:
             phases.begin("load")
@@ -263,9 +273,20 @@ class SchemeRunner:
             largest_error=verified.largest_error,
             num_identical=verified.num_identical,
             violations=findings.violations,
+            warnings=findings.warnings,
+            not_checked=findings.not_checked,
             load=load.outcome,
             load_text=load.text,
         )
+
+    def _checked(self, folder: Path) -> Findings:
+        """Apply vLLM's rules; a check that fails is recorded, and the checkpoint stays."""
+        source = Path(self._bench.source.location)
+        try:
+            return check_export(folder, source=source if source.is_dir() else None)
+        except Exception as error:
+            reason = str(error) if isinstance(error, ExportError) else in_words(error)
+            return Findings(violations=(), warnings=(), not_checked=reason)
 
 
 def _without(case: SchemeCase, left_out: Mapping[str, str]) -> SchemeCase:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pytest_autoquant.export.checkpoint_files import QUOTE_LENGTH
+from pytest_autoquant.export.vllm_rules.architecture.known import ARCHITECTURES
 from pytest_autoquant.export.vllm_rules.exported_model import ExportedModel
 from pytest_autoquant.export.vllm_rules.rules import RULES, Findings
 from pytest_autoquant.text import one_line
@@ -23,7 +24,7 @@ def _lines(folder: Path, export: ExportedModel, found: Findings) -> Iterator[str
         yield one_line(f"warning, {record.rule}: {record.tensor} {record.text}")
     yield f"{folder}: {_algorithm(export)}{_quantized(export)}"
     if found.not_checked is not None:
-        yield one_line(f"not checked: {found.not_checked}")
+        yield one_line(f"not checked: {found.not_checked}; known: {', '.join(ARCHITECTURES)}")
     num_applied = sum(export.is_known or not rule.needs_names for rule in RULES.values())
     if found.violations:
         rules = ", ".join(dict.fromkeys(record.rule for record in found.violations))
