@@ -420,8 +420,8 @@ def test_static_check_that_fails_is_recorded_and_the_checkpoint_stays(
         ("Llama", None),
         (
             "Olmo",
-            "the rules tensors, unquantized, exclusion, fusion, scales, kv-cache, vision: the "
-            "names in vLLM of OlmoForCausalLM are not known here",
+            "the rules tensors, unquantized, exclusion, fusion, shared-scales, scales, kv-cache, "
+            "vision: the names in vLLM of OlmoForCausalLM are not known here",
         ),
     ],
 )

@@ -28,6 +28,7 @@ def broken(rule, *tensors):
     values,
     exclusion,
     fusion,
+    _shared_scales,
     scales,
     kv_cache,
     pre_quant_scale,
@@ -146,7 +147,6 @@ EDITS = {
         fusion(f"{GATE}.weight") | scales(f"{UP}.weight"),
     ),
     # scales
-    "no input scale": ("fp8", lambda it: it.drop(INPUT), scales(INPUT)),
     "no input scale, mixed precision": ("formats", lambda it: it.drop(INPUT), scales(INPUT)),
     **{
         f"{dtype} weight, {recipe}": (
@@ -166,7 +166,6 @@ EDITS = {
         lambda it: (it.put(SCALE, *[1.0] * 127), it.put(UP_INPUT, shape=[0])),
         scales(SCALE, UP_INPUT),
     ),
-    "scale of one dimension": ("fp8", lambda it: it.put(SCALE, 0.5), set()),
     **{
         f"{name.rpartition('.')[2]} {value}": (
             "fp8",
@@ -192,11 +191,6 @@ EDITS = {
         values(SCALE),
     ),
     "input scale and scales per token": ("channel", lambda it: it.put(INPUT, 1.0), scales(INPUT)),
-    "NVFP4 scales not finite": (
-        "nvfp4",
-        lambda it: (it.put(f"{SCALE}_2", math.nan), it.put(UP_INPUT, math.inf)),
-        values(f"{SCALE}_2", UP_INPUT),
-    ),
     # algorithm
     **{
         f"algorithm {name}": (

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from edited_export import DOWN, LAYER, OUT, UP, K, Q, V
+from edited_export import DOWN, GATE, LAYER, OUT, UP, K, Q, V
 from pytest_autoquant.export.vllm_rules import check_export
 
 E4M3, BF16 = torch.float8_e4m3fn, torch.bfloat16
@@ -15,6 +15,7 @@ UNSET = "vLLM loads the checkpoint and computes with memory that is not set"
 UNSET_SCALE = "is missing: vLLM loads the checkpoint and computes with a scale that is not set"
 REFUSED = "of the Qwen3VLForConditionalGeneration of this config: vLLM refuses the checkpoint"
 LAST_DOWN = f"{DOWN.replace('.0.', '.5.')}"
+GATE_5, Q_5 = (one.replace(".0.", ".5.") for one in (GATE, Q))
 LAST_V = f"{V.replace('.0.', '.5.')}"
 
 
@@ -190,6 +191,14 @@ TAMPERED = {
         lambda it: it.drop(*(f"{one}.weight_scale_2" for one in (Q, K, V))),
         [f"scales: {K}.weight_scale_2 {UNSET_SCALE} (and 2 more, the last {V}.weight_scale_2)"],
     ),
+    "NVFP4 global scales of q, k and v": (
+        "nvfp4",
+        lambda it: it.put(f"{K}.weight_scale_2", 9.0, shape=[]),
+        [
+            f"shared-scales: {Q}.weight_scale_2 is not that of k_proj and v_proj: vLLM takes the "
+            "largest, and computes wrong numbers"
+        ],
+    ),
     "NVFP4 without an input scale": (
         "nvfp4",
         lambda it: it.drop(INPUT),
@@ -255,16 +264,31 @@ def test_tampered_export_gives_a_line_per_cause(edited, recipe, tamper, lines):
 #: What vLLM tolerates: recipe, edit, warnings.
 TOLERATED = {
     "scale in BF16": (
-        "fp8",
+        "one",
         lambda it: convert(it, INPUT, lambda old: old.bfloat16()),
         [
             f"scales: {INPUT} is BF16: vLLM converts it to F32, and its values are finite and "
             "above 0; it is right if the weights were quantized with it"
         ],
     ),
-    "scale of shape [1]": ("fp8", lambda it: convert(it, SCALE, lambda old: old.reshape(1)), []),
-    "norm in FP32": (
+    "scale of shape [1]": ("one", lambda it: convert(it, SCALE, lambda old: old.reshape(1)), []),
+    "FP8 scales of q, k and v, gate and up, of one's own": (
         "fp8",
+        lambda it: None,
+        [
+            f"shared-scales: {GATE}.weight_scale is not that of up_proj: vLLM takes the largest, "
+            f"which rounds more coarsely (and 5 more, the last {GATE_5}.weight_scale)",
+            f"shared-scales: {Q}.weight_scale is not that of k_proj and v_proj: vLLM takes the "
+            f"largest, which rounds more coarsely (and 5 more, the last {Q_5}.weight_scale)",
+        ],
+    ),
+    "position table of an older version": (
+        "one",
+        lambda it: it.put(f"{LAYER}.self_attn.rotary_emb.inv_freq", 1.0, 0.5),
+        [f"tensors: {LAYER}.self_attn.rotary_emb.inv_freq is skipped by vLLM"],
+    ),
+    "norm in FP32": (
+        "one",
         lambda it: convert(it, f"{LANGUAGE}.norm.weight", lambda old: old.float()),
         [
             f"unquantized: {LANGUAGE}.norm.weight is F32: vLLM converts it to bfloat16, which the "
@@ -272,7 +296,7 @@ TOLERATED = {
         ],
     ),
     "output layer stored beside the embedding": (
-        "fp8",
+        "one",
         lambda it: it.zeros("lm_head.weight", BF16, 2048, 128),
         ["tensors: lm_head.weight is skipped by vLLM"],
     ),
@@ -297,12 +321,14 @@ def test_what_vllm_tolerates_is_a_warning(edited, recipe, edit, lines):
     edit(export)
     found = check_export(export.save())
     assert found.violations == ()
-    warnings = [f"{one.rule}: {one.tensor} {one.text}" for one in found.warnings]
-    assert warnings == [NO_TEMPLATE, *lines]
+    assert [f"{one.rule}: {one.tensor} {one.text}" for one in found.warnings] == [
+        NO_TEMPLATE,
+        *lines,
+    ]
 
 
 def test_chat_template_of_the_source_must_be_in_the_export(edited, tmp_path):
-    folder = edited("fp8").save()
+    folder = edited("one").save()
     assert check_export(folder, source=tmp_path).warnings == ()
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
     (found,) = check_export(folder, source=tmp_path).violations

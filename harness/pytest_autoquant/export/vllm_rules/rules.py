@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 from pytest_autoquant.export.checkpoint_files import QUOTE_LENGTH, Tensor, last_part
@@ -15,9 +14,9 @@ from pytest_autoquant.export.vllm_rules.configs import (
     MIXED_ALGORITHMS,
     Quantization,
 )
-from pytest_autoquant.export.vllm_rules.exported_model import ExportedModel, Linear, read_export
+from pytest_autoquant.export.vllm_rules.exported_model import ExportedModel, read_export
 from pytest_autoquant.export.vllm_rules.files import files
-from pytest_autoquant.export.vllm_rules.module_names import FUSED
+from pytest_autoquant.export.vllm_rules.fusion import fusion, shared_scales
 from pytest_autoquant.export.vllm_rules.problem import Problem, records
 from pytest_autoquant.export.vllm_rules.scales import scale_problems, single_scale_problems
 from pytest_autoquant.export.vllm_rules.stored_formats import STORED_FORMATS
@@ -144,33 +143,6 @@ def _why_unquantized(export: ExportedModel) -> str:
     return "the config excludes it"
 
 
-def _fusion(export: ExportedModel) -> Iterator[Problem]:
-    """Linears that vLLM fuses are declared alike. The problem names the first of them.
-
-    Source: ``is_layer_skipped`` in ``vllm/model_executor/layers/quantization/utils/quant_utils.py``
-    and ``ModelOptMixedPrecisionConfig._resolve_quant_algo``, which raise for a partial match.
-    """
-    linears = export.linears if export.is_declared else ()
-    for _, members in groupby(sorted(linears, key=_fusion_order), lambda one: one.layer):
-        shards = list(members)
-        if len({(shard.algorithm, shard.is_excluded_by_name) for shard in shards}) > 1:
-            declared = ", ".join(dict.fromkeys(map(_declared, shards)))
-            yield Problem(
-                tensor=shards[0].weight.name,
-                text=f"is fused with linears that are declared differently: {declared}",
-            )
-
-
-def _fusion_order(linear: Linear) -> tuple[str, int]:
-    last = last_part(linear.name)
-    return linear.layer, list(FUSED).index(last) if last in FUSED else 0
-
-
-def _declared(shard: Linear) -> str:
-    excluded = " (excluded by its name)" if shard.is_excluded_by_name else ""
-    return f"{last_part(shard.name)} {shard.algorithm or 'unquantized'}{excluded}"
-
-
 def _scales(export: ExportedModel) -> Iterator[Problem]:
     """Weight and scales have the dtypes, shapes and values of the declared algorithm.
 
@@ -261,7 +233,8 @@ RULES: Mapping[str, Rule] = {
     "unquantized": Rule(check=unquantized),
     "values": Rule(check=values, needs_names=False),
     "exclusion": Rule(check=_exclusion),
-    "fusion": Rule(check=_fusion),
+    "fusion": Rule(check=fusion),
+    "shared-scales": Rule(check=shared_scales),
     "scales": Rule(check=_scales),
     "kv-cache": Rule(check=_kv_cache),
     "pre-quant-scale": Rule(check=_pre_quant_scale, needs_names=False),
