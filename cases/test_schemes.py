@@ -14,4 +14,5 @@ def test_scheme(aq_scheme, aq_derive):
         assert manifest.export.num_quantized == len(decided)
         if manifest.scheme.target == "vllm":
             assert manifest.export.violations == ()
+            assert manifest.export.not_checked is None
             assert manifest.export.load != "failed"

@@ -335,7 +335,10 @@ def test_for_a_target_what_it_cannot_load_is_left_out_with_the_reason(new_projec
     )
     assert run.status == 1, run.output
     assert re.search(r"^=+ 1 failed, 1 passed", run.output, re.MULTILINE)
-    assert "unsupported: vllm cannot load wint8_afp16, exported as W8A16" in run.output
+    reason = "unsupported: --aq-target vllm: vllm cannot load wint8_afp16, exported as W8A16"
+    assert reason in run.output
+    int4 = "vllm cannot load wint4_afp16-w_group64, exported as W4A16_AWQ"
+    assert f"    --aq-target vllm left out: {int4}" in run.output.splitlines()
     (manifest,) = manifests(run.root).values()
     assert (manifest.scheme.target, manifest.scheme.candidates) == ("vllm", ("wfp8_afp8",))
     assert manifest.scheme.left_out == {

@@ -1,13 +1,13 @@
 """Read the files of a Hugging Face checkpoint without trusting them: JSON, safetensors headers.
 
-safetensors checks each header (offsets, sizes, dtypes); torch is not needed. Of the tensors
-themselves only FP32 scales are read.
+safetensors checks each header (offsets, sizes, dtypes); torch is not needed. The tensors themselves
+are read once, in pieces, for values that are not finite and for the range of scales.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from pytest_autoquant.errors import ExportError
+from pytest_autoquant.export.tensor_values import Bytes, Values, summarize
 from pytest_autoquant.files import load_json
 from pytest_autoquant.text import one_line
 
@@ -36,8 +37,6 @@ PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")
 _JSON_TYPES: Mapping[type, str] = {dict: "an object", list: "a list", str: "a string"}
 _SCALE_NAME = re.compile(r"\w+_scale(_2|_inv)?")
 
-FloatArray = np.ndarray[Any, np.dtype[np.float32]]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tensor:
@@ -45,13 +44,13 @@ class Tensor:
 
     Attributes:
         dtype: safetensors' name, such as ``F8_E4M3``.
-        values: elements of an FP32 scale, flat; None for every other tensor, which is not read.
+        values: what it holds; only scales have a range.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    values: FloatArray | None = field(default=None, compare=False)
+    values: Values = field(default=Values(), compare=False)
 
     @property
     def module(self) -> str:
@@ -149,7 +148,7 @@ def _is_plain_file_name(name: str) -> bool:
 
 
 def _file_tensors(path: Path) -> list[Tensor]:
-    """Read a safetensors file's header and its FP32 scales.
+    """Read a safetensors file.
 
     Raises:
         ExportError: the file is missing, cannot be read or is damaged.
@@ -158,8 +157,8 @@ def _file_tensors(path: Path) -> list[Tensor]:
 
     _check_is_file(path)
     try:
-        with safe_open(path, framework="np") as file:
-            return [_tensor(file, name) for name in file.keys()]  # noqa: SIM118
+        with safe_open(path, framework="np"):  # checks the header against the file
+            return list(_tensors(np.memmap(path, np.uint8, "r")))
     except OSError as error:
         raise unreadable(path, error) from error
     except (SafetensorError, ValueError) as error:
@@ -168,16 +167,23 @@ def _file_tensors(path: Path) -> list[Tensor]:
         ) from error
 
 
-def _tensor(file: Any, name: str) -> Tensor:
-    view = file.get_slice(name)
-    dtype = view.get_dtype()
-    is_read = dtype == "F32" and is_scale_name(name)
-    return Tensor(
-        name=name,
-        dtype=dtype,
-        shape=tuple(view.get_shape()),
-        values=file.get_tensor(name).reshape(-1) if is_read else None,
-    )
+def _tensors(content: Bytes) -> Iterator[Tensor]:
+    """Yield the tensors of a file whose header is valid.
+
+    Source: https://github.com/huggingface/safetensors#format: eight bytes with the header's length,
+    the header, and the tensors at the header's offsets.
+    """
+    begin = 8 + int(content[:8].view("<u8")[0])
+    for name, entry in load_json(content[8:begin].tobytes()).items():
+        if name != "__metadata__":
+            first, end = (begin + offset for offset in entry["data_offsets"])
+            raw, dtype = content[first:end], entry["dtype"]
+            yield Tensor(
+                name=name,
+                dtype=dtype,
+                shape=tuple(entry["shape"]),
+                values=summarize(raw, dtype, with_range=is_scale_name(name)),
+            )
 
 
 def read_object(path: Path) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pytest_autoquant.calibration.batches import Batch
 from pytest_autoquant.calibration.captions import CaptionSet
-from pytest_autoquant.errors import ExportError, WriteError
+from pytest_autoquant.errors import ExportError, UsageError, WriteError
 from pytest_autoquant.export.apply_scheme import applied
 from pytest_autoquant.export.checkpoint_folder import refuse_existing, replace_folder
 from pytest_autoquant.export.damage import measure_damage
@@ -30,8 +30,8 @@ from pytest_autoquant.export.verify_checkpoint import (
     verify_checkpoint,
 )
 from pytest_autoquant.export.vllm_load import NOT_ASKED, load_in_vllm
-from pytest_autoquant.export.vllm_rules import check_export
-from pytest_autoquant.export.vllm_rules.configs import ALGORITHMS, MIXED, MIXED_ALGORITHMS
+from pytest_autoquant.export.vllm_rules import Findings, check_export
+from pytest_autoquant.export.vllm_rules.stored_formats import STORED_FORMATS
 from pytest_autoquant.export.write_checkpoint import write_checkpoint
 from pytest_autoquant.files import write_atomic
 from pytest_autoquant.formats.effective_config import EffectiveConfig
@@ -50,11 +50,9 @@ from pytest_autoquant.scoring.build_manifest import dataset_record
 from pytest_autoquant.scoring.environment import memory_record
 from pytest_autoquant.scoring.notes import length_notes
 from pytest_autoquant.scoring.runner import MeasurementRunner
+from pytest_autoquant.text import in_words
 
 _HELD_OUT_BATCH_SIZE = 8
-
-#: What vLLM loads where all quantized layers have one format.
-_UNIFORM_ALGORITHMS = tuple(name for name in ALGORITHMS if name != MIXED)
 
 
 class UnexportedSchemeError(ExportError):
@@ -110,7 +108,10 @@ class SchemeRunner:
         """Return whether a scheme can be derived here, before any work."""
         left_out = self._left_out(case)
         if len(left_out) == len(case.candidates):
-            return Support(status=Status.UNSUPPORTED, reason="; ".join(left_out.values()))
+            return Support(
+                status=Status.UNSUPPORTED,
+                reason=f"--aq-target {self._target}: {'; '.join(left_out.values())}",
+            )
         for combination in _without(case, left_out).candidates:
             support = self._bench.support(combination)
             if not support.is_supported:
@@ -163,8 +164,8 @@ class SchemeRunner:
             UsageError: the budget cannot be reached.
             MeasurementError: the scheme cannot be measured.
             ExportError: the checkpoint exists already, or the source's files cannot be found.
-            UnexportedSchemeError: the checkpoint cannot be written or is not the quantized model;
-                the error carries what was measured.
+            UnexportedSchemeError: the checkpoint cannot be written or is not the quantized model,
+                or anything else failed after the measurement; the error carries what was measured.
         """
         target = self._checkpoint_folder(case)
         source = source_folder(self._bench.model, self._bench.source) if target else None
@@ -182,10 +183,12 @@ class SchemeRunner:
                     scales = calibrated_input_scales(self._bench.model, choice.formats)
                     write_checkpoint(self._bench.model, source, folder)
                 return self._finish(measured, choice, scales, folder, source, phases)
-        except (ExportError, WriteError) as error:
+        except Exception as error:  # whatever fails after the measurement, it is kept
             if measured is None:
                 raise
-            raise UnexportedSchemeError(str(error), measured) from error
+            is_ours = isinstance(error, ExportError | WriteError)
+            message = str(error) if is_ours else f"the export failed: {in_words(error)}"
+            raise UnexportedSchemeError(message, measured) from error
 
     def _checkpoint_folder(self, case: SchemeCase) -> Path | None:
         """Return where the checkpoint goes, None without an export; refuse an existing one."""
@@ -211,15 +214,23 @@ class SchemeRunner:
         obstacles = self._obstacles(kept)
         for sentence in named_obstacles(kept, obstacles):
             bench.warn(f"scheme {case.scheme.name}: {sentence}")
-        return choose(
-            kept,
-            left_out,
-            self._configs(kept),
-            obstacles,
-            measurements,
-            data,
-            {linear.name: linear for linear in bench.model.linears},
-        )
+        try:
+            return choose(
+                kept,
+                left_out,
+                self._configs(kept),
+                obstacles,
+                measurements,
+                data,
+                {linear.name: linear for linear in bench.model.linears},
+            )
+        except UsageError as error:
+            if not left_out:
+                raise
+            raise UsageError(
+                f"{error}; --aq-target {self._target} left candidates out: "
+                f"{'; '.join(left_out.values())}"
+            ) from error
 
     def _left_out(self, case: SchemeCase) -> dict[str, str]:
         """Return why the target cannot load a candidate, by the candidates that it cannot load."""
@@ -233,10 +244,9 @@ class SchemeRunner:
 
     def _target_problem(self, case: SchemeCase, place: int) -> str | None:
         """Return why the target cannot load a candidate, None if it can."""
-        loadable = MIXED_ALGORITHMS if len(case.candidates) > 1 else _UNIFORM_ALGORITHMS
         config = self._bench.config(case.candidates[place])
         algorithm = self._probe.algorithm(config)
-        if algorithm not in loadable:
+        if algorithm not in STORED_FORMATS:
             name = case.scheme.candidates[place]
             return f"{self._target} cannot load {name}, exported as {algorithm}"
         return self._probe.problem(config)
@@ -287,7 +297,7 @@ class SchemeRunner:
     ) -> SchemeManifest:
         """Verify the checkpoint and write the manifest into it; the model is unquantized again."""
         verified = verify_checkpoint(self._bench.model, choice.formats, scales, folder, source)
-        record = self._export_record(verified, folder, phases)
+        record = self._export_record(verified, folder, source, phases)
         manifest = replace(measured, export=record, timing=phases.seconds())
         write_atomic(folder / README, readme(manifest, self._algorithms(choice)))
         write_atomic(folder / SCHEME_MANIFEST, dump_scheme(manifest))
@@ -298,9 +308,11 @@ class SchemeRunner:
         named = {self._probe.algorithm(group.config) for group in choice.formats}
         return sorted(name for name in named if name is not None)
 
-    def _export_record(self, verified: Verification, folder: Path, phases: _Phases) -> ExportRecord:
+    def _export_record(
+        self, verified: Verification, folder: Path, source: Path | None, phases: _Phases
+    ) -> ExportRecord:
         phases.begin("check")
-        violations = check_export(folder)
+        findings = _checked(folder, source)
         load = NOT_ASKED
         if self._load_in_vllm:
             phases.begin("load")
@@ -311,10 +323,21 @@ class SchemeRunner:
             num_quantized=verified.num_quantized,
             largest_error=verified.largest_error,
             num_identical=verified.num_identical,
-            violations=violations,
+            violations=findings.violations,
+            warnings=findings.warnings,
+            not_checked=findings.not_checked,
             load=load.outcome,
             load_text=load.text,
         )
+
+
+def _checked(folder: Path, source: Path | None) -> Findings:
+    """Apply vLLM's rules; a check that fails is recorded, and the checkpoint stays."""
+    try:
+        return check_export(folder, source=source)
+    except Exception as error:
+        reason = str(error) if isinstance(error, ExportError) else in_words(error)
+        return Findings(violations=(), warnings=(), not_checked=reason)
 
 
 def _without(case: SchemeCase, left_out: Mapping[str, str]) -> SchemeCase:

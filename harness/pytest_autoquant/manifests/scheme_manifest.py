@@ -147,7 +147,10 @@ class ExportRecord:
         largest_error: largest deviation in that comparison, relative to the linear's largest
             weight.
         num_identical: other tensors, vision tower included, that are equal bit for bit.
-        violations: violated rules of vLLM's loader.
+        violations: rules of vLLM's loader that the checkpoint violates, a record per cause.
+        warnings: what vLLM tolerates, a record per cause.
+        not_checked: which of the rules were not applied and why; None if all were, and in manifests
+            of versions that recorded a checkpoint only if all were.
         load: whether vLLM loaded the checkpoint.
         load_text: the version that loaded it, or why it was not loaded.
     """
@@ -161,6 +164,8 @@ class ExportRecord:
     violations: tuple[ViolationRecord, ...]
     load: Literal["loaded", "failed", "not tried"]
     load_text: str
+    warnings: tuple[ViolationRecord, ...] = ()
+    not_checked: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

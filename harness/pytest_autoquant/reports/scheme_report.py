@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pytest_autoquant.manifests.scheme_manifest import ExportRecord, SchemeManifest
+from pytest_autoquant.manifests.scheme_manifest import (
+    ExportRecord,
+    SchemeManifest,
+    ViolationRecord,
+)
 from pytest_autoquant.regression.comparison import spearman
 from pytest_autoquant.reports.markdown import bits, code, number, percent, table, text
 from pytest_autoquant.text import counted
@@ -109,9 +113,14 @@ def check_sentence(export: ExportRecord | None) -> str:
     """Return the result of the static check."""
     if export is None:
         return "not exported"
-    if not export.violations:
-        return "no violation found"
-    return counted(len(export.violations), "violation")
+    parts = [counted(len(export.violations), "violation") if export.violations else ""]
+    if export.warnings:
+        parts.append(counted(len(export.warnings), "warning"))
+    if export.not_checked is not None:
+        parts.append(f"not checked: {export.not_checked}")
+    elif not export.violations:
+        parts[0] = "no violation found"
+    return "; ".join(filter(None, parts))
 
 
 def load_sentence(export: ExportRecord | None) -> str:
@@ -140,10 +149,17 @@ def _notes(found: SchemeManifest) -> list[str]:
 
 
 def _violations(found: SchemeManifest) -> list[str]:
-    if found.export is None or not found.export.violations:
+    export, name = found.export, code(found.scheme.name)
+    if export is None:
         return []
-    violations = found.export.violations
-    lines = [f"- {code(v.tensor)}: {text(v.text)}" for v in violations[:_MOST_VIOLATIONS]]
-    if len(violations) > _MOST_VIOLATIONS:
-        lines.append(f"- and {len(violations) - _MOST_VIOLATIONS} more")
-    return [f"## Violations of vLLM's rules in {code(found.scheme.name)}", "\n".join(lines)]
+    return [
+        *_records(f"## Violations of vLLM's rules in {name}", export.violations),
+        *_records(f"## What vLLM tolerates in {name}", export.warnings),
+    ]
+
+
+def _records(heading: str, records: Sequence[ViolationRecord]) -> list[str]:
+    lines = [f"- {code(each.tensor)}: {text(each.text)}" for each in records[:_MOST_VIOLATIONS]]
+    if len(records) > _MOST_VIOLATIONS:
+        lines.append(f"- and {len(records) - _MOST_VIOLATIONS} more")
+    return [heading, "\n".join(lines)] if lines else []

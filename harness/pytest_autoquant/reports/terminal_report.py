@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from pytest_autoquant.manifests.scheme_manifest import ExportRecord, SchemeManifest
 from pytest_autoquant.reports.markdown import LOST_MEANS, number
+from pytest_autoquant.reports.scheme_report import SCHEMES_MARKDOWN
 from pytest_autoquant.reports.session_report import SUMMARY_MARKDOWN, counts_sentence
 from pytest_autoquant.reports.session_results import SessionResults, most_sensitive_groups
-from pytest_autoquant.text import one_line
+from pytest_autoquant.text import counted, one_line
 
 #: Aliases and lost cases that the terminal lists by name; more are counted.
 _MOST_NAMES = 5
@@ -26,16 +28,41 @@ def terminal_lines(results: SessionResults) -> list[str]:
     lines += [f"  failed {line.case_id}: {line.problem}" for line in results.failures]
     lines += [f"  gate   {case_id}" for case_id in results.gated]
     lines += _first("lost ", [f"{case_id}: {LOST_MEANS}" for case_id in results.lost])
-    lines += [
-        f"  scheme {found.scheme.name}: {found.allocation.effective_bits:.4g} bits per weight, KL "
-        f"{number(found.measured.kl)} nats per token"
-        for found in results.schemes.values()
-    ]
+    for found in results.schemes.values():
+        lines += _scheme_lines(found)
     lines += _rerun_lines(results)
     lines += _group_lines(results)
     lines += [f"left out: {reason}" for reason in results.left_out]
     lines += [f"NOT WRITTEN: {error}" for error in results.write_errors]
     return [one_line(line) for line in lines]
+
+
+def _scheme_lines(found: SchemeManifest) -> Iterator[str]:
+    """Yield a scheme's numbers, and what an option left out of it or made of it."""
+    yield (
+        f"  scheme {found.scheme.name}: {found.allocation.effective_bits:.4g} bits per weight, KL "
+        f"{number(found.measured.kl)} nats per token"
+    )
+    for reason in found.scheme.left_out.values():
+        yield f"    --aq-target {found.scheme.target} left out: {reason}"
+    if found.export is not None:
+        yield from _export_lines(found.export, found.scheme.target)
+
+
+def _export_lines(export: ExportRecord, target: str | None) -> Iterator[str]:
+    if export.violations:
+        count = counted(len(export.violations), "violation")
+        rules = ", ".join(dict.fromkeys(each.rule for each in export.violations))
+        advice = "" if target else "; --aq-target vllm leaves out what vLLM cannot load"
+        yield (
+            f"    --aq-export wrote a checkpoint with {count} of vLLM's rules ({rules}), listed in "
+            f"{SCHEMES_MARKDOWN}{advice}"
+        )
+    if export.warnings:
+        count = counted(len(export.warnings), "warning")
+        yield f"    --aq-export: {count} about vLLM, listed in {SCHEMES_MARKDOWN}"
+    if export.not_checked is not None:
+        yield f"    --aq-export: not checked for vLLM: {export.not_checked}"
 
 
 def _first(kind: str, entries: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from pytest_autoquant.allocation.scheme import (
     Scheme,
     allocate,
     builtin_schemes,
+    check_reachable,
 )
 from pytest_autoquant.allocation.scored_group import ScoredGroup
 from pytest_autoquant.errors import UsageError
@@ -181,7 +182,7 @@ def test_group_keeps_to_the_candidates_that_it_can_take():
     for measure in FRACTIONS:
         assert allocate(scheme(measure, 2 / 3), some).chosen == (0, 0, None)
     with pytest.raises(UsageError) as caught:
-        allocate(scheme("fraction_of_groups", 1.0), some)
+        check_reachable(scheme("fraction_of_groups", 1.0), some)
     assert str(caught.value) == (
         "scheme 'mine': fraction_of_groups 1 asks for 3 of 3 layer groups and only 2 can take "
         "wfp8_afp8; give at most 0.6666"

@@ -158,14 +158,21 @@ def test_base_install_runs_all_but_list_and_names_its_extra(reports, base_instal
 
 
 def export_without_quantization(folder, *names):
-    """Write an export of Qwen3-VL whose tensors are one BF16 element each."""
+    """Write an export of a model without layers, whose tensors are one BF16 element each."""
+    names = ("model.embed_tokens.weight", "model.norm.weight", *names)
     header = {
-        name: {"dtype": "BF16", "shape": [1, 1], "data_offsets": [2 * place, 2 * place + 2]}
+        name: {
+            "dtype": "BF16",
+            "shape": [1] if "norm" in name else [1, 1],
+            "data_offsets": [2 * place, 2 * place + 2],
+        }
         for place, name in enumerate(names)
     }
     start = json.dumps(header).encode()
-    config = {"architectures": ["Qwen3VLForConditionalGeneration"]}
+    numbers = dict.fromkeys(("hidden_size", "vocab_size"), 1) | {"num_hidden_layers": 0}
+    config = {"architectures": ["MistralForCausalLM"], **numbers}
     (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text("{}")
     (folder / "model.safetensors").write_bytes(
         len(start).to_bytes(8, "little") + start + bytes(2 * len(names))
     )

@@ -1,19 +1,24 @@
 """Exports of the embedded models by ModelOpt on the CPU, and a way to edit them."""
 
 import json
+import shutil
+from pathlib import Path
 
 import torch
 from builders import load_tiny
 from pytest_autoquant.calibration.captions import load_captions
 from pytest_autoquant.export.checkpoint_files import INDEX, WEIGHTS
+from pytest_autoquant.export.vllm_rules import read_export
 from pytest_autoquant.export.vllm_rules.configs import CONFIG, HF_CONFIG
+from pytest_autoquant.export.vllm_rules.rules import problems
 from pytest_autoquant.models.layers import language_model_linears
+from pytest_autoquant.models.registry import REGISTRY
 from safetensors.torch import load_file, save_file
 
 FP8 = {"num_bits": (4, 3), "axis": None}
 FP8_CHANNEL = {"num_bits": (4, 3), "axis": 0}
 FP8_TOKEN = {"num_bits": (4, 3), "type": "dynamic", "block_sizes": {-1: None}}
-FP8_BLOCKS = {"num_bits": (4, 3), "block_sizes": {-1: 64, -2: 64}}
+FP8_BLOCKS = {"num_bits": (4, 3), "block_sizes": {-1: 128, -2: 128}}
 NVFP4 = {"num_bits": (2, 1), "block_sizes": {-1: 16, "type": "dynamic", "scale_bits": (4, 3)}}
 MXFP8 = {"num_bits": (4, 3), "block_sizes": {-1: 32, "type": "dynamic", "scale_bits": (8, 0)}}
 INT8 = {"num_bits": 8, "axis": 0}
@@ -60,7 +65,7 @@ RECIPES = {
     "nvfp4": lambda name: entries(name, NVFP4, NVFP4),
     "w4a16_nvfp4": lambda name: entries(name, NVFP4),
     "mxfp8": lambda name: entries(name, MXFP8, MXFP8),
-    "blocks": lambda name: entries(name, FP8_BLOCKS),
+    "blocks": lambda name: entries(name, FP8_BLOCKS) if ".mlp." in name else [],
     "int8": lambda name: entries(name, INT8),
 }
 
@@ -87,12 +92,25 @@ def export_to(folder, module, rows, recipe):
         export_hf_checkpoint(module, export_dir=folder)
 
 
+#: Files of a model that its export needs besides what ModelOpt writes.
+COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+
+
 def export_embedded(folder, model, recipe):
     """Export one of the embedded models."""
     loaded = load_tiny(model, dtype=torch.bfloat16)
     rows = loaded.tokenize(load_captions(None, "small").lines[:2])
     export_to(folder, loaded.module, rows, recipe)
+    for name in COMPANIONS:
+        shutil.copyfile(Path(REGISTRY[model].location) / name, folder / name)
     return folder
+
+
+def violations_of(folder):
+    """Return (rule, tensor) of every violation, each of which is reported once."""
+    found = [(r, p.tensor) for r, p in problems(read_export(folder)) if not p.is_tolerated]
+    assert len(found) == len(set(found))
+    return set(found)
 
 
 class EditedExport:
@@ -100,6 +118,7 @@ class EditedExport:
 
     def __init__(self, source, folder):
         self.folder = folder
+        self.companions = {name: (source / name).read_bytes() for name in COMPANIONS}
         self.config = json.loads((source / CONFIG).read_text())
         path = source / HF_CONFIG
         self.hf_config = json.loads(path.read_text()) if path.exists() else None
@@ -135,6 +154,11 @@ class EditedExport:
             self.zeros(f"{module}.weight", torch.float8_e4m3fn)
             self.put(f"{module}.weight_scale", 0.5, shape=[])
             self.put(f"{module}.input_scale", 0.5, shape=[])
+
+    def untie(self):
+        """Store an output layer of its own."""
+        self.config["text_config"]["tie_word_embeddings"] = False
+        self.zeros("lm_head.weight", torch.bfloat16, 2048, 128)
 
     def exclude(self, *patterns):
         self.declared.setdefault("ignore", []).extend(patterns)
@@ -175,6 +199,8 @@ class EditedExport:
 
     def _save_configs(self):
         self.folder.mkdir(exist_ok=True)
+        for name, content in self.companions.items():
+            (self.folder / name).write_bytes(content)
         (self.folder / CONFIG).write_text(json.dumps(self.config))
         if self.hf_config is None:
             (self.folder / HF_CONFIG).unlink(missing_ok=True)

@@ -9,6 +9,8 @@ from pathlib import Path
 import modelopt.torch.quantization as mtq
 import pytest
 import scheme_model
+import torch
+import transformers
 from builders import change_weights, settings_of
 from pytest_autoquant.allocation.scheme import Scheme, allocate, builtin_schemes
 from pytest_autoquant.allocation.scored_group import ScoredGroup
@@ -121,10 +123,13 @@ def test_support_of_a_scheme_is_that_of_its_candidates(idle):
 @pytest.mark.parametrize(
     ("candidates", "reason"),
     [
-        (("wint8_aint8",), "vllm cannot load wint8_aint8, exported as W8A8_SQ_PER_CHANNEL"),
+        (
+            ("wint8_aint8",),
+            "--aq-target vllm: vllm cannot load wint8_aint8, exported as W8A8_SQ_PER_CHANNEL",
+        ),
         (
             ("wint4_afp16", "wint8_afp16"),
-            "vllm cannot load wint4_afp16, exported as W4A16_AWQ; "
+            "--aq-target vllm: vllm cannot load wint4_afp16, exported as W4A16_AWQ; "
             "vllm cannot load wint8_afp16, exported as W8A16",
         ),
     ],
@@ -337,10 +342,13 @@ def test_candidates_that_the_target_cannot_load_are_left_out(bench):
 
 
 def test_budget_below_the_remaining_candidates_is_refused(bench):
-    with pytest.raises(
-        UsageError, match=r"cannot be reached with wfp8_afp8; give at least 8\.0012,"
-    ):
+    with pytest.raises(UsageError) as error:
         runner(bench, target="vllm").derive(builtin(MIXTURE))
+    assert str(error.value).startswith(f"scheme {MIXTURE!r}: effective_bits 6 cannot be reached ")
+    assert str(error.value).endswith(
+        "; --aq-target vllm left candidates out: vllm cannot load wint4_afp16, exported as "
+        "W4A16_AWQ"
+    )
 
 
 def test_score_that_is_not_finite_is_refused(bench, monkeypatch):
@@ -384,7 +392,10 @@ def test_manifest_describes_its_checkpoint(bench, exported):
     assert export.bytes_after == (folder / "model.safetensors").stat().st_size
     assert export.bytes_before == (Path(bench.source.location) / "model.safetensors").stat().st_size
     assert export.bytes_after < 0.75 * export.bytes_before
-    assert export.violations == check_export(folder) != ()  # vLLM loads no INT4 by ModelOpt
+    found = check_export(folder, source=Path(bench.source.location))
+    (violation,) = found.violations  # vLLM loads no INT4 by ModelOpt
+    assert (violation.rule, violation.text.count("W4A16_AWQ")) == ("algorithm", 1)
+    assert (export.violations, export.warnings, export.not_checked) == (found.violations, (), None)
     assert (export.load, export.load_text) == ("not tried", "loading in vLLM was not asked for")
     config = json.loads((folder / "hf_quant_config.json").read_text())["quantization"]
     algorithms = {"wint4_afp16": "W4A16_AWQ", "wfp8_afp8": "FP8"}
@@ -475,19 +486,77 @@ def test_existing_checkpoint_is_refused_before_any_work(bench, exported, monkeyp
 
 
 @pytest.mark.parametrize("step", ["write_checkpoint", "verify_checkpoint"])
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        (ExportError("broken"), r"^broken$"),
+        (KeyError("broken"), r"^the export failed: KeyError: 'broken'$"),
+    ],
+)
 def test_failed_export_leaves_no_file_and_keeps_the_measurement(
-    bench, mixture, tmp_path, monkeypatch, step
+    bench, mixture, tmp_path, monkeypatch, step, raised, message
 ):
     def fails(*_):
-        raise ExportError("broken")
+        raise raised
 
     monkeypatch.setattr(pipeline, step, fails)
-    with pytest.raises(UnexportedSchemeError, match=r"^broken$") as error:
+    with pytest.raises(UnexportedSchemeError, match=message) as error:
         runner(bench, root=tmp_path).derive(builtin(MIXTURE))
     assert error.value.measured.measured == mixture.measured
     assert error.value.measured.groups == mixture.groups
     assert error.value.measured.export is None
     assert list((tmp_path / "tiny-qwen3-vl" / "schemes").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("raised", "reason"),
+    [(ExportError("x.json: broken"), "x.json: broken"), (KeyError("a"), "KeyError: 'a'")],
+)
+def test_static_check_that_fails_is_recorded_and_the_checkpoint_stays(
+    bench, tmp_path, monkeypatch, raised, reason
+):
+    def fails(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(pipeline, "check_export", fails)
+    manifest = runner(bench, root=tmp_path).derive(
+        mine("wfp8_afp8", measure="fraction_of_groups", amount=0.25)
+    )
+    assert (manifest.export.violations, manifest.export.not_checked) == ((), reason)
+    assert (tmp_path / manifest.path).parent.joinpath("model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "not_checked"),
+    [
+        ("Llama", None),
+        (
+            "Olmo",
+            "the rules tensors, unquantized, exclusion, fusion, shared-scales, scales, kv-cache, "
+            "vision: the names in vLLM of OlmoForCausalLM are not known here",
+        ),
+    ],
+)
+def test_model_of_text_is_exported_and_checked_as_far_as_its_names_are_known(
+    tmp_path, architecture, not_checked
+):
+    config = getattr(transformers, f"{architecture}Config")(
+        **{"vocab_size": 2048, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2},
+        **{"num_attention_heads": 4, "max_position_embeddings": 512},
+        **{"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0},
+    )
+    torch.manual_seed(0)
+    source = tmp_path / "source"
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(source)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(f"{REGISTRY['tiny-qwen3-vl'].location}/{name}", source / name)
+    model = find_model(str(source), random_weights=False)
+    settings = settings_of(device="cpu", model=str(source))
+    bench = MeasurementRunner(settings, model, lambda *_: None, print)
+    case = replace(mine("wfp8_afp8", measure="fraction_of_groups", amount=1.0), model=model.name)
+    export = runner(bench, root=tmp_path).derive(case).export
+    assert (export.num_quantized, export.violations) == (14, ())
+    assert (export.warnings, export.not_checked) == ((), not_checked)
 
 
 @pytest.mark.slow

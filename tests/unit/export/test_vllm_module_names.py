@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from edited_export import DOWN, GATE, LAYER, UP, export_to
-from pytest_autoquant.export.vllm_rules import check_export, read_export
-from pytest_autoquant.export.vllm_rules.module_names import fused_name, vllm_name
+from edited_export import DOWN, GATE, LAYER, UP, export_to, violations_of
+from pytest_autoquant.export.vllm_rules import read_export
+from pytest_autoquant.export.vllm_rules.architecture.known import ARCHITECTURES
+from pytest_autoquant.export.vllm_rules.module_names import fused_name
 from pytest_autoquant.models.registry import REGISTRY
 
 QWEN3, QWEN2_5 = "Qwen3VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"
@@ -12,7 +13,7 @@ BF16 = torch.bfloat16
 
 
 def reported(export):
-    return {(violation.rule, violation.tensor) for violation in check_export(export.save())}
+    return violations_of(export.save())
 
 
 @pytest.mark.parametrize(
@@ -24,15 +25,23 @@ def reported(export):
         (QWEN3, "model.norm.weight", "model.norm.weight"),
         (QWEN2_5, "model.norm.weight", "language_model.model.norm.weight"),
         (QWEN2_5, "visual.blocks.0", "visual.blocks.0"),
+        ("LlamaForCausalLM", "model.norm.weight", "model.norm.weight"),
+        ("Gemma3ForCausalLM", "lm_head.weight", "lm_head.weight"),
     ],
 )
 def test_names_are_renamed_by_prefix(architecture, name, expected):
-    assert vllm_name(architecture, name) == expected
+    assert ARCHITECTURES[architecture].vllm_name(name) == expected
 
 
 @pytest.mark.parametrize(
     ("module", "expected"),
-    [("a.v_proj", "a.qkv_proj"), ("a.up_proj", "a.gate_up_proj"), ("a.o_proj", "a.o_proj")],
+    [
+        ("a.v_proj", "a.qkv_proj"),
+        ("a.up_proj", "a.gate_up_proj"),
+        ("a.o_proj", "a.o_proj"),
+        ("a.mlp.experts.3.down_proj", "a.mlp.experts"),
+        ("a.mlp.shared_expert.gate_proj", "a.mlp.shared_expert.gate_up_proj"),
+    ],
 )
 def test_linears_are_fused_by_their_last_name(module, expected):
     assert fused_name(module) == expected
@@ -59,7 +68,7 @@ def test_unusual_pattern_excludes_what_vllm_excludes(edited, pattern, is_exclude
 
 def test_untied_output_layer_is_excluded_by_its_name_in_vllm(edited):
     export = edited("fp8")
-    export.zeros("lm_head.weight", BF16, 4, 4)
+    export.untie()
     assert reported(export) == set()
     export.include("lm_head")
     assert reported(export) == {("exclusion", "lm_head.weight_scale")}
@@ -77,7 +86,7 @@ def test_pattern_that_ends_with_a_star_is_renamed_by_its_prefix(edited):
 
 def test_output_layer_may_be_listed_under_its_name_in_the_checkpoint(edited):
     export = edited("formats")
-    export.zeros("lm_head.weight", torch.float8_e4m3fn, 4, 4)
+    export.untie()
     export.make_fp8("lm_head")
     export.set_layers(lm_head="FP8")
     assert reported(export) == set()
@@ -94,12 +103,14 @@ def test_fused_layer_may_be_listed_instead_of_its_linears(edited):
 def test_excluding_layer_1_by_name_excludes_layer_10(edited):
     """vLLM matches substrings; ModelOpt writes ``layers.1.*`` for that reason."""
     export = edited("fp8")
+    export.config["text_config"]["num_hidden_layers"] = 11
     for name in [name for name in export.tensors if ".layers.1." in name]:
         export.tensors[name.replace(".layers.1.", ".layers.10.")] = export.tensors.pop(name)
     export.exclude("model.language_model.layers.1.*")
-    assert reported(export) == set()
+    assert {rule for rule, _ in reported(export)} == {"tensors"}  # layers 1 and 6 to 9
     export.exclude("model.language_model.layers.1")
-    assert {tensor.split(".")[3] for _, tensor in reported(export)} == {"10"}
+    excluded = {tensor for rule, tensor in reported(export) if rule == "exclusion"}
+    assert {tensor.split(".")[3] for tensor in excluded} == {"10"}
 
 
 def test_quantizing_layers_1_and_2_of_12_leaves_10_and_11_unquantized(tmp_path):
@@ -110,6 +121,6 @@ def test_quantizing_layers_1_and_2_of_12_leaves_10_and_11_unquantized(tmp_path):
     torch.manual_seed(0)
     module = AutoModelForImageTextToText.from_config(config, dtype=BF16).eval()
     export_to(tmp_path, module, [[1, 2, 3]], "layers")
-    linears = read_export(tmp_path).linears()
+    linears = read_export(tmp_path).linears
     assert {int(each.name.split(".")[3]) for each in linears if each.is_quantized} == {1, 2}
-    assert check_export(tmp_path) == ()
+    assert {rule for rule, _ in violations_of(tmp_path)} == {"files"}

@@ -34,6 +34,8 @@ def scheme(derived):
         violations=(ViolationRecord(rule="scales", tensor="c", text="<b>|\n"),),
         load="not tried",
         load_text="vLLM is not installed here",
+        warnings=(ViolationRecord(rule="files", tensor="d", text="is missing"),),
+        not_checked="the rules fusion: <i>",
     )
     left_out = {"wint4_afp16": "vllm cannot load wint4_afp16, exported as W4A16_AWQ"}
     return replace(

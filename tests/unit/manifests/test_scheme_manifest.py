@@ -1,8 +1,11 @@
 """The scheme manifest: what it derives from its fields."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
+
+from pytest_autoquant.manifests.scheme_manifest import dump_scheme, load_scheme
 
 
 def test_perplexity_is_the_exponential_of_the_loss(scheme):
@@ -14,3 +17,11 @@ def test_perplexity_is_the_exponential_of_the_loss(scheme):
 
 def test_manifest_lies_in_the_folder_of_its_checkpoint(scheme):
     assert scheme.path == Path("toy/schemes/mine/scheme_manifest.json")
+
+
+def test_manifest_of_a_version_without_warnings_is_read(scheme):
+    document = json.loads(dump_scheme(scheme))
+    for name in ("warnings", "not_checked"):
+        del document["export"][name]
+    expected = replace(scheme, export=replace(scheme.export, warnings=(), not_checked=None))
+    assert load_scheme(json.dumps(document), source="x") == expected

@@ -6,8 +6,10 @@ from dataclasses import replace
 import pytest
 from builders import results_of, structure_check
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
+from pytest_autoquant.manifests.scheme_manifest import ExportRecord, ViolationRecord
 from pytest_autoquant.manifests.session_summary import dump_summary
 from pytest_autoquant.reports.report_model import report_model
+from pytest_autoquant.reports.scheme_report import schemes_markdown
 from pytest_autoquant.reports.session_report import (
     session_summary,
     summary_markdown,
@@ -138,6 +140,46 @@ def test_terminal_ends_with_counts_reasons_failures_and_the_worst_groups(results
         "left out: b/y.json: is the same case as c",
         "NOT WRITTEN: reports/x.json: cannot be written: No space left on device",
     ]
+
+
+def test_options_that_left_candidates_out_or_made_a_broken_checkpoint_are_named(derived, render):
+    """On the terminal, and with the tensors in the schemes' report."""
+    records = [ViolationRecord(rule=rule, tensor=rule, text="is <b>") for rule in ("a", "b", "b")]
+    export = ExportRecord(
+        bytes_before=1024,
+        bytes_after=512,
+        num_quantized=1,
+        largest_error=0.0,
+        num_identical=3,
+        violations=tuple(records),
+        load="not tried",
+        load_text="x",
+        warnings=tuple(records[:1]),
+        not_checked="the rules c: why",
+    )
+    reason = "vllm cannot load w, exported as X"
+    only = replace(derived.scheme, name="only", left_out={"w": reason}, target="vllm")
+    first = replace(derived, export=export)
+    second = replace(first, scheme=only, export=replace(export, warnings=(), not_checked=None))
+    schemes = {"1": first, "2": second}
+    counts = "--aq-export wrote a checkpoint with 3 violations of vLLM's rules (a, b), listed in"
+    assert terminal_lines(results_of(schemes=schemes))[1:] == [
+        "  scheme mine: 8 bits per weight, KL 0.001 nats per token",
+        f"    {counts} schemes.md; --aq-target vllm leaves out what vLLM cannot load",
+        "    --aq-export: 1 warning about vLLM, listed in schemes.md",
+        "    --aq-export: not checked for vLLM: the rules c: why",
+        "  scheme only: 8 bits per weight, KL 0.001 nats per token",
+        f"    --aq-target vllm left out: {reason}",
+        f"    {counts} schemes.md",
+    ]
+    page = render(schemes_markdown(schemes))
+    assert [row[10] for row in page.tables[0][1:]] == [
+        "3 violations; 1 warning; not checked: the rules c: why",
+        "3 violations",
+    ]
+    text = " ".join(page.text.split())
+    assert "Violations of vLLM's rules in mine a: is <b> b: is <b> b: is <b>" in text
+    assert "What vLLM tolerates in mine a: is <b>" in text
 
 
 def test_many_aliases_are_cut_on_the_terminal_but_not_on_the_page(render, line):

@@ -33,8 +33,8 @@ ALGORITHMS = (
     MIXED,
 )
 
-#: What a layer of a MIXED_PRECISION checkpoint may be. Stricter than vLLM 0.32, which takes every
-#: algorithm of ``ALGORITHMS`` since 0.30; 0.24 leaves layers of any other algorithm unquantized
+#: What a layer of a MIXED_PRECISION checkpoint may be in every version since 0.24, which leaves
+#: layers of any other algorithm unquantized. vLLM 0.32 takes every algorithm of ``ALGORITHMS``
 #: (``ModelOptMixedPrecisionConfig.get_quant_method``).
 MIXED_ALGORITHMS = ("FP8", "NVFP4", "W4A16_NVFP4")
 
@@ -49,6 +49,7 @@ class Quantization:
         algorithm: ``quant_algo`` in upper case, as vLLM compares it.
         excluded: patterns of module names.
         layers: algorithm of each layer in ``quantized_layers``, upper case.
+        group_sizes: every size of blocks that is declared, for all layers or for one.
         kv_cache: ``FP8``, another algorithm's name or description, None if not quantized.
     """
 
@@ -57,6 +58,7 @@ class Quantization:
     algorithm: str | None
     excluded: tuple[str, ...]
     layers: Mapping[str, str]
+    group_sizes: frozenset[int]
     kv_cache: str | None
 
 
@@ -83,6 +85,7 @@ def _of_config(config: Mapping[str, Any], path: Path) -> Iterator[Quantization]:
             algorithm=_upper(entry_of(raw, "quant_algo", str, path)),
             excluded=_strings(raw, "ignore", path),
             layers=_layers(raw, path),
+            group_sizes=_group_sizes(raw, path),
             kv_cache=_kv_cache_scheme(raw.get("kv_cache_scheme")),
         )
 
@@ -99,6 +102,7 @@ def _of_hf_config(path: Path) -> Iterator[Quantization]:
         algorithm=_upper(entry_of(raw, "quant_algo", str, path)),
         excluded=_strings(raw, "exclude_modules", path),
         layers=_layers(raw, path),
+        group_sizes=_group_sizes(raw, path),
         kv_cache=_upper(entry_of(raw, "kv_cache_quant_algo", str, path)),
     )
 
@@ -122,6 +126,19 @@ def _layer_algorithm(name: str, layer: object, path: Path) -> str:
     if not isinstance(algorithm, str):
         raise malformed(path, f"quantized_layers[{name!r}]", "an object with quant_algo", layer)
     return algorithm.upper()
+
+
+def _group_sizes(raw: Mapping[str, Any], path: Path) -> frozenset[int]:
+    """Return the sizes of blocks of weights, wherever the config declares one."""
+    layers = entry_of(raw, "quantized_layers", dict, path) or {}
+    groups = entry_of(raw, "config_groups", dict, path) or {}
+    weights = (group.get("weights") for group in groups.values() if isinstance(group, dict))
+    parts = (part for part in (raw, *layers.values(), *weights) if isinstance(part, dict))
+    found = [part.get("group_size") for part in parts]
+    for size in found:
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool)):
+            raise malformed(path, "group_size", "a whole number", size)
+    return frozenset(size for size in found if size is not None)
 
 
 def _strings(raw: Mapping[str, Any], key: str, path: Path) -> tuple[str, ...]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pytest_autoquant.errors import ExportError
@@ -15,17 +17,21 @@ from pytest_autoquant.export.checkpoint_files import (
     read_tensors,
     succeeds,
 )
+from pytest_autoquant.export.vllm_rules.architecture.config_numbers import ConfigNumbers
+from pytest_autoquant.export.vllm_rules.architecture.known import ARCHITECTURES, Architecture
+from pytest_autoquant.export.vllm_rules.architecture.parameter import Parameter
 from pytest_autoquant.export.vllm_rules.configs import (
+    ALGORITHMS,
     CONFIG,
+    MIXED,
     Quantization,
     read_quantizations,
 )
 from pytest_autoquant.export.vllm_rules.module_names import (
-    PREFIXES,
+    EXPERT,
     VISION,
     DeclaredAlgorithms,
     fused_name,
-    vllm_name,
 )
 from pytest_autoquant.text import one_line
 
@@ -35,20 +41,24 @@ LINEAR_SCALES = ("weight_scale", "weight_scale_2", "weight_scale_inv", "input_sc
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Linear:
-    """A linear of the language model.
+    """A linear of the language model that the checkpoint holds.
 
     Attributes:
         name: name in the checkpoint.
-        layer: name of vLLM's layer, which fuses q, k and v, and gate and up.
+        layer: name of vLLM's layer, which fuses q, k and v, gate and up, and a layer's experts.
+        is_expert: whether it belongs to one of several experts.
         algorithm: what the config declares, None if the linear is not to be quantized.
         is_excluded_by_name: whether the config excludes exactly this name.
+        shape: ``(out_features, in_features)``, as the architecture says.
         scales: its scale tensors by the last part of their names.
     """
 
     name: str
     layer: str
+    is_expert: bool
     algorithm: str | None
     is_excluded_by_name: bool
+    shape: tuple[int, ...]
     weight: Tensor
     scales: Mapping[str, Tensor]
 
@@ -58,92 +68,157 @@ class Linear:
         return bool(self.scales) or self.weight.is_quantized_weight
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ExportedModel:
     """An exported checkpoint.
 
     Attributes:
+        class_name: what ``config.json`` names under ``architectures``, None if nothing.
+        dtype: of the unquantized tensors, as ``config.json`` says, None if it does not.
         quantizations: what ``config.json`` and ``hf_quant_config.json`` declare, in this order;
             empty if nothing is quantized.
         tensors: tensors by name.
+        expected: what the architecture has, by vLLM's names; empty for an unknown one.
+        source: folder of the checkpoint that was quantized, None if it is not known.
     """
 
-    architecture: str
+    folder: Path
+    class_name: str | None
+    dtype: str | None
     quantizations: tuple[Quantization, ...]
     tensors: Mapping[str, Tensor]
+    expected: Mapping[str, Parameter]
+    source: Path | None
 
     @property
     def quantization(self) -> Quantization | None:
         """The declaration that vLLM uses, None if nothing is quantized."""
         return next(iter(self.quantizations), None)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the architecture's tensors and its names in vLLM are known."""
+        return self.class_name in ARCHITECTURES
+
+    @property
+    def architecture(self) -> Architecture:
+        """The architecture, which must be known."""
+        return ARCHITECTURES[self.class_name or ""]
+
+    @property
+    def is_declared(self) -> bool:
+        """Whether the config says which algorithm each linear has.
+
+        Otherwise the rule ``algorithm`` reports the config, and nothing follows for linears.
+        """
+        quantization = self.quantization
+        if quantization is None:
+            return True
+        is_empty = quantization.algorithm == MIXED and not quantization.layers
+        return quantization.algorithm in ALGORITHMS and not is_empty
+
+    @cached_property
+    def linears(self) -> tuple[Linear, ...]:
+        """Every linear of the language model whose weight is there, in name order."""
+        names = {self.vllm_name(name): name for name in self.tensors}
+        expected = (
+            (self.tensors[names[name]], parameter)
+            for name, parameter in self.expected.items()
+            if parameter.is_linear and name in names
+        )
+        return tuple(sorted((self._linear(*pair) for pair in expected), key=lambda one: one.name))
+
+    def _linear(self, weight: Tensor, parameter: Parameter) -> Linear:
+        module = self.vllm_name(weight.name).removesuffix(".weight")
+        is_expert = EXPERT.fullmatch(module) is not None
+        return Linear(
+            name=weight.module,
+            layer=fused_name(module),
+            is_expert=is_expert,
+            algorithm=self.declared_algorithm(module),
+            is_excluded_by_name=not is_expert and self._excludes_name(module),
+            shape=parameter.shape,
+            weight=weight,
+            scales=self._scales(weight.module),
+        )
+
     def vllm_name(self, name: str) -> str:
         """Return what vLLM calls a module, tensor or pattern of this checkpoint."""
-        return vllm_name(self.architecture, name)
+        return self.architecture.vllm_name(name)
 
-    def linears(self) -> Iterator[Linear]:
-        """Yield every linear of the language model, in name order."""
-        declared = None
-        if self.quantization is not None:
-            declared = DeclaredAlgorithms(self.quantization, self.architecture)
-        for tensor in self.language_tensors():
-            if _is_linear_weight(tensor):
-                module = self.vllm_name(tensor.name).removesuffix(".weight")
-                yield Linear(
-                    name=tensor.module,
-                    layer=fused_name(module),
-                    algorithm=None if declared is None else declared.algorithm(module),
-                    is_excluded_by_name=declared is not None and declared.names(module),
-                    weight=tensor,
-                    scales=self._scales(tensor.module),
-                )
+    def declared_algorithm(self, module: str) -> str | None:
+        """Return the algorithm that the config declares for a module of vLLM's."""
+        return None if self._declared is None else self._declared.algorithm(module)
 
     def language_tensors(self) -> Iterator[Tensor]:
         """Yield the tensors of the language model and its output layer, in name order."""
-        return self._tensors_under("language_model.")
+        return (tensor for tensor in self._in_order() if not self._is_vision(tensor))
 
     def vision_tensors(self) -> Iterator[Tensor]:
         """Yield the tensors of the vision tower, in name order."""
-        return self._tensors_under(VISION)
+        return filter(self._is_vision, self._in_order())
 
-    def _tensors_under(self, prefix: str) -> Iterator[Tensor]:
-        for name in sorted(self.tensors):
-            if self.vllm_name(name).startswith(prefix):
-                yield self.tensors[name]
+    @cached_property
+    def _declared(self) -> DeclaredAlgorithms | None:
+        if self.quantization is None:
+            return None
+        return DeclaredAlgorithms(self.quantization, self.architecture)
+
+    def _excludes_name(self, module: str) -> bool:
+        return self._declared is not None and self._declared.names(module)
+
+    def _in_order(self) -> Iterator[Tensor]:
+        return (self.tensors[name] for name in sorted(self.tensors))
+
+    def _is_vision(self, tensor: Tensor) -> bool:
+        return self.is_known and self.vllm_name(tensor.name).startswith(VISION)
 
     def _scales(self, module: str) -> Mapping[str, Tensor]:
         named = ((kind, self.tensors.get(f"{module}.{kind}")) for kind in LINEAR_SCALES)
         return {kind: tensor for kind, tensor in named if tensor is not None}
 
 
-def read_export(folder: Path) -> ExportedModel:
-    """Read the configs, the safetensors headers and the FP32 scales of an export.
+def read_export(folder: Path, *, source: Path | None = None) -> ExportedModel:
+    """Read the configs and the tensors of an export.
+
+    Args:
+        source: folder of the checkpoint that was quantized, to compare files with.
 
     Raises:
-        ExportError: the folder holds no readable export, or one of an architecture without a
-            name mapping.
+        ExportError: the folder holds no readable export, or the config lacks a number of its
+            architecture.
     """
-    if not succeeds(folder.is_dir):
-        raise ExportError(f"{folder}: no such folder; give one that holds an exported checkpoint")
+    for place, wanted in ((folder, "an exported checkpoint"), (source, "the source checkpoint")):
+        if place is not None and not succeeds(place.is_dir):
+            raise ExportError(f"{place}: no such folder; give one that holds {wanted}")
     config = read_object(folder / CONFIG)
+    class_name, tensors = _class_name(config), read_tensors(folder)
+    dtype = config.get("dtype", config.get("torch_dtype"))
     return ExportedModel(
-        architecture=_architecture(config, folder / CONFIG),
+        folder=folder,
+        class_name=class_name,
+        dtype=dtype if isinstance(dtype, str) else None,
         quantizations=read_quantizations(config, folder),
-        tensors=read_tensors(folder),
+        tensors=tensors,
+        expected=_expected(class_name, ConfigNumbers(raw=config, path=folder / CONFIG), tensors),
+        source=source,
     )
 
 
-def _architecture(config: Mapping[str, Any], path: Path) -> str:
+def _class_name(config: Mapping[str, Any]) -> str | None:
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
-    if not isinstance(name, str) or name not in PREFIXES:
-        raise ExportError(
-            f"{path}: no vLLM name mapping for architecture {one_line(repr(name), QUOTE_LENGTH)}; "
-            f"supported: {', '.join(PREFIXES)}"
-        )
-    return name
+    return one_line(name, QUOTE_LENGTH) if isinstance(name, str) else None
 
 
-def _is_linear_weight(tensor: Tensor) -> bool:
-    is_embedding = tensor.module.endswith("embed_tokens")
-    return tensor.kind == "weight" and len(tensor.shape) == 2 and not is_embedding
+def _expected(
+    class_name: str | None, config: ConfigNumbers, tensors: Mapping[str, Tensor]
+) -> Mapping[str, Parameter]:
+    """Return the tensors of a known architecture by vLLM's names."""
+    architecture = ARCHITECTURES.get(class_name or "")
+    if architecture is None:
+        return MappingProxyType({})
+    return {
+        architecture.vllm_name(parameter.name): parameter
+        for parameter in architecture.parameters(config, tensors)
+    }

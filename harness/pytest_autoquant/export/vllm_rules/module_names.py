@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator
 from fnmatch import translate
 
 from pytest_autoquant.errors import ExportError
 from pytest_autoquant.export.checkpoint_files import EXPORT_AGAIN, QUOTE_LENGTH, last_part
+from pytest_autoquant.export.vllm_rules.architecture.known import Architecture
 from pytest_autoquant.export.vllm_rules.configs import MIXED, Quantization
 from pytest_autoquant.text import one_line
-
-_QWEN3_VL = (
-    ("model.visual.", "visual."),
-    ("lm_head.", "language_model.lm_head."),
-    ("model.language_model.", "language_model.model."),
-)
-
-#: How vLLM renames a checkpoint's tensors, per architecture, applied in this order. Source:
-#: ``hf_to_vllm_mapper`` in vLLM 0.32's ``vllm/model_executor/models/qwen3_vl.py`` and
-#: ``qwen2_5_vl.py``.
-PREFIXES: Mapping[str, tuple[tuple[str, str], ...]] = {
-    "Qwen3VLForConditionalGeneration": _QWEN3_VL,
-    "Qwen2_5_VLForConditionalGeneration": (*_QWEN3_VL, ("model.", "language_model.model.")),
-}
 
 #: Prefix of the vision tower in vLLM.
 VISION = "visual."
 
-#: Prefixes of everything that vLLM's models of ``PREFIXES`` have.
-MODEL_PARTS = ("language_model.model.", "language_model.lm_head.", VISION)
-
-#: Linears that vLLM loads as one. Source: ``packed_modules_mapping`` in vLLM 0.32's
-#: ``vllm/model_executor/models/qwen3_vl.py`` and ``qwen2_5_vl.py``.
+#: Linears that vLLM loads as one. Source: ``packed_modules_mapping`` of the models in
+#: ``ARCHITECTURES``, equal in all of them.
 FUSED = {
     "q_proj": "qkv_proj",
     "k_proj": "qkv_proj",
@@ -41,17 +25,16 @@ FUSED = {
     "up_proj": "gate_up_proj",
 }
 
-
-def vllm_name(architecture: str, name: str) -> str:
-    """Return what vLLM calls a module, tensor or pattern of a checkpoint."""
-    for old, new in PREFIXES[architecture]:
-        if name.startswith(old):
-            name = new + name.removeprefix(old)
-    return name
+#: A linear of one expert; all of a layer's experts are one layer in vLLM. Source: ``FusedMoE`` in
+#: ``vllm/model_executor/models/qwen3_moe.py``.
+EXPERT = re.compile(r"(.+\.experts)\.\d+\.\w+")
 
 
 def fused_name(module: str) -> str:
     """Return the name of the layer that a linear is fused into; its own if it is not fused."""
+    experts = EXPERT.fullmatch(module)
+    if experts is not None:
+        return experts[1]
     parent, _, last = module.rpartition(".")
     return f"{parent}.{FUSED[last]}" if last in FUSED else module
 
@@ -60,22 +43,23 @@ class DeclaredAlgorithms:
     """Which algorithm a config declares for each module, by vLLM's names and matching order.
 
     Source: ``is_layer_excluded`` and ``apply_vllm_mapper`` of ``ModelOptQuantConfigBase``,
-    ``ModelOptMixedPrecisionConfig._resolve_quant_algo``, in vLLM 0.32's modelopt.py.
+    ``ModelOptMixedPrecisionConfig._resolve_quant_algo``, in vLLM 0.32's modelopt.py, and
+    ``is_layer_skipped`` in ``vllm/model_executor/layers/quantization/utils/quant_utils.py``.
 
     Raises:
         ExportError: an excluded module's name cannot be compiled as a pattern.
     """
 
-    def __init__(self, quantization: Quantization, architecture: str) -> None:
+    def __init__(self, quantization: Quantization, architecture: Architecture) -> None:
         self._algorithm = quantization.algorithm
         self._layers = {
-            vllm_name(architecture, name): algorithm
+            architecture.vllm_name(name): algorithm
             for name, algorithm in quantization.layers.items()
         }
         self._patterns = frozenset(
-            vllm_name(architecture, pattern)
+            pattern
             for excluded in quantization.excluded
-            for pattern in _split_pattern(excluded)
+            for pattern in _vllm_patterns(excluded, architecture)
         )
         self._globs = [_glob(pattern) for pattern in sorted(self._patterns)]
 
@@ -85,10 +69,14 @@ class DeclaredAlgorithms:
             return None
         if self._algorithm != MIXED:
             return self._algorithm
-        names = [fused_name(module), module]
+        return next((self._layers[n] for n in self._listed_as(module) if n in self._layers), None)
+
+    def _listed_as(self, module: str) -> Iterator[str]:
+        """Yield the names of ``quantized_layers`` that decide, the first one first."""
+        yield fused_name(module)
+        yield module
         if last_part(module) == "lm_head":
-            names.append("lm_head")
-        return next((self._layers[name] for name in names if name in self._layers), None)
+            yield "lm_head"
 
     def names(self, module: str) -> bool:
         """Whether the exact name of ``module`` is excluded."""
@@ -97,18 +85,33 @@ class DeclaredAlgorithms:
     def _is_excluded(self, module: str) -> bool:
         """Match a shard's exact name; its fused layer also by substring and as a glob."""
         layer = fused_name(module)
+        if EXPERT.fullmatch(module) is not None:
+            return self._excludes_experts(layer)
         return (
             module in self._patterns
             or any(pattern in layer for pattern in self._patterns)
             or any(glob.match(layer) for glob in self._globs)
         )
 
+    def _excludes_experts(self, layer: str) -> bool:
+        """Match all experts of a layer at once: a pattern for one of them excludes every one."""
+        return any(
+            pattern in layer or ("experts" in pattern and layer in pattern)
+            for pattern in self._patterns
+        ) or any(glob.match(layer) for glob in self._globs)
 
-def _split_pattern(pattern: str) -> tuple[str, ...]:
-    """Split ``a.b*`` into ``a.b`` and ``a.b.*``, as vLLM does before it renames prefixes."""
-    if len(pattern) >= 2 and pattern.endswith("*") and not pattern.endswith(".*"):
-        return (pattern[:-1], f"{pattern[:-1]}.*")
-    return (pattern,)
+
+def _vllm_patterns(pattern: str, architecture: Architecture) -> tuple[str, ...]:
+    """Rename a pattern, after ``a.b*`` was split into ``a.b`` and ``a.b.*``.
+
+    vLLM does neither for a model that renames no tensors.
+    """
+    if not architecture.renamed:
+        return (pattern,)
+    if len(pattern) < 2 or not pattern.endswith("*") or pattern.endswith(".*"):
+        return (architecture.vllm_name(pattern),)
+    stem = architecture.vllm_name(pattern[:-1])
+    return stem, architecture.vllm_name(f"{pattern[:-1]}.*")
 
 
 def _glob(pattern: str) -> re.Pattern[str]:

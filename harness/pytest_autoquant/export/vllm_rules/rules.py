@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from itertools import groupby
+from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_autoquant.export.checkpoint_files import QUOTE_LENGTH, last_part
+from pytest_autoquant.export.checkpoint_files import QUOTE_LENGTH, Tensor, last_part
 from pytest_autoquant.export.vllm_rules.configs import (
     ALGORITHMS,
     CONFIG,
@@ -14,41 +14,17 @@ from pytest_autoquant.export.vllm_rules.configs import (
     MIXED_ALGORITHMS,
     Quantization,
 )
-from pytest_autoquant.export.vllm_rules.exported_model import (
-    LINEAR_SCALES,
-    ExportedModel,
-    Linear,
-    read_export,
-)
-from pytest_autoquant.export.vllm_rules.module_names import FUSED, MODEL_PARTS, PREFIXES
-from pytest_autoquant.export.vllm_rules.scales import (
-    Problem,
-    scale_problems,
-    single_scale_problems,
-)
+from pytest_autoquant.export.vllm_rules.exported_model import ExportedModel, read_export
+from pytest_autoquant.export.vllm_rules.files import files
+from pytest_autoquant.export.vllm_rules.fusion import fusion, shared_scales
+from pytest_autoquant.export.vllm_rules.problem import Problem, records
+from pytest_autoquant.export.vllm_rules.scales import scale_problems, single_scale_problems
+from pytest_autoquant.export.vllm_rules.stored_formats import STORED_FORMATS
+from pytest_autoquant.export.vllm_rules.tensors import tensor_set, unquantized, values
 from pytest_autoquant.manifests.scheme_manifest import ViolationRecord
 from pytest_autoquant.text import one_line
 
 _KV_SCALES = {"k_proj": "k_scale", "v_proj": "v_scale"}
-
-
-def check_export(folder: Path) -> tuple[ViolationRecord, ...]:
-    """Read an exported checkpoint and apply every rule.
-
-    Raises:
-        ExportError: the folder holds no readable export, or one of an architecture without a
-            name mapping.
-    """
-    return find_violations(read_export(folder))
-
-
-def find_violations(export: ExportedModel) -> tuple[ViolationRecord, ...]:
-    """Apply every rule to an export that was read."""
-    return tuple(
-        ViolationRecord(rule=rule, tensor=problem.tensor, text=problem.text)
-        for rule, check in RULES.items()
-        for problem in check(export)
-    )
 
 
 def _configs(export: ExportedModel) -> Iterator[Problem]:
@@ -64,6 +40,7 @@ def _configs(export: ExportedModel) -> Iterator[Problem]:
         ("kv_cache_quant_algo", first.kv_cache, second.kv_cache),
         ("exclude_modules", frozenset(first.excluded), frozenset(second.excluded)),
         ("quantized_layers", frozenset(first.layers.items()), frozenset(second.layers.items())),
+        *_both_group_sizes(first, second),
     ):
         if one != other:
             yield Problem(
@@ -71,6 +48,14 @@ def _configs(export: ExportedModel) -> Iterator[Problem]:
                 text=f"is {_difference(one, other)} in {first.source} and "
                 f"{_difference(other, one)} in {second.source}",
             )
+
+
+def _both_group_sizes(
+    first: Quantization, second: Quantization
+) -> Iterator[tuple[str, frozenset[int], frozenset[int]]]:
+    """Yield the sizes of blocks if both configs declare some; ModelOpt writes MXFP8's into one."""
+    if first.group_sizes and second.group_sizes:
+        yield "group_size", first.group_sizes, second.group_sizes
 
 
 def _difference(one: object, other: object) -> str:
@@ -95,6 +80,7 @@ def _algorithm(export: ExportedModel) -> Iterator[Problem]:
         yield Problem(tensor="quant_algo", text=text)
     if quantization.algorithm == MIXED:
         yield from _mixed_problems(quantization)
+    yield from _group_size_problems(quantization)
 
 
 def _method_problems(quantization: Quantization) -> Iterator[Problem]:
@@ -109,24 +95,25 @@ def _mixed_problems(quantization: Quantization) -> Iterator[Problem]:
         text = f"names no layer; {MIXED} needs the algorithm of each layer"
         yield Problem(tensor="quantized_layers", text=text)
     for name, algorithm in sorted(quantization.layers.items()):
-        if algorithm not in MIXED_ALGORITHMS:
-            text = f"is {algorithm!r}; in {MIXED} vLLM loads {', '.join(MIXED_ALGORITHMS)}"
+        if algorithm not in STORED_FORMATS:
+            text = f"is {algorithm!r}; in {MIXED} vLLM loads {', '.join(STORED_FORMATS)}"
             yield Problem(tensor=f"{name}.weight", text=text)
+        elif algorithm not in MIXED_ALGORITHMS:
+            text = f"is {algorithm!r}, which vLLM loads in {MIXED} since 0.30 only"
+            yield Problem(tensor=f"{name}.weight", text=text, is_tolerated=True)
 
 
-def _names(export: ExportedModel) -> Iterator[Problem]:
-    """Every tensor belongs to a part of vLLM's model.
-
-    Source: ``hf_to_vllm_mapper`` and the submodules in ``vllm/model_executor/models/qwen3_vl.py``
-    and ``qwen2_5_vl.py`` of vLLM 0.32.
-    """
-    for name in sorted(export.tensors):
-        if not export.vllm_name(name).startswith(MODEL_PARTS):
-            known = ", ".join(f"{old}*" for old, _ in PREFIXES[export.architecture])
-            yield Problem(
-                tensor=name,
-                text=f"is not a tensor of {export.architecture} in vLLM, which loads {known}",
-            )
+def _group_size_problems(quantization: Quantization) -> Iterator[Problem]:
+    """Yield a declared size of blocks that vLLM does not compute."""
+    declared = {quantization.algorithm, *quantization.layers.values()}
+    blocks = {
+        name: format.block[1]
+        for name, format in STORED_FORMATS.items()
+        if name in declared and format.block[1] > 1
+    }
+    for size in sorted(quantization.group_sizes - set(blocks.values())) if blocks else ():
+        known = ", ".join(f"{name} in blocks of {block}" for name, block in blocks.items())
+        yield Problem(tensor="group_size", text=f"is {size}; vLLM computes {known}")
 
 
 def _exclusion(export: ExportedModel) -> Iterator[Problem]:
@@ -135,8 +122,7 @@ def _exclusion(export: ExportedModel) -> Iterator[Problem]:
     Source: ``ModelOptQuantConfigBase.get_quant_method``: an excluded linear has no parameters for
     scales; those of any other stay unset if the checkpoint lacks them.
     """
-    linears = list(export.linears())
-    for linear in linears:
+    for linear in export.linears if export.is_declared else ():
         if linear.algorithm is None and linear.is_quantized:
             stored = ", ".join((linear.weight.dtype, *linear.scales))
             text = f"is quantized ({stored}), but {_why_unquantized(export)}"
@@ -147,10 +133,6 @@ def _exclusion(export: ExportedModel) -> Iterator[Problem]:
                 text=f"is missing: the weight is {linear.weight.dtype}, and the config declares "
                 f"{linear.algorithm}",
             )
-    known = {linear.name for linear in linears}
-    for tensor in export.language_tensors():
-        if tensor.kind in LINEAR_SCALES and tensor.module not in known:
-            yield Problem(tensor=tensor.name, text="is a scale without a linear weight")
 
 
 def _why_unquantized(export: ExportedModel) -> str:
@@ -161,39 +143,13 @@ def _why_unquantized(export: ExportedModel) -> str:
     return "the config excludes it"
 
 
-def _fusion(export: ExportedModel) -> Iterator[Problem]:
-    """Linears that vLLM fuses are declared alike. The problem names the first of them.
-
-    Source: ``is_layer_skipped`` in ``vllm/model_executor/layers/quantization/utils/quant_utils.py``
-    and ``ModelOptMixedPrecisionConfig._resolve_quant_algo``, which raise for a partial match.
-    """
-    for _, members in groupby(sorted(export.linears(), key=_fusion_order), lambda one: one.layer):
-        shards = list(members)
-        if len({(shard.algorithm, shard.is_excluded_by_name) for shard in shards}) > 1:
-            declared = ", ".join(map(_declared, shards))
-            yield Problem(
-                tensor=shards[0].weight.name,
-                text=f"is fused with linears that are declared differently: {declared}",
-            )
-
-
-def _fusion_order(linear: Linear) -> tuple[str, int]:
-    last = last_part(linear.name)
-    return linear.layer, list(FUSED).index(last) if last in FUSED else 0
-
-
-def _declared(shard: Linear) -> str:
-    excluded = " (excluded by its name)" if shard.is_excluded_by_name else ""
-    return f"{last_part(shard.name)} {shard.algorithm or 'unquantized'}{excluded}"
-
-
 def _scales(export: ExportedModel) -> Iterator[Problem]:
     """Weight and scales have the dtypes, shapes and values of the declared algorithm.
 
-    Source: the ``create_weights`` methods, see ``vllm_rules/scales.py``.
+    Source: the ``create_weights`` methods, see ``vllm_rules/stored_formats.py``.
     """
-    for linear in export.linears():
-        if linear.algorithm is not None and linear.is_quantized:
+    for linear in export.linears if export.is_declared else ():
+        if linear.algorithm in STORED_FORMATS and linear.is_quantized:
             yield from scale_problems(linear)
 
 
@@ -216,12 +172,11 @@ def _kv_cache(export: ExportedModel) -> Iterator[Problem]:
 
 
 def _kv_scale_problems(export: ExportedModel) -> Iterator[Problem]:
-    for linear in export.linears():
+    for linear in export.linears:
         kind = _KV_SCALES.get(last_part(linear.name))
         if kind is not None:
             name = f"{linear.name}.{kind}"
-            for text in single_scale_problems(export.tensors.get(name)):
-                yield Problem(tensor=name, text=text)
+            yield from single_scale_problems(name, export.tensors.get(name))
 
 
 def _pre_quant_scale(export: ExportedModel) -> Iterator[Problem]:
@@ -235,26 +190,106 @@ def _pre_quant_scale(export: ExportedModel) -> Iterator[Problem]:
 
 
 def _vision(export: ExportedModel) -> Iterator[Problem]:
-    """Nothing in the vision tower is quantized.
+    """Nothing in the vision tower is quantized, and the config excludes it.
 
     Stricter than vLLM 0.32, which reads a vision tower that is declared quantized and has scales.
-    Schemes never quantize the tower, so a quantized one is a defect of the export.
+    Schemes never quantize the tower, so a quantized one is a defect of the export. A tower that the
+    config does not exclude becomes one of the declared algorithm, with scales that are not set.
     """
     for tensor in export.vision_tensors():
         if tensor.is_scale or tensor.is_quantized_weight:
             text = f"({tensor.dtype}) belongs to a quantized layer of the vision tower"
             yield Problem(tensor=tensor.name, text=text)
+        elif _is_vision_linear(tensor) and export.is_declared:
+            algorithm = export.declared_algorithm(export.vllm_name(tensor.module))
+            if algorithm is not None:
+                text = f"is {tensor.dtype}, and the config declares {algorithm}; exclude the tower"
+                yield Problem(tensor=tensor.name, text=text)
+
+
+def _is_vision_linear(tensor: Tensor) -> bool:
+    is_embedding = tensor.module.endswith("pos_embed")
+    return tensor.kind == "weight" and len(tensor.shape) == 2 and not is_embedding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """A rule.
+
+    Attributes:
+        needs_names: whether it applies only where the architecture's names in vLLM are known.
+    """
+
+    check: Callable[[ExportedModel], Iterator[Problem]]
+    needs_names: bool = True
 
 
 #: Every rule by the name that a violation gives.
-RULES: Mapping[str, Callable[[ExportedModel], Iterator[Problem]]] = {
-    "configs": _configs,
-    "algorithm": _algorithm,
-    "names": _names,
-    "exclusion": _exclusion,
-    "fusion": _fusion,
-    "scales": _scales,
-    "kv-cache": _kv_cache,
-    "pre-quant-scale": _pre_quant_scale,
-    "vision": _vision,
+RULES: Mapping[str, Rule] = {
+    "configs": Rule(check=_configs, needs_names=False),
+    "algorithm": Rule(check=_algorithm, needs_names=False),
+    "files": Rule(check=files, needs_names=False),
+    "tensors": Rule(check=tensor_set),
+    "unquantized": Rule(check=unquantized),
+    "values": Rule(check=values, needs_names=False),
+    "exclusion": Rule(check=_exclusion),
+    "fusion": Rule(check=fusion),
+    "shared-scales": Rule(check=shared_scales),
+    "scales": Rule(check=_scales),
+    "kv-cache": Rule(check=_kv_cache),
+    "pre-quant-scale": Rule(check=_pre_quant_scale, needs_names=False),
+    "vision": Rule(check=_vision),
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """What the rules say about an export.
+
+    Attributes:
+        violations: what vLLM refuses, or computes wrong numbers with; a record per cause.
+        warnings: what vLLM tolerates, a record per cause.
+        not_checked: which rules do not apply and why; None if all do.
+    """
+
+    violations: tuple[ViolationRecord, ...]
+    warnings: tuple[ViolationRecord, ...]
+    not_checked: str | None
+
+
+def check_export(folder: Path, *, source: Path | None = None) -> Findings:
+    """Read an exported checkpoint and apply every rule.
+
+    Args:
+        source: folder of the checkpoint that was quantized.
+
+    Raises:
+        ExportError: the folder holds no readable export.
+    """
+    return find(read_export(folder, source=source))
+
+
+def find(export: ExportedModel) -> Findings:
+    """Apply every rule to an export that was read; problems of one cause become one record."""
+    found = list(problems(export))
+    return Findings(
+        violations=records(each for each in found if not each[1].is_tolerated),
+        warnings=records(each for each in found if each[1].is_tolerated),
+        not_checked=_not_checked(export),
+    )
+
+
+def problems(export: ExportedModel) -> Iterator[tuple[str, Problem]]:
+    """Yield every problem with the name of its rule."""
+    for name, rule in RULES.items():
+        if export.is_known or not rule.needs_names:
+            for problem in rule.check(export):
+                yield name, problem
+
+
+def _not_checked(export: ExportedModel) -> str | None:
+    if export.is_known:
+        return None
+    rules = ", ".join(name for name, rule in RULES.items() if rule.needs_names)
+    name = export.class_name or "an unnamed architecture"
+    return f"the rules {rules}: the names in vLLM of {name} are not known here"

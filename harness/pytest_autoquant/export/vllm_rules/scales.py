@@ -1,105 +1,158 @@
-"""What the weight and the scales of a quantized linear must be, per algorithm."""
+"""Whether the weight and the scales of a quantized linear are what its algorithm needs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from math import prod
 
-import numpy as np
-
-from pytest_autoquant.export.checkpoint_files import FloatArray, Tensor
+from pytest_autoquant.export.checkpoint_files import PLAIN_DTYPES, Tensor
 from pytest_autoquant.export.vllm_rules.exported_model import Linear
+from pytest_autoquant.export.vllm_rules.problem import Problem
+from pytest_autoquant.export.vllm_rules.stored_formats import (
+    STORED_FORMATS,
+    ScaleFormat,
+    StoredFormat,
+)
 
+_UNSET = "is missing: vLLM loads the checkpoint and computes with a scale that is not set"
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """What is wrong with one tensor or config key.
-
-    Attributes:
-        tensor: the tensor's name, present or missing; the key of a config.
-        text: predicate of a sentence whose subject is ``tensor``.
-    """
-
-    tensor: str
-    text: str
+#: The code of NaN in E8M0, the block scale of MXFP8 (OCP Microscaling Formats 1.0).
+_E8M0_NAN = 255
 
 
 def scale_problems(linear: Linear) -> Iterator[Problem]:
-    """Yield what is wrong with the dtypes, shapes and values of a quantized linear."""
-    rule = _SCALE_RULES.get(linear.algorithm or "", _any_algorithm)
-    for kind, text in rule(linear):
-        yield Problem(tensor=f"{linear.name}.{kind}", text=text)
+    """Yield what is wrong with the dtypes, shapes and values of a quantized linear.
 
-
-def single_scale_problems(scale: Tensor | None) -> Iterator[str]:
-    """Yield what is wrong with a scale that must have one element, shape ``()`` or ``(1,)``."""
-    if scale is None:
-        yield "is missing"
+    A linear that is stored as another algorithm has one problem only.
+    """
+    wanted = STORED_FORMATS[linear.algorithm or ""]
+    stored = _stored_algorithm(linear)
+    if stored is not None and not _is_read_as(stored, linear.algorithm):
+        text = f"is stored as {stored}, and the config declares {linear.algorithm}"
+        yield Problem(tensor=linear.weight.name, text=text)
+    elif linear.weight.dtype != wanted.weight:
+        text = f"is {linear.weight.dtype}; {linear.algorithm} needs {wanted.weight}"
+        yield Problem(tensor=linear.weight.name, text=text)
+    elif not _has_whole_blocks(linear, wanted):
+        sizes, blocks = (" x ".join(map(str, two)) for two in (linear.shape, wanted.block))
+        text = f"is {sizes}, which the {blocks} blocks of {linear.algorithm} do not divide"
+        yield Problem(tensor=linear.weight.name, text=text)
     else:
-        yield from _problems(scale, "one element", has_shape=prod(scale.shape) == 1)
+        yield from _weight_problems(linear, wanted)
+        yield from _all_scales(linear, wanted)
 
 
-#: The last part of a tensor's name and what is wrong with it.
-_Problems = Iterator[tuple[str, str]]
+def single_scale_problems(name: str, scale: Tensor | None) -> Iterator[Problem]:
+    """Yield what is wrong with a scale that must have one element, shape ``()`` or ``(1,)``.
 
-
-def _per_tensor(linear: Linear) -> _Problems:
-    """FP8: an E4M3 weight, one scale for the weight and one for the input.
-
-    Source: ``ModelOptFp8LinearMethod.create_weights`` in vLLM 0.32's modelopt.py.
+    Source: ``PerTensorScaleParameter`` in vLLM 0.32's ``vllm/model_executor/parameter.py``, which
+    takes the element of ``(1,)``, and copies it into an FP32 parameter.
     """
-    yield from _float8_weight(linear)
-    if "weight_scale" in linear.scales:  # the rule "exclusion" reports a missing one
-        for text in single_scale_problems(linear.scales["weight_scale"]):
-            yield "weight_scale", text
-    for text in single_scale_problems(linear.scales.get("input_scale")):
-        yield "input_scale", text
+    yield from _scale_problems(name, scale, ScaleFormat(dtype="F32"), ())
 
 
-def _per_channel(linear: Linear) -> _Problems:
-    """FP8 per channel and token: an E4M3 weight, a scale per output channel, none for the input.
-
-    Source: ``ModelOptFp8PcPtLinearMethod`` in vLLM 0.32's modelopt.py.
-    """
-    yield from _float8_weight(linear)
+def _stored_algorithm(linear: Linear) -> str | None:
+    """Return the algorithm that the tensors are of, None if they are of no complete one."""
     scale = linear.scales.get("weight_scale")
-    if scale is not None:
-        outputs = linear.weight.shape[:1]
-        for text in _problems(scale, f"{list(outputs)}", has_shape=scale.shape == outputs):
-            yield "weight_scale", text
-    if "input_scale" in linear.scales:
-        yield "input_scale", "is present, but vLLM computes a scale per token"
+    if linear.weight.dtype == "U8" and "weight_scale_2" in linear.scales:
+        return "NVFP4" if "input_scale" in linear.scales else "W4A16_NVFP4"
+    if linear.weight.dtype != "F8_E4M3" or scale is None:
+        return None
+    if scale.dtype in ("U8", "F8_E8M0"):
+        return "MXFP8"
+    if scale.dtype not in PLAIN_DTYPES:
+        return None
+    if prod(scale.shape) == 1 and len(scale.shape) < 2:
+        return "FP8"
+    is_per_channel = scale.shape == linear.shape[:1]
+    by_dimensions = {1: "FP8_PER_CHANNEL_PER_TOKEN" if is_per_channel else None, 4: "FP8_PB_WO"}
+    return by_dimensions.get(len(scale.shape))
 
 
-def _any_algorithm(linear: Linear) -> _Problems:
-    """Other algorithms: FP32 scales are finite. Shapes are not checked."""
-    for kind, scale in linear.scales.items():
-        if scale.values is not None and not np.isfinite(scale.values).all():
-            yield kind, "is not finite"
+def _is_read_as(stored: str, declared: str | None) -> bool:
+    """Whether tensors can be taken for those of an algorithm, input scales aside."""
+    return stored == declared or {stored, declared} == {"NVFP4", "W4A16_NVFP4"}
 
 
-_SCALE_RULES: Mapping[str, Callable[[Linear], _Problems]] = {
-    "FP8": _per_tensor,
-    "FP8_PER_CHANNEL_PER_TOKEN": _per_channel,
-}
+def _weight_problems(linear: Linear, wanted: StoredFormat) -> Iterator[Problem]:
+    shape, name = wanted.weight_shape(linear.shape), linear.weight.name
+    if linear.weight.shape != shape:
+        yield Problem(tensor=name, text=shape_text(linear.weight.shape, shape))
+    if linear.is_expert and not wanted.takes_experts:
+        yield Problem(tensor=name, text=f"is of an expert: vLLM has none in {linear.algorithm}")
 
 
-def _float8_weight(linear: Linear) -> _Problems:
-    if linear.weight.dtype != "F8_E4M3":
-        yield "weight", f"is {linear.weight.dtype}; {linear.algorithm} needs F8_E4M3"
+def _has_whole_blocks(linear: Linear, wanted: StoredFormat) -> bool:
+    return not any(size % block for size, block in zip(linear.shape, wanted.block, strict=True))
 
 
-def _problems(scale: Tensor, shape: str, *, has_shape: bool) -> Iterator[str]:
-    """Yield the first thing that is wrong with a scale."""
-    if scale.values is None:
-        yield f"is {scale.dtype}; vLLM needs F32"
-    elif not has_shape:
-        yield f"has shape {list(scale.shape)}; vLLM needs {shape}"
-    elif (invalid := _first_invalid(scale.values)) is not None:
-        yield f"holds {invalid:g}; a scale must be finite and above 0"
+def shape_text(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    """Return what is wrong with a tensor's shape."""
+    is_transposed = len(shape) == 2 and shape == wanted[::-1]
+    hint = ": it is transposed" if is_transposed else ""
+    return f"has shape {list(shape)}; vLLM needs {list(wanted)}{hint}"
 
 
-def _first_invalid(values: FloatArray) -> float | None:
-    invalid = values[~(np.isfinite(values) & (values > 0))]
-    return float(invalid[0]) if invalid.size else None
+def _all_scales(linear: Linear, wanted: StoredFormat) -> Iterator[Problem]:
+    for kind, scale in wanted.scales.items():
+        if kind == "weight_scale" and kind not in linear.scales:
+            continue  # the rule "exclusion" reports it
+        name = f"{linear.name}.{kind}"
+        yield from _scale_problems(name, linear.scales.get(kind), scale, linear.shape)
+    for kind, tensor in linear.scales.items():
+        if kind in wanted.discarded:
+            text = f"is not used: {linear.algorithm} does not quantize inputs"
+            yield Problem(tensor=tensor.name, text=text, is_tolerated=True)
+        elif kind not in wanted.scales:
+            text = f"is present, but {linear.algorithm} has none: vLLM refuses the checkpoint"
+            yield Problem(tensor=tensor.name, text=text)
+
+
+def _scale_problems(
+    name: str, scale: Tensor | None, wanted: ScaleFormat, shape: tuple[int, ...]
+) -> Iterator[Problem]:
+    """Yield what is wrong with a scale. The rule "values" reports NaN and infinities."""
+    if scale is None:
+        yield Problem(tensor=name, text=_UNSET)
+        return
+    is_converted = scale.dtype in PLAIN_DTYPES and wanted.is_converted
+    if scale.dtype != wanted.dtype and not is_converted:
+        yield Problem(tensor=name, text=f"is {scale.dtype}; vLLM needs {wanted.dtype}")
+    elif (text := _scale_shape(scale, wanted, shape)) or (text := _scale_range(scale, wanted)):
+        yield Problem(tensor=name, text=text)
+    elif scale.dtype != wanted.dtype and not scale.values.num_non_finite:
+        text = (
+            f"is {scale.dtype}: vLLM converts it to {wanted.dtype}, and its values are finite and "
+            "above 0; it is right if the weights were quantized with it"
+        )
+        yield Problem(tensor=name, text=text, is_tolerated=True)
+
+
+def _scale_shape(scale: Tensor, wanted: ScaleFormat, shape: tuple[int, ...]) -> str | None:
+    if wanted.shape is None:
+        is_single = scale.shape in ((), (1,))
+        return None if is_single else f"has shape {list(scale.shape)}; vLLM needs one element"
+    expected = wanted.shape(*shape)
+    if scale.shape == expected:
+        return None
+    stored, needed = _block(scale.shape, shape), _block(expected, shape)
+    if stored is None or needed is None or stored == needed:
+        return shape_text(scale.shape, expected)
+    return f"is of blocks of {stored}; vLLM needs {needed}"
+
+
+def _block(scale: tuple[int, ...], shape: tuple[int, ...]) -> str | None:
+    """Return how many outputs x inputs share a scale; None if the scale is not one per block."""
+    sizes = scale[::2] if len(scale) == 4 else scale
+    if len(sizes) != 2 or any(not n or size % n for size, n in zip(shape, sizes, strict=True)):
+        return None
+    return " x ".join(str(size // n) for size, n in zip(shape, sizes, strict=True))
+
+
+def _scale_range(scale: Tensor, wanted: ScaleFormat) -> str | None:
+    lowest, highest = scale.values.lowest, scale.values.highest
+    if lowest is not None and (lowest < 0 or (lowest == 0 and not wanted.may_be_zero)):
+        return f"holds {lowest:g}; a scale must be above 0"
+    if scale.dtype == "U8" and highest == _E8M0_NAN:
+        return f"holds {_E8M0_NAN}, which is NaN in E8M0"
+    return None
