@@ -77,7 +77,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not _FIXTURES.isdisjoint(metafunc.fixturenames):
-        activate(metafunc.config)
+        try:
+            activate(metafunc.config)
+        except pytest.UsageError as error:
+            raise pytest.Collector.CollectError(str(error)) from None
         from pytest_autoquant.plugin.worker.hooks import parametrize
 
         parametrize(metafunc)
@@ -98,7 +101,16 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 
 def activate(config: pytest.Config) -> None:
-    """Register what this process does in a run of ours: measure, write, or both."""
+    """Register what this process does in a run of ours: measure, write, or both.
+
+    Raises:
+        pytest.UsageError: this system is not supported.
+    """
+    from pytest_autoquant.platforms import check_platform
+    from pytest_autoquant.plugin.pytest_config import as_usage_error
+
+    with as_usage_error():
+        check_platform()
     is_worker = hasattr(config, "workerinput")
     if not is_worker:
         controller_of(config)
