@@ -14,6 +14,7 @@ from pytest_autoquant.manifests.layout import state_path
 from pytest_autoquant.manifests.outcome_log import LoggedOutcome
 from pytest_autoquant.manifests.sensitivity_manifest import Manifest, dump_manifest
 from pytest_autoquant.manifests.session_summary import SUMMARY_JSON, dump_summary
+from pytest_autoquant.regression.recorded_model import refuse_replacing
 from pytest_autoquant.reports.case_report import (
     LAYERS_JSON,
     LAYERS_MARKDOWN,
@@ -45,8 +46,10 @@ def write_case(root: Path, manifest: Manifest, state: bytes | None = None) -> Pa
 
     Raises:
         WriteError: a file cannot be written.
+        ModelError: it would replace a manifest of another model.
     """
     path = root / manifest.path
+    refuse_replacing(root, path, manifest.model)
     write_layer_reports(path.parent, manifest, case_result_of(manifest))
     if state is not None:
         write_atomic(state_path(path), state)

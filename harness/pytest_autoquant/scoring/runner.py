@@ -27,6 +27,7 @@ from pytest_autoquant.modelopt_support.status import Support
 from pytest_autoquant.models.loading import LoadedModel, load_model
 from pytest_autoquant.models.registry import ModelSource
 from pytest_autoquant.options.settings import Settings
+from pytest_autoquant.regression.recorded_model import RecordedModel
 from pytest_autoquant.regression.resume import Earlier
 from pytest_autoquant.scoring.build_manifest import (
     Findings,
@@ -68,6 +69,7 @@ class MeasurementRunner:
 
     Args:
         earlier: fingerprints of the cases that a resumed run may keep, by ``case_id``.
+        recorded: whose results the report folder has under the model's name.
     """
 
     def __init__(
@@ -78,12 +80,14 @@ class MeasurementRunner:
         warn: Warn,
         *,
         earlier: Earlier | None = None,
+        recorded: RecordedModel | None = None,
     ) -> None:
         self._settings = settings
         self.source = source
         self._progress = progress
         self._warn = warn
         self._earlier: Earlier = earlier or {}
+        self._recorded = recorded
         self._assignment = Assignment()
         self.configurations = Configurations(settings.device, settings.dtype, progress)
         self._model_error: AutoquantError | None = None
@@ -113,23 +117,26 @@ class MeasurementRunner:
         """The model, loaded on first use; a failure is remembered rather than tried per case.
 
         Raises:
-            ModelError: the model cannot be loaded.
+            ModelError: the model cannot be loaded, or its results would be mixed with another's.
         """
         if self._model_error is not None:
             raise self._model_error
         self._progress(f"load {self.source.name}", 0, 1)
         try:
             with quiet():
-                return load_model(
+                model = load_model(
                     self.source,
                     device=self.device,
                     dtype=self.configurations.dtype,
                     random_seed=self._settings.random_seed,
                     trust_remote_code=self._settings.trust_remote_code,
                 )
+            if self._recorded is not None:
+                self._recorded.refuse_another(model.record)
         except AutoquantError as error:
             self._model_error = error
             raise
+        return model
 
     @cached_property
     def environment(self) -> EnvironmentRecord:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from builders import changed, files_in, results_of, structure_check
-from pytest_autoquant.errors import RecordError, WriteError
+from pytest_autoquant.errors import ModelError, RecordError, WriteError
 from pytest_autoquant.manifests import outcome_log
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
@@ -53,6 +53,15 @@ def refusal(folders, target, **options):
         merge(folders, target, **options)
     assert not target.exists()
     return str(caught.value)
+
+
+def test_folder_of_another_model_of_the_name_is_no_target(tmp_path, ran, manifest):
+    target = tmp_path / "target"
+    write_case(target, changed(manifest, "model", digest="e" * 64))
+    written = files_in(target)
+    with pytest.raises(ModelError, match=f"has digest {'e' * 16}, this model has {'d' * 16}"):
+        merge([ran("one", "default")], target)
+    assert files_in(target) == written
 
 
 def test_merged_shards_equal_the_whole_run_byte_for_byte(tmp_path, ran):

@@ -19,7 +19,7 @@ from pytest_autoquant.manifests.scheme_manifest import (
     load_scheme,
     read_scheme_manifest,
 )
-from pytest_autoquant.manifests.sensitivity_manifest import Manifest, load_manifest
+from pytest_autoquant.manifests.sensitivity_manifest import Manifest, ModelRecord, load_manifest
 from pytest_autoquant.options.run_plan import RunPlan
 from pytest_autoquant.plugin.controller.gate import Gate
 from pytest_autoquant.plugin.messages.collected import CollectedCases
@@ -35,6 +35,11 @@ from pytest_autoquant.plugin.messages.outcome import (
 )
 from pytest_autoquant.redact import command_line, without_paths
 from pytest_autoquant.regression.baselines import PASSED, Outcome, Verdict
+from pytest_autoquant.regression.recorded_model import (
+    RecordedModel,
+    recorded_model,
+    refuse_replacing,
+)
 from pytest_autoquant.regression.resume import earlier_manifest
 from pytest_autoquant.reports.ownership import refuse_foreign_files
 from pytest_autoquant.reports.session_results import SessionResults
@@ -82,6 +87,7 @@ class Collector:
         self._collected = CollectedCases()
         self._open: set[str] = set()
         self._failed: set[str] = set()
+        self._models: dict[str, RecordedModel] = {}
         self._unblessed: dict[str, tuple[Manifest, Mapping[str, float] | None]] = {}
 
     def check_folders(self) -> None:
@@ -225,9 +231,19 @@ class Collector:
             self.results.reruns[case_id] = outcome.rerun
         return self._judge(manifest, report, end)
 
+    def _refuse_another(self, model: ModelRecord, manifest: Path) -> None:
+        """Refuse results of another model under a name that the report folder knows."""
+        known = self._models.get(model.name) or recorded_model(self._root, model.name)
+        if known is not None:
+            known.refuse_another(model)
+        self._models[model.name] = known or RecordedModel(
+            record=model, manifest=manifest.as_posix()
+        )
+
     def _write(self, manifest: Manifest, state: bytes | None) -> None:
         """Write a case; one that cannot be written is shown as such, an interrupted one is lost."""
         case = case_result_of(manifest)
+        self._refuse_another(manifest.model, manifest.path)
         try:
             write_case(self._root, manifest, state)
             self.results.written.add(case.case_id)
@@ -249,6 +265,9 @@ class Collector:
     def _take_scheme(self, manifest: SchemeManifest) -> None:
         """Write a scheme's manifest, unless the record of an exported checkpoint lies there."""
         path = self._root / manifest.path
+        self._refuse_another(manifest.model, manifest.path)
+        if manifest.export is None:  # an export has written its manifest itself
+            refuse_replacing(self._root, path, manifest.model)
         self.results.schemes[manifest.case_id] = manifest
         if manifest.export is None and self._is_exported(path):
             return

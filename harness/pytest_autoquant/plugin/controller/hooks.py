@@ -26,6 +26,7 @@ from pytest_autoquant.text import counted
 
 if TYPE_CHECKING:
     from pytest_autoquant.plugin.controller.collector import Collector
+    from pytest_autoquant.regression.recorded_model import RecordedModel
     from pytest_autoquant.regression.resume import Earlier
 
 
@@ -66,6 +67,17 @@ class Controller:
             found = read_earlier(plan.root, plan.cases)
         self.collector.results.left_out += found.unreadable
         return found.fingerprints
+
+    @cached_property
+    def recorded(self) -> RecordedModel | None:
+        """Whose results the report folder has under the model's name."""
+        from pytest_autoquant.regression.recorded_model import recorded_model
+
+        try:
+            plan = plan_of(self._config)
+        except pytest.UsageError:
+            return None  # a worker that collects cases says so
+        return recorded_model(plan.root, plan.source.name)
 
     def pytest_configure(self, config: pytest.Config) -> None:
         """Refuse bad input before anything is collected; ask torch only where devices matter."""
@@ -219,6 +231,7 @@ class Controller:
             gpu=index,
             workers_on_host=sum(_host(spec) == host for spec in node.nodemanager.specs),
             earlier=self.earlier if is_configured(self._config) else {},
+            recorded=self.recorded if is_configured(self._config) else None,
         ).dump()
 
     @pytest.hookimpl(optionalhook=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from pytest_autoquant.plugin.messages.outcome import (
     WorkerReport,
     dump_report,
 )
-from pytest_autoquant.plugin.messages.worker_input import worker_input_of
+from pytest_autoquant.plugin.messages.worker_input import WorkerInput, worker_input_of
 from pytest_autoquant.plugin.pytest_config import (
     CASE,
     COMBINATION,
@@ -142,9 +143,15 @@ class Worker:
         from pytest_autoquant.scoring.runner import MeasurementRunner
 
         share_cores(given.workers_on_host)
-        earlier = given.earlier if is_worker(self._config) else self._earlier_here()
+        if not is_worker(self._config):
+            given = self._input_here(given)
         runner = MeasurementRunner(
-            settings, self.plan.source, self.progress, _warn, earlier=earlier
+            settings,
+            self.plan.source,
+            self.progress,
+            _warn,
+            earlier=given.earlier,
+            recorded=given.recorded,
         )
         if self._assignment is not None:
             runner.assign(self._assignment)
@@ -171,10 +178,12 @@ class Worker:
             load_in_vllm=plan.settings.load_vllm,
         )
 
-    def _earlier_here(self) -> Mapping[str, Any]:
+    def _input_here(self, given: WorkerInput) -> WorkerInput:
+        """Return what the controller in this process tells the worker in it."""
         from pytest_autoquant.plugin import controller_of
 
-        return controller_of(self._config).earlier
+        controller = controller_of(self._config)
+        return replace(given, earlier=controller.earlier, recorded=controller.recorded)
 
     # Selection
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from builders import changed, run_plan, structure_check
+from builders import changed, files_in, run_plan, structure_check, with_case_names
 from pytest_autoquant.errors import RecordError, WriteError
 from pytest_autoquant.files import write_atomic
 from pytest_autoquant.manifests.outcome_log import OUTCOME_LOG, read
@@ -95,6 +95,36 @@ def test_outcomes_without_a_manifest_are_in_the_log_when_they_have_been_taken(tm
     assert collector.results.skips == {CASE: SKIP}
     assert collector.results.errors == {"m/other": failed}
     assert collector.results.structures == {("wfp8_afp8", "default"): CHECK}
+
+
+def test_results_of_another_model_of_the_name_are_refused_and_change_nothing(
+    tmp_path, manifest, derived
+):
+    write_case(tmp_path / "out", manifest)
+    write_atomic(tmp_path / "out" / derived.path, dump_scheme(derived))
+    collector, written = collector_of(tmp_path), files_in(tmp_path / "out")
+    del written["summary.json"]
+    other_case = with_case_names(manifest, size="large")
+    for outcome in (
+        measured(changed(manifest, "model", digest="e" * 64)),
+        measured(changed(other_case, "model", digest="e" * 64)),
+        scheme(changed(derived, "model", digest="e" * 64)),
+    ):
+        verdict = collector.take(end(outcome))
+        assert verdict.outcome is Outcome.FAILED
+        assert f"has digest {'d' * 16}, this model has {'e' * 16}; " in verdict.text
+    assert written.items() <= files_in(tmp_path / "out").items()
+    assert files_in(tmp_path / "out").keys() - written == {"summary.json"}
+    assert collector.results.written == set()
+    assert collector.take(end(measured(other_case))) == PASSED
+
+
+def test_two_models_of_one_run_cannot_have_one_name(tmp_path, manifest):
+    """Workers on several hosts see different folders."""
+    collector = collector_of(tmp_path)
+    assert collector.take(end(measured(manifest))) == PASSED
+    second = changed(with_case_names(manifest, size="large"), "model", digest="e" * 64)
+    assert collector.take(end(measured(second))).outcome is Outcome.FAILED
 
 
 def test_first_result_of_two_tests_of_one_case_stays(tmp_path, scored):
