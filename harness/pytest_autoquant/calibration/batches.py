@@ -75,6 +75,11 @@ class CalibrationData:
         )
 
     @property
+    def num_score_samples(self) -> int:
+        """Number of captions that are scored."""
+        return sum(len(batch.rows) for batch in self.scored)
+
+    @property
     def scored_tokens(self) -> int:
         """Number of next-token predictions that the loss sums over: the score's denominator."""
         return sum(batch.num_predicted for batch in self.scored)

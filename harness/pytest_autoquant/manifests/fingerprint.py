@@ -28,14 +28,18 @@ _MEASUREMENT_VERSION = re.compile(r"\+(m\d+)$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
-    """The inputs of a measurement; ``--aq-baseline-allow`` names its fields.
+    """The inputs on which scores depend; ``--aq-baseline-allow`` names its fields.
+
+    The bit budget is none of them: ``selection.with_budget`` selects anew from the scores. Neither
+    are batch size, seed (the digest of random weights depends on it) and host.
 
     Attributes:
         model: digest of config and weights.
         captions: digest of the captions used, whatever their order.
         config: digest of the effective config.
         harness: the measurement version, such as ``m1``; the package version is not part of it.
-        budget: bits per weight that the selection may take.
+        score_size: number of captions that are scored: fewer than ``--aq-score-size`` in a small
+            set.
         torch: version without the build suffix, such as ``+cpu``: ``device`` says what ran.
     """
 
@@ -47,7 +51,6 @@ class Fingerprint:
     method: str
     engine: str
     score_size: int
-    budget: float
     modelopt: str
     torch: str
     transformers: str
@@ -70,10 +73,16 @@ class Difference:
 
 
 class Captions(Protocol):
-    """Captions, as calibration data or as their record: ``sha256`` identifies them."""
+    """Captions, as calibration data or as their record.
+
+    ``sha256`` identifies them, together with how many of them are scored.
+    """
 
     @property
     def sha256(self) -> str: ...
+
+    @property
+    def num_score_samples(self) -> int: ...
 
 
 class Config(Protocol):
@@ -108,8 +117,7 @@ def fingerprint(
         config=config.digest,
         method=case.method,
         engine=run.engine,
-        score_size=run.score_size,
-        budget=run.effective_bits,
+        score_size=captions.num_score_samples,
         modelopt=environment.modelopt,
         torch=environment.torch.partition("+")[0],
         transformers=environment.transformers,

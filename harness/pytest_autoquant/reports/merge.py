@@ -40,8 +40,6 @@ _COMMON_FIELDS = (
     "model",
     "dtype",
     "device",
-    "score_size",
-    "budget",
     "modelopt",
     "torch",
     "transformers",
@@ -210,7 +208,9 @@ def _common(manifest: Manifest) -> Iterator[tuple[str, str]]:
     found = fingerprint_of(manifest)
     for field in _COMMON_FIELDS:
         yield field, str(getattr(found, field))
+    yield "bit budget", f"{manifest.run_config.effective_bits:g}"
     yield f"captions of size {manifest.case.size}", found.captions
+    yield f"scored captions of size {manifest.case.size}", str(found.score_size)
 
 
 def _missing_shards(sources: Sequence[Source]) -> Iterator[str]:

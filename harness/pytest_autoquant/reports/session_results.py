@@ -32,6 +32,7 @@ class SessionResults:
         errors: the last attempt's error. A case can be in ``cases`` as well: measured before.
         gated: why the regression gate failed a case.
         reruns: why a resumed run measured a case again; ``kept`` are those it did not.
+        selected_anew: the change for which the groups of a kept case were selected anew.
         lost: cases that the last run expected and that sent no outcome.
         written: cases whose manifest this session put on disk.
         left_out: files that could not be read, and why.
@@ -48,6 +49,7 @@ class SessionResults:
     gated: dict[str, str] = field(default_factory=dict)
     reruns: dict[str, str] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
+    selected_anew: dict[str, str] = field(default_factory=dict)
     lost: tuple[str, ...] = ()
     written: set[str] = field(default_factory=set)
     left_out: list[str] = field(default_factory=list)

@@ -173,7 +173,9 @@ def test_folder_passed_twice_is_refused(tmp_path, ran):
         ("torch", "environment", {"torch": "2.12.0"}, ("2.11.0", "2.12.0")),
         ("transformers", "environment", {"transformers": "5.1"}, ("5.14.0", "5.1")),
         ("harness", "environment", {"harness": "0.2.0"}, ("0.1.0", "0.2.0")),
+        ("bit budget", "run_config", {"effective_bits": 6.0}, ("8", "6")),
         ("captions of size small", "dataset", {"sha256": "e" * 64}, ("c" * 16, "e" * 16)),
+        ("scored captions of size small", "dataset", {"num_score_samples": 2}, ("3", "2")),
     ],
 )
 def test_cases_measured_on_different_things_are_refused_with_a_file_of_each(

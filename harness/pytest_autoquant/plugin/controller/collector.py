@@ -19,6 +19,7 @@ from pytest_autoquant.manifests.scheme_manifest import (
     load_scheme,
     read_scheme_manifest,
 )
+from pytest_autoquant.manifests.selection import with_budget
 from pytest_autoquant.manifests.sensitivity_manifest import Manifest, ModelRecord, load_manifest
 from pytest_autoquant.options.run_plan import RunPlan
 from pytest_autoquant.plugin.controller.gate import Gate
@@ -258,6 +259,13 @@ class Collector:
             raise RecordError(
                 f"{case_id}: its manifest was removed while the run was resumed; run it again"
             )
+        budget = self._plan.settings.effective_bits
+        selected = with_budget(manifest, budget)
+        if selected is not manifest:
+            before = manifest.run_config.effective_bits
+            self.results.selected_anew[case_id] = f"bit budget {before:g} -> {budget:g}"
+            write_case(self._root, selected)
+        manifest = selected
         self.results.add(case_result_of(manifest))
         self.results.kept.add(case_id)
         return self._judge(manifest, report, end)

@@ -7,9 +7,11 @@ import pytest
 from builders import changed, files_in, run_plan, structure_check, with_case_names
 from pytest_autoquant.errors import RecordError, WriteError
 from pytest_autoquant.files import write_atomic
+from pytest_autoquant.manifests.layout import state_path
 from pytest_autoquant.manifests.outcome_log import OUTCOME_LOG, read
 from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase
 from pytest_autoquant.manifests.scheme_manifest import ExportRecord, dump_scheme, load_scheme
+from pytest_autoquant.manifests.selection import with_budget
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest, read_manifest
 from pytest_autoquant.manifests.session_summary import read_summary
 from pytest_autoquant.plugin.controller.collector import Collector, TestEnd
@@ -223,6 +225,19 @@ def test_kept_case_is_in_the_results_as_it_was_measured(tmp_path, manifest):
     assert [case.total_score for case in collector.results.cases.values()] == [10.0]
     assert (collector.results.kept, collector.results.written) == ({CASE}, set())
     assert not (tmp_path / "out" / OUTCOME_LOG).exists()
+
+
+def test_kept_case_is_selected_anew_under_another_budget(tmp_path, manifest):
+    path = write_case(tmp_path / "out", manifest, b"state")
+    collector = collector_of(tmp_path, effective_bits="6")
+    assert collector.take(end(Kept(case=KeptCase(case_id=CASE)), skip_reason="kept")) == PASSED
+    assert read_manifest(path) == with_budget(manifest, 6.0) != manifest
+    assert state_path(path).read_bytes() == b"state"
+    report = json.loads((path.parent / "layer-sensitivity-report.json").read_text())
+    assert report["autoquant_state"]["constraints"]["effective_bits"] == 6
+    assert [case.selection.budget for case in collector.results.cases.values()] == [6.0]
+    assert collector.results.selected_anew == {CASE: "bit budget 8 -> 6"}
+    assert (collector.results.kept, collector.results.written) == ({CASE}, set())
 
 
 def test_kept_case_without_a_manifest_fails(tmp_path):

@@ -4,8 +4,9 @@ import re
 
 import pytest
 from builders import import_everything, one_thread
+from pytest_autoquant.manifests.layout import find_manifests
 from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase
-from pytest_autoquant.manifests.sensitivity_manifest import load_manifest
+from pytest_autoquant.manifests.sensitivity_manifest import load_manifest, read_manifest
 from pytest_autoquant.plugin.messages.outcome import (
     Checked,
     Failed,
@@ -241,11 +242,16 @@ def test_wrong_tolerance_fails_before_anything_is_measured(run):
 # Resuming
 
 
-def test_resumed_run_keeps_a_case_and_says_what_changed(run):
+def test_resumed_run_keeps_a_case_and_says_what_changed(run, pytester):
     run(MEASURE, *INT8)
     (report,) = run(MEASURE, *INT8, "--aq-resume")
     assert report.longrepr[2] == "Skipped: kept: measured before on the same inputs"
     assert outcomes_of(report) == (Kept(case=KeptCase(case_id=CASE)),)
     (report,) = run(MEASURE, *INT8, "--aq-resume", "--aq-effective-bits=9")
+    assert outcomes_of(report) == (Kept(case=KeptCase(case_id=CASE)),)
+    (manifest,) = map(read_manifest, find_manifests(pytester.path / "reports" / "tmp"))
+    assert manifest.autoquant_state.constraints.effective_bits == 9
+    (report,) = run(MEASURE, *INT8, "--aq-resume", "--aq-score-size=3")
     (outcome,) = outcomes_of(report)
-    assert (report.passed, outcome.rerun) == (True, "budget 8.0 -> 9.0")
+    captions = re.sub("captions .*?, ", "", outcome.rerun)
+    assert (report.passed, captions) == (True, "score_size 4 -> 3")
