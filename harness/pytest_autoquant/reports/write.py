@@ -26,7 +26,12 @@ from pytest_autoquant.reports.charts.grid import GRID_FILES, grid_file
 from pytest_autoquant.reports.charts.layer_map import draw_layer_map
 from pytest_autoquant.reports.charts.static_svg import picture
 from pytest_autoquant.reports.folder import cover, expected_summary
-from pytest_autoquant.reports.ownership import is_marked, marked, refuse_foreign_files
+from pytest_autoquant.reports.ownership import (
+    is_marked,
+    marked,
+    refuse_foreign_files,
+    refuse_foreign_page,
+)
 from pytest_autoquant.reports.page.render import PAGE, render_page
 from pytest_autoquant.reports.report_model import ReportModel, report_model
 from pytest_autoquant.reports.run_comparison import RunComparison, two_runs
@@ -152,7 +157,8 @@ def write_comparison(path: Path, comparison: RunComparison) -> None:
     """Write the page of two runs.
 
     Raises:
-        WriteError: the file cannot be written.
+        WriteError: the file cannot be written, or is somebody else's.
     """
+    refuse_foreign_page(path)
     model = report_model(two_runs(comparison, path.parent))
     write_atomic(path, render_page(model, comparison))
