@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pytest_autoquant.grid.case import is_scheme_id
 from pytest_autoquant.manifests.case_result import CaseResult
+from pytest_autoquant.manifests.outcome_log import LoggedOutcome
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
 from pytest_autoquant.manifests.session_summary import LastRun, OutcomeCounts
@@ -39,6 +40,7 @@ class SessionResults:
         command: what started the session.
         shard: ``I/N`` where the session ran a part of the cases only.
         last_run: of a folder, what its last run did; None of a session, and if unknown.
+        logged: of a folder, what its outcome log holds; None if the log cannot be read.
     """
 
     cases: dict[str, CaseResult] = field(default_factory=dict)
@@ -57,6 +59,7 @@ class SessionResults:
     shard: str | None = None
     write_errors: list[str] = field(default_factory=list)
     last_run: LastRun | None = None
+    logged: tuple[LoggedOutcome, ...] | None = ()
 
     def add(self, line: CaseResult | SkippedCase | FailedCase | StructureCheck) -> None:
         """Record a newer outcome of a case, or of a structure case.

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from pytest_autoquant.errors import RecordError
 from pytest_autoquant.files import write_atomic
 from pytest_autoquant.manifests import outcome_log
 from pytest_autoquant.manifests.case_result import CaseResult, case_result_of
@@ -44,10 +43,15 @@ from pytest_autoquant.reports.session_report import (
 from pytest_autoquant.reports.session_results import SessionResults
 
 
-def write_case(root: Path, manifest: Manifest, state: bytes | None = None) -> Path:
+def write_case(
+    root: Path, manifest: Manifest, state: bytes | None = None, *, text: str | None = None
+) -> Path:
     """Write a case's manifest, layer reports and, if given, ModelOpt's search state.
 
     The manifest is written last: a case that has one has all its files. Returns its path.
+
+    Args:
+        text: the manifest as JSON; None to dump it.
 
     Raises:
         WriteError: a file cannot be written.
@@ -58,7 +62,7 @@ def write_case(root: Path, manifest: Manifest, state: bytes | None = None) -> Pa
     write_layer_reports(path.parent, manifest, case_result_of(manifest))
     if state is not None:
         write_atomic(state_path(path), state)
-    write_atomic(path, dump_manifest(manifest))
+    write_atomic(path, dump_manifest(manifest) if text is None else text)
     return path
 
 
@@ -126,11 +130,7 @@ def _write_outcomes(root: Path, folder: SessionResults) -> None:
     """
     outcomes: tuple[LoggedOutcome, ...]
     outcomes = (*folder.skips.values(), *folder.errors.values(), *folder.structures.values())
-    try:
-        logged = outcome_log.read(root)
-    except RecordError:
-        return
-    if outcomes != logged:
+    if folder.logged is not None and outcomes != folder.logged:
         outcome_log.compact(root, outcomes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +12,7 @@ import torch
 
 from pytest_autoquant.calibration.batches import CalibrationData, calibration_data
 from pytest_autoquant.calibration.captions import load_captions
-from pytest_autoquant.errors import AutoquantError, MeasurementError, NotReplayableError
+from pytest_autoquant.errors import AutoquantError, MeasurementError, NotReplayableError, UsageError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.grid.assignment import Assignment
 from pytest_autoquant.grid.case import Case, Combination
@@ -89,6 +90,7 @@ class MeasurementRunner:
         self._earlier: Earlier = earlier or {}
         self._recorded = recorded
         self._assignment = Assignment()
+        self._originals: dict[tuple[str, str, str], Case] = {}
         self.configurations = Configurations(settings.device, settings.dtype, progress)
         self._model_error: AutoquantError | None = None
         self._unreplayable: dict[str, str] = {}
@@ -98,6 +100,7 @@ class MeasurementRunner:
     def assign(self, assignment: Assignment) -> None:
         """Set which cases the run selected and which of them this worker measures together."""
         self._assignment = assignment
+        self._originals = {}
 
     @property
     def device(self) -> torch.device:
@@ -240,14 +243,21 @@ class MeasurementRunner:
 
     def _original(self, case: Case) -> Case:
         """Return the first selected case with the same effective config: it measures for all."""
-        digest = self.config(case.combination).digest
-        for other in self._assignment.selected:
-            if (other.size, other.method) != (case.size, case.method):
-                continue
-            config = self.config(other.combination)
-            if config.digest == digest and config.no_effect is None:
-                return other
-        return case
+        if not self._originals:
+            self._originals = self._first_by_config()
+        return self._originals.get(self._measured_as(case), case)
+
+    def _first_by_config(self) -> dict[tuple[str, str, str], Case]:
+        found: dict[tuple[str, str, str], Case] = {}
+        for case in self._assignment.selected:
+            with suppress(UsageError):  # a pair without its preset measures nothing
+                if self.config(case.combination).no_effect is None:
+                    found.setdefault(self._measured_as(case), case)
+        return found
+
+    def _measured_as(self, case: Case) -> tuple[str, str, str]:
+        """Return what cases with equal scores share: size, method and effective config."""
+        return case.size, case.method, self.config(case.combination).digest
 
     def _score(self, size: str, config: EffectiveConfig, others: Iterable[Combination]) -> None:
         """Score a config; an engine that sweeps scores the others with it."""

@@ -225,7 +225,7 @@ class Collector:
         case_id = manifest.case.case_id
         if case_id not in self.results.written:
             failed = self.results.errors.get(case_id)
-            self._write(manifest, end.state)
+            self._write(manifest, outcome.manifest, end.state)
             if failed is not None:
                 self.results.add(failed)  # another test of the case failed
         if outcome.rerun is not None:
@@ -241,12 +241,12 @@ class Collector:
             record=model, manifest=manifest.as_posix()
         )
 
-    def _write(self, manifest: Manifest, state: bytes | None) -> None:
+    def _write(self, manifest: Manifest, text: str, state: bytes | None) -> None:
         """Write a case; one that cannot be written is shown as such, an interrupted one is lost."""
         case = case_result_of(manifest)
         self._refuse_another(manifest.model, manifest.path)
         try:
-            write_case(self._root, manifest, state)
+            write_case(self._root, manifest, state, text=text)
             self.results.written.add(case.case_id)
         except AutoquantError:
             self.results.add(case)

@@ -87,6 +87,12 @@ def test_measured_case_is_on_disk_when_it_has_been_taken(tmp_path, manifest):
     assert not (tmp_path / "out" / OUTCOME_LOG).exists()
 
 
+def test_manifest_is_on_disk_as_it_arrived(tmp_path, manifest):
+    arrived = MeasuredCase(manifest=dump_manifest(manifest).replace("\n", "\n\n"))
+    collector_of(tmp_path).take(end(arrived))
+    assert (tmp_path / "out" / manifest.path).read_text() == arrived.manifest
+
+
 def test_outcomes_without_a_manifest_are_in_the_log_when_they_have_been_taken(tmp_path):
     collector = collector_of(tmp_path)
     failed = FailedCase(case_id="m/other", problem="out of memory")
