@@ -259,13 +259,21 @@ class Worker:
 
     # Tests
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Skip a case that cannot run here, with the true reason, through a skip marker."""
-        case, scheme = parameter(item, CASE), parameter(item, SCHEME)
-        item.stash[_OUTCOMES] = []  # of an earlier attempt
+    @pytest.hookimpl(specname="pytest_runtest_setup", tryfirst=True)
+    def pytest_forget_attempt(self, item: pytest.Item) -> None:
+        """Forget the outcomes of an earlier attempt, and refuse a wrong marker."""
+        item.stash[_OUTCOMES] = []
         self._check_marker(item)
-        if item.get_closest_marker("skip") is not None or case is scheme is None:
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Skip a case that cannot run here, with the true reason.
+
+        By then pytest has looked at ``skip``, ``skipif`` and ``xfail(run=False)``, in an
+        implementation that is ``tryfirst``. It sets up fixtures afterwards, in one that it
+        registered before this one.
+        """
+        case, scheme = parameter(item, CASE), parameter(item, SCHEME)
+        if case is scheme is None:
             return
         # An error of ours is left to the case, which fails with the message.
         with suppress(AutoquantError), self._progress_shown(item.name):
@@ -300,7 +308,7 @@ class Worker:
 
     def _skip(self, item: pytest.Item, case: SkippedCase) -> None:
         _add(item, Skipped(case=case))
-        item.add_marker(pytest.mark.skip(reason=f"{case.status}: {case.reason}"))
+        pytest.skip(f"{case.status}: {case.reason}")
 
     def _resume(self, item: pytest.Item, case: Case) -> None:
         """Skip a case that was measured on the same inputs, or remember what changed."""
@@ -309,7 +317,7 @@ class Worker:
             item.stash[_RERUN] = ", ".join(map(str, changes))
         elif changes is not None:
             _add(item, Kept(case=KeptCase(case_id=case.case_id)))
-            item.add_marker(pytest.mark.skip(reason="kept: measured before on the same inputs"))
+            pytest.skip("kept: measured before on the same inputs")
 
     def measure(self, item: pytest.Item, case: Case | str) -> Manifest:
         """Measure a case and attach its manifest to the test."""
@@ -373,10 +381,16 @@ class Worker:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, Any, Any]:
-        """Attach the outcomes as a JSON string: it survives the way to an xdist controller."""
+        """Attach the outcomes as a JSON string: it survives the way to an xdist controller.
+
+        A skip in the setup is shown at the test, not at the line here that raised it.
+        """
         report = yield
         outcomes = item.stash.get(_OUTCOMES, None)
         if is_end_of_test(report) and outcomes:
+            if report.when == "setup" and isinstance(report.longrepr, tuple):
+                path, line = item.reportinfo()[:2]
+                report.longrepr = (str(path), (line or 0) + 1, report.longrepr[2])
             marker = item.get_closest_marker("aq_tolerance")
             report.autoquant = dump_report(
                 WorkerReport(

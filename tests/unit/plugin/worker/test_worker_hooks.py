@@ -1,6 +1,7 @@
 """What a worker selects, skips and attaches to test reports, in real runs on the embedded model."""
 
 import re
+from pathlib import Path
 
 import pytest
 from builders import import_everything, one_thread
@@ -15,6 +16,7 @@ from pytest_autoquant.plugin.messages.outcome import (
     Skipped,
     load_report,
 )
+from pytest_autoquant.scoring.runner import MeasurementRunner
 
 #: Hypothesis would be imported again in every run, which takes longer than the run.
 QUICK = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
@@ -215,7 +217,9 @@ def test_case_that_cannot_run_is_skipped_with_its_status(run, pair, granularity,
             effective_bits=bits,
         )
     )
-    assert report.longrepr[2] == f"Skipped: {status}: {outcome.case.reason}"
+    path, line, reason = report.longrepr
+    assert (Path(path).name, line) == ("test_mine.py", 3)
+    assert reason == f"Skipped: {status}: {outcome.case.reason}"
 
 
 def test_named_case_that_cannot_run_skips_its_test(run):
@@ -226,10 +230,22 @@ def test_named_case_that_cannot_run_skips_its_test(run):
     assert outcome.case.status == "needs-cuda"
 
 
-def test_case_that_a_marker_skips_attaches_nothing(run):
-    (report,) = run(f'@pytest.mark.skip(reason="not today")\n{MEASURE}', *INT8)
+@pytest.mark.parametrize(
+    "marker",
+    [
+        'skip(reason="not today")',
+        'skipif(True, reason="not today")',
+        'skipif("1 > 0", reason="not today")',
+        'xfail(run=False, reason="not today")',
+    ],
+)
+def test_case_that_a_marker_skips_asks_nobody_and_attaches_nothing(run, monkeypatch, marker):
+    asked = []
+    monkeypatch.setattr(MeasurementRunner, "support", lambda runner, case: asked.append(case))
+    (report,) = run(f"@pytest.mark.{marker}\n{MEASURE}", *INT8)
     assert report.skipped
     assert not hasattr(report, "autoquant")
+    assert asked == []
 
 
 def test_wrong_tolerance_fails_before_anything_is_measured(run):
