@@ -1,4 +1,4 @@
-"""The worker's pytest hooks, in every process that runs tests."""
+"""The worker's part of a test: skip its case, or measure it and attach the outcome."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ import pytest
 
 from pytest_autoquant.errors import AutoquantError, MeasurementError, UsageError
 from pytest_autoquant.extras import require_measure
-from pytest_autoquant.grid.case import Case, CaseParameter, Combination, SchemeCase
+from pytest_autoquant.grid.case import Case, Combination, SchemeCase
 from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase, StructureCheck
 from pytest_autoquant.plugin.gpus import pin
-from pytest_autoquant.plugin.messages.collected import CollectedCases
 from pytest_autoquant.plugin.messages.outcome import (
     Checked,
     DerivedScheme,
@@ -31,8 +30,6 @@ from pytest_autoquant.plugin.messages.outcome import (
 from pytest_autoquant.plugin.messages.worker_input import WorkerInput, worker_input_of
 from pytest_autoquant.plugin.pytest_config import (
     CASE,
-    COMBINATION,
-    PARAMETERS,
     SCHEME,
     as_failure,
     failure,
@@ -42,12 +39,12 @@ from pytest_autoquant.plugin.pytest_config import (
     plan_of,
 )
 from pytest_autoquant.plugin.worker.progress_line import ProgressLine, terminal_writer
+from pytest_autoquant.plugin.worker.selection import Selection
 from pytest_autoquant.regression.tolerances import check_marker
 from pytest_autoquant.text import in_words
 
 if TYPE_CHECKING:
     from pytest_autoquant.export.pipeline import SchemeRunner
-    from pytest_autoquant.grid.assignment import Assignment
     from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
     from pytest_autoquant.manifests.sensitivity_manifest import Manifest
     from pytest_autoquant.modelopt_support.status import Support
@@ -58,7 +55,6 @@ _OUTCOMES: pytest.StashKey[list[Outcome]] = pytest.StashKey()
 _STATE = pytest.StashKey["bytes | None"]()
 _RERUN = pytest.StashKey[str]()
 _REFUSED = pytest.StashKey[str]()
-_USES_US = frozenset(("aq_measure", "aq_check", "aq_derive", "aq_runner"))
 
 
 class AutoquantWarning(UserWarning):
@@ -75,48 +71,16 @@ def worker_of(config: pytest.Config) -> Worker:
     return worker
 
 
-def parametrize(metafunc: pytest.Metafunc) -> None:
-    """Parametrize a test over the cases, combinations or schemes that it asks for."""
-    names = [name for name in PARAMETERS if name in metafunc.fixturenames]
-    if not names:
-        return
-    try:
-        plan = plan_of(metafunc.config)
-    except pytest.UsageError as error:
-        raise pytest.Collector.CollectError(str(error)) from None
-    grids: dict[str, tuple[CaseParameter, ...]] = {
-        CASE: plan.cases,
-        COMBINATION: plan.combinations,
-        SCHEME: plan.schemes,
-    }
-    for name in names:
-        _refuse_own_values(metafunc, name)
-        metafunc.parametrize(name, [_param(value) for value in grids[name]])
-
-
-def _refuse_own_values(metafunc: pytest.Metafunc, name: str) -> None:
-    for marker in metafunc.definition.iter_markers("parametrize"):
-        names = marker.args[0] if marker.args else marker.kwargs.get("argnames", "")
-        if name in (names.replace(" ", "").split(",") if isinstance(names, str) else names):
-            raise pytest.Collector.CollectError(
-                f"{name} has the selected values as its parameters; for some of them select with "
-                '--aq-pairs and the like, or ask by name: aq_measure("wint4_afp16-default-small")'
-            )
-
-
-def _param(value: CaseParameter) -> Any:
-    is_experimental = any(c.pair.experimental for c in value.combinations)
-    marks = [pytest.mark.aq_experimental] if is_experimental else []
-    return pytest.param(value, id=value.test_id, marks=marks)
-
-
 class Worker:
-    """Selects, skips and measures."""
+    """Skips and measures.
 
-    def __init__(self, config: pytest.Config) -> None:
+    Args:
+        selection: which cases this process measures together.
+    """
+
+    def __init__(self, config: pytest.Config, selection: Selection) -> None:
         self._config = config
-        self._collected = CollectedCases()
-        self._assignment: Assignment | None = None
+        self._selection = selection
 
     @cached_property
     def progress(self) -> ProgressLine:
@@ -153,8 +117,8 @@ class Worker:
             earlier=given.earlier,
             recorded=given.recorded,
         )
-        if self._assignment is not None:
-            runner.assign(self._assignment)
+        if self._selection.assignment is not None:
+            runner.assign(self._selection.assignment)
         return runner
 
     @cached_property
@@ -184,80 +148,6 @@ class Worker:
 
         controller = controller_of(self._config)
         return replace(given, earlier=controller.earlier, recorded=controller.recorded)
-
-    # Selection
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Deselect what ``--aq-structure-only`` and ``--aq-gpu-only`` leave out."""
-        settings = self.plan.settings
-        if settings.structure_only:
-            self._keep(items, [item for item in items if item.get_closest_marker("aq_structure")])
-        if settings.gpu_only:
-            self._keep(items, [item for item in items if item.get_closest_marker("aq_gpu")])
-
-    @pytest.hookimpl(specname="pytest_collection_modifyitems", trylast=True)
-    def pytest_select_shard(self, items: list[pytest.Item]) -> None:
-        """Keep this shard's cases, and remember which of them are measured together."""
-        ours = [item for item in items if _is_ours(item)]
-        if not ours:
-            return
-        cases = [case for item in items if (case := parameter(item, CASE)) is not None]
-        dealt = worker_input_of(self._config)
-        workers = self._config.workerinput["workercount"] if dealt.is_dealt_by_part else 1  # type: ignore[attr-defined]
-        self._assignment = self.plan.assign(cases, workers=workers)
-        self._refuse_schemes_without_names(items)
-        self._keep(items, [item for item in items if self._is_in_shard(item)])
-        self._collected = CollectedCases(num_selected=len(ours))
-
-    def _refuse_schemes_without_names(self, items: list[pytest.Item]) -> None:
-        is_all = all(parameter(item, SCHEME) is not None for item in items)
-        if is_all and not self.plan.settings.schemes and not is_worker(self._config):
-            raise pytest.UsageError(
-                "only scheme cases are selected and none is named; give --aq-schemes=NAME,... or "
-                "--aq-schemes=all"
-            )
-
-    def _keep(self, items: list[pytest.Item], kept: list[pytest.Item]) -> None:
-        if len(kept) < len(items):
-            gone = set(items) - set(kept)
-            self._config.hook.pytest_deselected(items=[item for item in items if item in gone])
-            items[:] = kept
-
-    def _is_in_shard(self, item: pytest.Item) -> bool:
-        case, combination, scheme = (parameter(item, name) for name in PARAMETERS)
-        if scheme is not None:
-            return self.plan.takes_scheme(scheme)
-        if case is not None:
-            assert self._assignment is not None
-            return self._assignment.holds(case)
-        return combination is None or self.plan.takes_combination(combination)
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Announce which tests are cases, before the controller learns their names."""
-        items = [item for item in session.items if _is_ours(item)]
-        cases, schemes = _ids(items, CASE), _ids(items, SCHEME)
-        collected = CollectedCases(
-            cases=cases,
-            schemes=schemes,
-            others=tuple(
-                i.nodeid for i in items if i.nodeid not in cases and i.nodeid not in schemes
-            ),
-            num_selected=self._collected.num_selected,
-        )
-        if not collected.num_selected:
-            return
-        if is_worker(self._config):
-            from pytest_autoquant.plugin.xdist_adapter import announce
-
-            announce(collected, self._config)
-        else:
-            from pytest_autoquant.plugin import controller_of
-
-            controller_of(self._config).collect(collected)
-
-    # Tests
 
     @pytest.hookimpl(specname="pytest_runtest_setup", tryfirst=True)
     def pytest_forget_attempt(self, item: pytest.Item) -> None:
@@ -400,17 +290,6 @@ class Worker:
             )
             report.autoquant_state = item.stash.get(_STATE, None)
         return report
-
-
-def _is_ours(item: pytest.Item) -> bool:
-    if any(parameter(item, name) is not None for name in PARAMETERS):
-        return True
-    return not _USES_US.isdisjoint(getattr(item, "fixturenames", ()))
-
-
-def _ids(items: list[pytest.Item], name: str) -> dict[str, str]:
-    values = ((item.nodeid, parameter(item, name)) for item in items)
-    return {nodeid: value.case_id for nodeid, value in values if value is not None}
 
 
 def _skipped(case: Case | SchemeCase, support: Support, bits: float | None) -> SkippedCase:
