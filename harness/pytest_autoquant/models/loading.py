@@ -14,11 +14,9 @@ from pytest_autoquant.calibration.batches import Batch
 from pytest_autoquant.errors import ModelError
 from pytest_autoquant.manifests.sensitivity_manifest import ModelRecord
 from pytest_autoquant.models.architecture import auto_class, cannot_load, load_config
+from pytest_autoquant.models.checkpoint_digest import files_digest
 from pytest_autoquant.models.layers import Linear, language_model_linears, other_weighted_modules
 from pytest_autoquant.models.registry import EMBEDDED_TOKENIZER, ModelSource
-
-#: Bytes read at a time while a checkpoint file is hashed.
-_CHUNK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +112,7 @@ def _load_checkpoint(
     _check_weights_fit(source, module, report)
     module = module.to(device)
     folder = Path(source.location)
-    return module, _files_digest(folder) if folder.is_dir() else _weights_digest(module)
+    return module, files_digest(folder) if folder.is_dir() else _weights_digest(module)
 
 
 def _check_weights_fit(source: ModelSource, module: Any, report: Mapping[str, Any]) -> None:
@@ -165,17 +163,6 @@ def _load_tokenizer(source: ModelSource, is_random: bool, trust_remote_code: boo
             "the weights"
         )
     return tokenizer
-
-
-def _files_digest(folder: Path) -> str:
-    """Hash the config and weight files of a local checkpoint."""
-    digest = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        digest.update(path.name.encode())
-        with path.open("rb") as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _weights_digest(module: Any) -> str:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_autoquant.errors import ModelError, RecordError
+from pytest_autoquant.errors import AnotherModelError, RecordError
 from pytest_autoquant.files import read_bytes
 from pytest_autoquant.manifests.json_record import load_record
 from pytest_autoquant.manifests.layout import find_manifests, find_schemes, model_folder
@@ -37,16 +37,30 @@ class RecordedModel:
         """Check that results of ``model`` may be written beside and in place of these.
 
         Raises:
-            ModelError: this is another model of the same name.
+            AnotherModelError: this is another model of the same name.
         """
         if is_another(self.record, model):
-            raise ModelError(
-                f"model {model.name}: the report folder holds results of another model of this "
-                f"name: {self.manifest} has digest {self.record.digest[:16]}, this model has "
-                f"{model.digest[:16]}; name this model with --aq-model-name, give another folder "
-                f"with --aq-report-dir, or delete the folder {model_folder(model.name)} if its "
-                "results are outdated"
-            )
+            raise self._refusal(model.name, model.digest)
+
+    def refuse_another_checkpoint(self, name: str, digest: str) -> None:
+        """Check the same of a local checkpoint that is not loaded.
+
+        Args:
+            digest: that of its files, which is the digest of a loaded local checkpoint.
+
+        Raises:
+            AnotherModelError: this is another model of the same name.
+        """
+        if self.record.digest != digest:
+            raise self._refusal(name, digest)
+
+    def _refusal(self, name: str, digest: str) -> AnotherModelError:
+        return AnotherModelError(
+            f"model {name}: the report folder holds results of another model of this name: "
+            f"{self.manifest} has digest {self.record.digest[:16]}, this model has {digest[:16]}; "
+            "name this model with --aq-model-name, give another folder with --aq-report-dir, or "
+            f"delete the folder {model_folder(name)} if its results are outdated"
+        )
 
 
 def recorded_model(root: Path, name: str) -> RecordedModel | None:
@@ -58,7 +72,7 @@ def refuse_replacing(root: Path, path: Path, model: ModelRecord) -> None:
     """Check that a manifest may be written to ``path``, a file below ``root``.
 
     Raises:
-        ModelError: the present manifest is of another model.
+        AnotherModelError: the present manifest is of another model.
     """
     with suppress(RecordError):
         if path.is_file():

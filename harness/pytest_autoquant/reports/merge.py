@@ -73,7 +73,7 @@ def merge(folders: Sequence[Path], target: Path, *, partial: bool = False) -> Se
         RecordError: a folder is missing, is passed twice, has no summary or an unreadable record;
             two folders hold the same case; cases differ in what they measured; shards are missing
             or cases lost, unless ``partial``. Nothing is written then.
-        ModelError: the target has results of another model under the name of one of these.
+        AnotherModelError: the target has results of another model under the name of one of these.
         WriteError: the target cannot be written, or a report would replace a file of somebody else.
     """
     problems = [*_unusable(folders)]

@@ -55,7 +55,7 @@ def write_case(
 
     Raises:
         WriteError: a file cannot be written.
-        ModelError: it would replace a manifest of another model.
+        AnotherModelError: it would replace a manifest of another model.
     """
     path = root / manifest.path
     refuse_replacing(root, path, manifest.model)

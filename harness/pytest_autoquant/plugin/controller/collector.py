@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pytest_autoquant.errors import AutoquantError, RecordError
+from pytest_autoquant.errors import AnotherModelError, AutoquantError, RecordError
 from pytest_autoquant.files import check_writable, write_atomic
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcome_log import append
@@ -30,6 +30,7 @@ from pytest_autoquant.plugin.messages.outcome import (
     Failed,
     Kept,
     MeasuredCase,
+    Refused,
     Skipped,
     WorkerReport,
     load_report,
@@ -147,7 +148,8 @@ class Collector:
                 verdict = self._take_silent(case_id, end)
         except AutoquantError as error:
             self._open.discard(end.nodeid)
-            self.results.write_errors.append(str(error))
+            if str(error) not in self.results.write_errors:
+                self.results.write_errors.append(str(error))
             return Verdict(outcome=Outcome.FAILED, text=str(error))
         self._open.discard(end.nodeid)  # not earlier: a case that is interrupted here is lost
         if case_id is not None and end.failure is not None and not self._has_failed(case_id):
@@ -201,6 +203,8 @@ class Collector:
                 return self._take_skip(outcome.case)
             case Failed():
                 self._log(outcome.case)
+            case Refused():
+                raise AnotherModelError(outcome.problem)
             case Checked():
                 self._log(outcome.check)
         return PASSED

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from pytest_autoquant.plugin.pytest_config import (
 from pytest_autoquant.text import counted
 
 if TYPE_CHECKING:
+    from pytest_autoquant.options.run_plan import RunPlan
     from pytest_autoquant.plugin.controller.collector import Collector
     from pytest_autoquant.regression.recorded_model import RecordedModel
     from pytest_autoquant.regression.resume import Earlier
@@ -137,8 +139,20 @@ class Controller:
             plan.check_budget([by_id[i] for i in collected.cases.values() if i in by_id])
             self._check_device()
             self.collector.check_folders()
+            if self._collected is None and (collected.cases or collected.schemes):
+                self._refuse_another_model(plan)
             self.collector.expect(collected)
         self._collected = collected
+
+    def _refuse_another_model(self, plan: RunPlan) -> None:
+        """Refuse a local checkpoint whose name is another's; other models are known once loaded."""
+        folder = Path(plan.source.location)
+        is_local = plan.settings.random_seed is None and folder.is_dir()
+        if is_local and self.recorded is not None:
+            from pytest_autoquant.models.checkpoint_digest import files_digest
+
+            with suppress(OSError):  # loading says what cannot be read
+                self.recorded.refuse_another_checkpoint(plan.source.name, files_digest(folder))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_warning_recorded(self, warning_message: Any) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_autoquant.errors import AutoquantError, MeasurementError, UsageError
+from pytest_autoquant.errors import AnotherModelError, AutoquantError, MeasurementError, UsageError
 from pytest_autoquant.extras import require_measure
 from pytest_autoquant.grid.case import Case, Combination, SchemeCase
 from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase, StructureCheck
@@ -23,6 +23,7 @@ from pytest_autoquant.plugin.messages.outcome import (
     Kept,
     MeasuredCase,
     Outcome,
+    Refused,
     Skipped,
     WorkerReport,
     dump_report,
@@ -310,6 +311,9 @@ def _attached(item: pytest.Item, case: Case | SchemeCase) -> Iterator[None]:
     """Attach what a case raised; an error of ours fails it with the message alone."""
     try:
         yield
+    except AnotherModelError as error:
+        _add(item, Refused(problem=str(error)))
+        raise failure(error) from None
     except AutoquantError as error:
         _add(item, Failed(case=FailedCase(case_id=case.case_id, problem=str(error))))
         if isinstance(error, MeasurementError) and error.trace:

@@ -22,6 +22,7 @@ from pytest_autoquant.plugin.messages.outcome import (
     Failed,
     Kept,
     MeasuredCase,
+    Refused,
     Skipped,
     WorkerReport,
     dump_report,
@@ -125,6 +126,16 @@ def test_results_of_another_model_of_the_name_are_refused_and_change_nothing(
     assert files_in(tmp_path / "out").keys() - written == {"summary.json"}
     assert collector.results.written == set()
     assert collector.take(end(measured(other_case))) == PASSED
+
+
+def test_refused_case_fails_and_is_no_outcome_of_the_case(tmp_path):
+    collector = collector_of(tmp_path, nodeids=(FIRST, SECOND))
+    for nodeid in (FIRST, SECOND):
+        verdict = collector.take(end(Refused(problem="taken"), nodeid=nodeid, failure="taken"))
+        assert (verdict.outcome, verdict.text) == (Outcome.FAILED, "taken")
+    assert (collector.results.write_errors, collector.results.errors) == (["taken"], {})
+    assert not (tmp_path / "out" / OUTCOME_LOG).exists()
+    assert collector.lost == ()
 
 
 def test_two_models_of_one_run_cannot_have_one_name(tmp_path, manifest):

@@ -1,10 +1,11 @@
 """What a worker selects, skips and attaches to test reports, in real runs on the embedded model."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
-from builders import import_everything, one_thread
+from builders import files_in, import_everything, one_thread
 from pytest_autoquant.manifests.layout import find_manifests
 from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase
 from pytest_autoquant.manifests.sensitivity_manifest import load_manifest, read_manifest
@@ -13,6 +14,7 @@ from pytest_autoquant.plugin.messages.outcome import (
     Failed,
     Kept,
     MeasuredCase,
+    Refused,
     Skipped,
     load_report,
 )
@@ -253,6 +255,22 @@ def test_wrong_tolerance_fails_before_anything_is_measured(run):
     assert (report.failed, report.when) == (True, "setup")
     assert "grup" in report.longreprtext
     assert not hasattr(report, "autoquant")
+
+
+def test_random_weights_of_another_seed_leave_the_first_ones_results_as_they_are(run, pytester):
+    random = (MEASURE, *INT8, "--aq-weights=random")
+    run(*random)
+    root = pytester.path / "reports" / "tmp"
+    before = files_in(root)
+    (report,) = run(*random, "--aq-seed=1")
+    assert report.failed
+    assert outcomes_of(report) == (Refused(problem=report.longreprtext),)
+    assert "of another model of this name: tiny-qwen3-vl-random/" in report.longreprtext
+    assert files_in(root).keys() == before.keys()  # no outcome log
+    (case,) = json.loads((root / "summary.json").read_text())["cases"]
+    assert case == json.loads(before["summary.json"])["cases"][0]
+    (kept,) = run(*random, "--aq-resume")
+    assert isinstance(outcomes_of(kept)[0], Kept)
 
 
 # Resuming
