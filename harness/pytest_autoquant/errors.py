@@ -23,6 +23,10 @@ class ModelError(AutoquantError):
     """A model that cannot be found, loaded or measured."""
 
 
+class AnotherModelError(ModelError):
+    """A model whose results would replace, or be mixed with, those of another of the same name."""
+
+
 class RecordError(AutoquantError):
     """A manifest or summary that cannot be read or is not valid."""
 

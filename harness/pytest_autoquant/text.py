@@ -11,6 +11,12 @@ from pytest_autoquant.errors import UsageError
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
+#: Names that Windows keeps for devices, with any extension: Microsoft, "Naming Files, Paths, and
+#: Namespaces".
+_DEVICE_NAME = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])(\..*)?", re.IGNORECASE)
+
+_LONGEST_SLUG = 120
+
 _UNSAFE_IN_SLUG = re.compile(r"[^a-z0-9._-]+")
 
 
@@ -37,11 +43,28 @@ def well_formed(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def is_device_name(text: str) -> bool:
+    """Return whether Windows takes a file or folder of this name for a device, such as ``con``."""
+    return _DEVICE_NAME.fullmatch(text.strip(" .")) is not None
+
+
+def is_slug(text: str) -> bool:
+    """Return whether ``text`` is one path component as it is, on every system."""
+    return slug(text) == text
+
+
 def slug(text: str) -> str:
-    """Return ``text`` as one path component: lower case, ``/`` as ``--``, never ``.`` or ``..``."""
+    """Return ``text`` as one path component on every system.
+
+    It is lower case with ``/`` as ``--``, never ``.`` or ``..``, has no space or dot at its end,
+    and is not the name of a device.
+    """
     lowered = text.strip().lower().replace("/", "--")
     cleaned = _UNSAFE_IN_SLUG.sub("-", lowered).strip("-.")
-    return cleaned[:120] or f"unnamed-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    if is_device_name(cleaned):
+        cleaned = f"_{cleaned}"
+    cut = cleaned[:_LONGEST_SLUG].rstrip("-.")
+    return cut or f"unnamed-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str) -> UsageError:

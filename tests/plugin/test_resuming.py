@@ -161,7 +161,7 @@ def test_the_terminal_and_the_summary_say_what_was_kept(desk, resumed):
 
 def test_changed_inputs_are_measured_again_and_the_summary_says_which_changed(desk):
     captions = [*desk.captions[:-1], "two cats sleep on a chair"]
-    changed = desk.resume("changed", "--aq-effective-bits=6", captions=captions)
+    changed = desk.resume("changed", captions=captions)
     assert changed.run.status == 0
     ids = sorted(map(case_id, CASES))
     assert [line["case_id"] for line in changed.summary["cases"]] == ids
@@ -170,13 +170,23 @@ def test_changed_inputs_are_measured_again_and_the_summary_says_which_changed(de
         next(iter(manifests(root).values()))["dataset"]["sha256"][:16]
         for root in (desk.root, changed.root)
     ]
-    reason = f"captions {hashes[0]} -> {hashes[1]}, budget 8.0 -> 6.0"
+    reason = f"captions {hashes[0]} -> {hashes[1]}"
     assert f"\n  re-run    4  changed: {reason}\n" in changed.run.output
     assert changed.summary["reruns"] == {case_id(name): reason for name in CASES}
     assert list(changed.summary["reruns"]) == ids  # whatever the order of arrival
     assert (changed.summary["kept"], changed.summary["counts"]["kept"]) == ([], 0)
-    for document in manifests(changed.root).values():
-        assert document["autoquant_state"]["constraints"]["effective_bits"] == 6
+
+
+def test_another_budget_selects_anew_and_measures_nothing(desk):
+    resumed = desk.resume("budget", "--aq-effective-bits=6")
+    assert resumed.run.status == 0
+    assert "  kept      4  selected anew: bit budget 8 -> 6\n" in resumed.run.output
+    assert resumed.summary["kept"] == sorted(map(case_id, CASES))
+    assert scores(resumed.root) == scores(desk.root)
+    for document in manifests(resumed.root).values():
+        state = document["autoquant_state"]
+        assert state["constraints"]["effective_bits"] == 6
+        assert state["is_satisfied"] is (document["quantization"]["effective_bits"] < 6)
 
 
 def test_a_run_whose_controller_was_killed_is_completed_with_the_same_scores(desk):

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pytest_autoquant.errors import UsageError
-from pytest_autoquant.text import counted, in_words, one_line, slug, unknown, well_formed
+from pytest_autoquant.text import (
+    counted,
+    in_words,
+    is_device_name,
+    is_slug,
+    one_line,
+    slug,
+    unknown,
+    well_formed,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,6 +31,12 @@ from pytest_autoquant.text import counted, in_words, one_line, slug, unknown, we
         ("..", "unnamed-5ec1f7e7"),
         ("", "unnamed-e3b0c442"),
         ("模型", "unnamed-c98e118e"),
+        ("con", "_con"),
+        ("COM1.txt ", "_com1.txt"),
+        ("lpt0", "_lpt0"),
+        ("console", "console"),
+        ("a. . ", "a"),
+        ("a" * 119 + ".b", "a" * 119),
     ],
 )
 def test_slug_resembles_its_text(text, expected):
@@ -30,7 +45,10 @@ def test_slug_resembles_its_text(text, expected):
 
 @given(text=st.text(max_size=300))
 def test_slug_is_one_safe_path_component(text):
-    assert re.fullmatch(r"[a-z0-9_][a-z0-9._-]{0,119}", slug(text))
+    found = slug(text)
+    assert re.fullmatch(r"[a-z0-9_]([a-z0-9._-]{0,118}[a-z0-9_])?", found)
+    assert not is_device_name(found)
+    assert is_slug(found)
 
 
 def test_unknown_name_error_has_known_names_a_guess_and_a_hint():

@@ -89,6 +89,11 @@ class CalibrationData:
         return sum(len(batch.rows) for batch in self.batches)
 
     @property
+    def num_score_samples(self) -> int:
+        """Number of captions that are scored."""
+        return sum(len(batch.rows) for batch in self.scored)
+
+    @property
     def num_duplicates(self) -> int:
         """Number of captions with the same tokens as an earlier one: they weigh it twice."""
         return self.num_captions - len({row for batch in self.batches for row in batch.rows})

@@ -24,6 +24,7 @@ from pytest_autoquant.cli import (
 )
 from pytest_autoquant.cli.command import FAILED, INTERRUPTED, USAGE_ERROR
 from pytest_autoquant.errors import AutoquantError
+from pytest_autoquant.platforms import check_platform
 
 COMMANDS = (
     list_support.COMMAND,
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _escape_unencodable_output()
     arguments = _parser().parse_args(argv)
     try:
+        check_platform()
         status: int = arguments.run(arguments)
         sys.stdout.flush()
     except AutoquantError as error:

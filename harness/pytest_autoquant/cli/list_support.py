@@ -71,7 +71,7 @@ def _selected(settings: Settings) -> tuple[Combination, ...]:
 def _padded_lines(
     configs: Sequence[EffectiveConfig], source: ModelSource, *, trust_remote_code: bool
 ) -> list[str]:
-    """Return the layers that blocks do not divide; their widths come from the config alone."""
+    """Return the widths that blocks do not divide; they come from the model's config alone."""
     from pytest_autoquant.cli.support_matrix import render_padded
     from pytest_autoquant.modelopt_support.support_matrix import padded_layers
     from pytest_autoquant.models.layers import architecture_linears

@@ -8,6 +8,7 @@ from tabulate import tabulate
 
 from pytest_autoquant.modelopt_support.status import Status
 from pytest_autoquant.modelopt_support.support_matrix import CombinationSupport, PaddedLayer
+from pytest_autoquant.text import counted
 
 _SHORT = {
     Status.SUPPORTED: "ok",
@@ -29,12 +30,20 @@ def render_matrix(device: str, cells: Sequence[CombinationSupport]) -> str:
 
 
 def render_padded(layers: Iterable[PaddedLayer]) -> list[str]:
-    """Return a line per layer whose input width is not a multiple of a block size."""
-    return [
-        f"{each.granularity} on w{each.weight_dtype}: {each.linear} is {each.in_features} wide, "
-        f"padded to {each.padded_to}"
-        for each in layers
-    ]
+    """Return a line per input width that is not a multiple of a block size: where, how often."""
+    found: dict[tuple[int, int], list[PaddedLayer]] = {}
+    for each in layers:
+        found.setdefault((each.in_features, each.padded_to), []).append(each)
+    return [_padded_line(*widths, padded) for widths, padded in sorted(found.items())]
+
+
+def _padded_line(width: int, padded_to: int, padded: Sequence[PaddedLayer]) -> str:
+    linears = list(dict.fromkeys(each.linear for each in padded))
+    where = sorted({f"{each.granularity} on w{each.weight_dtype}" for each in padded})
+    return (
+        f"{width} wide, padded to {padded_to}: {counted(len(linears), 'linear')}, such as "
+        f"{linears[0]}; {', '.join(where)}"
+    )
 
 
 def _table(cells: Sequence[CombinationSupport]) -> str:

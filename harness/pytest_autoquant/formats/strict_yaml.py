@@ -11,13 +11,20 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, NoReturn, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, PlainValidator, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic.types import StringConstraints
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from pytest_autoquant.errors import UsageError
-from pytest_autoquant.text import in_words, one_line
+from pytest_autoquant.text import in_words, is_slug, one_line
 
 _T = TypeVar("_T", bound="StrictMapping")
 _V = TypeVar("_V")
@@ -35,8 +42,16 @@ _SENTENCES = {
     "string_pattern_mismatch": "must consist of a-z, 0-9 and _ only",
 }
 
+
+def _portable(name: str) -> str:
+    """Check that a name is a folder's on every system, and is not cut where it becomes one."""
+    if not is_slug(name):
+        raise ValueError("must have at most 120 characters and not be a device's, such as con")
+    return name
+
+
 #: A name that is safe in a path and in a test id.
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$"), AfterValidator(_portable)]
 
 
 class _Ignored:

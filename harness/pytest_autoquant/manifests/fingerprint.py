@@ -31,7 +31,10 @@ _MEASUREMENT_VERSION = re.compile(r"\+(m\d+)$")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
-    """The inputs of a measurement; ``--aq-baseline-allow`` names its fields.
+    """The inputs on which scores depend; ``--aq-baseline-allow`` names its fields.
+
+    The bit budget is none of them: ``selection.with_budget`` selects anew from the scores. Neither
+    are batch size, seed (the digest of random weights depends on it) and host.
 
     Attributes:
         model: digest of config and weights.
@@ -40,7 +43,8 @@ class Fingerprint:
             decide; None for a manifest that does not record it.
         config: digest of the effective config.
         harness: the measurement version, such as ``m1``; the package version is not part of it.
-        budget: bits per weight that the selection may take.
+        score_size: number of captions that are scored: fewer than ``--aq-score-size`` in a small
+            set.
         torch: version without the build suffix, such as ``+cpu``: ``device`` says what ran.
     """
 
@@ -53,7 +57,6 @@ class Fingerprint:
     method: str
     engine: str
     score_size: int
-    budget: float
     modelopt: str
     torch: str
     transformers: str
@@ -81,13 +84,19 @@ class Difference:
 
 
 class Captions(Protocol):
-    """Captions, as calibration data or as their record: the digests identify them."""
+    """Captions, as calibration data or as their record.
+
+    The digests identify them, together with how many of them are scored.
+    """
 
     @property
     def sha256(self) -> str: ...
 
     @property
     def tokens_sha256(self) -> str | None: ...
+
+    @property
+    def num_score_samples(self) -> int: ...
 
 
 class Config(Protocol):
@@ -123,8 +132,7 @@ def fingerprint(
         config=config.digest,
         method=case.method,
         engine=run.engine,
-        score_size=run.score_size,
-        budget=run.effective_bits,
+        score_size=captions.num_score_samples,
         modelopt=environment.modelopt,
         torch=environment.torch.partition("+")[0],
         transformers=environment.transformers,

@@ -46,10 +46,14 @@ def manifest_path(place: CasePlace) -> Path:
     if place.pair != f"w{place.weight}_a{place.activation}":
         dtypes = f"{dtypes}-{place.pair}"
     last = place.size if place.method == "gradient" else f"{place.size}-{place.method}"
-    model, *folders = (slug(name) for name in (place.model, dtypes, place.granularity, last))
-    if _RESERVED.fullmatch(model):
-        model = f"{model}-model"
-    return Path(model, *folders, f"{slug(place.pair)}{MANIFEST_SUFFIX}")
+    folders = (slug(name) for name in (dtypes, place.granularity, last))
+    return Path(model_folder(place.model), *folders, f"{slug(place.pair)}{MANIFEST_SUFFIX}")
+
+
+def model_folder(model: str) -> str:
+    """Return the folder of a model's results below the report root."""
+    folder = slug(model)
+    return f"{folder}-model" if _RESERVED.fullmatch(folder) else folder
 
 
 def case_path(case: Case) -> Path:
@@ -84,7 +88,7 @@ def find_manifests(root: Path) -> list[Path]:
 
 def scheme_folder(model: str, scheme: str) -> Path:
     """Return ``<model>/schemes/<scheme>``: the folder of a checkpoint and its manifest."""
-    return Path(slug(model), SCHEMES_FOLDER, slug(scheme))
+    return Path(model_folder(model), SCHEMES_FOLDER, slug(scheme))
 
 
 def find_schemes(root: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """The outcome log: outcomes without a manifest, one JSON line each, at the report root.
 
-A line is appended and forced to disk as its outcome arrives, so that a session that is killed
-loses none. The last line of a case replaces earlier ones.
+A line is handed to the kernel as its outcome arrives, so that a session that is killed, also by
+SIGKILL, loses none; only a crash of the machine can. The last line of a case replaces earlier ones.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _NAME = "logged outcome"
 
 
 def append(root: Path, outcome: LoggedOutcome) -> None:
-    """Append an outcome to the log of a report root; it is on disk when this returns.
+    """Append an outcome to the log of a report root; it survives this process when this returns.
 
     A line that a killed session left incomplete is cut off first.
 
@@ -52,9 +52,7 @@ def append(root: Path, outcome: LoggedOutcome) -> None:
         root.mkdir(parents=True, exist_ok=True)
         with path.open("a+b") as stream:
             _cut_incomplete_line(stream.fileno())
-            stream.write(_line(outcome))
-            stream.flush()
-            os.fsync(stream.fileno())
+            stream.write(_line(outcome))  # the kernel has it once the stream is closed
     except OSError as error:
         raise unwritable(path, error) from error
 

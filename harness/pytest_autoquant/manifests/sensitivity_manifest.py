@@ -196,6 +196,8 @@ class GroupSensitivity:
         costs: stored bits / 16, ModelOpt's unit; padding and scales are stored too.
         importance: score of the case's format.
         rank: 1 is the most sensitive.
+        keeps_16_bits: whether no budget quantizes it, because the weights or inputs of a member are
+            all zero.
     """
 
     __pydantic_config__ = STRICT
@@ -205,6 +207,7 @@ class GroupSensitivity:
     importance: float | None
     rank: int
     module_names: tuple[str, ...]
+    keeps_16_bits: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -357,14 +360,18 @@ def _serialization_problems(manifest: Manifest) -> Iterator[str]:
 
 
 def _reference_problems(manifest: Manifest) -> Iterator[str]:
-    """Yield names without a record, and layers of an impossible size."""
+    """Yield groups that no budget can select, names without a record, impossible layers."""
     for ranked in manifest.sensitivity_ranking:
         if ranked.name not in manifest.layer_sensitivity:
             yield (
                 f"sensitivity_ranking names group {ranked.name!r}, which layer_sensitivity does "
                 "not have"
             )
-    for group in manifest.layer_sensitivity.values():
+    for key, group in manifest.layer_sensitivity.items():
+        if len(group.scores) != 2 or len(group.costs) != 2 or group.costs[1] < 1:
+            yield f"layer_sensitivity.{key}: must have two scores and two costs, the last above 0"
+        if not group.module_names:
+            yield f"layer_sensitivity.{key}: must name a layer"
         for name in group.module_names:
             if name not in manifest.layers:
                 yield f"layer_sensitivity names layer {name!r}, which layers does not have"

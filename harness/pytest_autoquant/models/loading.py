@@ -15,14 +15,12 @@ from pytest_autoquant.calibration.batches import Batch
 from pytest_autoquant.errors import ModelError
 from pytest_autoquant.manifests.sensitivity_manifest import ModelRecord
 from pytest_autoquant.models.architecture import auto_class, cannot_load, load_config, raw_config
+from pytest_autoquant.models.checkpoint_digest import files_digest
 from pytest_autoquant.models.layers import Linear, language_model_linears, other_weighted_modules
 from pytest_autoquant.models.quantized_checkpoint import refuse_declared, refuse_stored
 from pytest_autoquant.models.registry import EMBEDDED_TOKENIZER, ModelSource
 from pytest_autoquant.models.weight_values import check_finite, dead_linears
 from pytest_autoquant.text import first_few
-
-#: Bytes read at a time while a checkpoint file is hashed.
-_CHUNK_BYTES = 1 << 22
 
 #: Buffers that old checkpoints hold and today's models compute.
 _COMPUTED = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias)$")
@@ -138,7 +136,7 @@ def _load_checkpoint(
         refuse_stored(source, _cached_folder(source))
     _check_weights_fit(source, module, report)
     module = module.to(device)
-    return module, _files_digest(folder) if folder.is_dir() else _weights_digest(module)
+    return module, files_digest(folder) if folder.is_dir() else _weights_digest(module)
 
 
 def _cached_folder(source: ModelSource) -> Path:
@@ -207,17 +205,6 @@ def _load_tokenizer(source: ModelSource, is_random: bool, trust_remote_code: boo
             "the weights"
         )
     return tokenizer
-
-
-def _files_digest(folder: Path) -> str:
-    """Hash the config and weight files of a local checkpoint."""
-    digest = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        digest.update(path.name.encode())
-        with path.open("rb") as stream:
-            while chunk := stream.read(_CHUNK_BYTES):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _weights_digest(module: Any) -> str:

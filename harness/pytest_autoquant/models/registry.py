@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from pytest_autoquant.errors import ModelError, UsageError
-from pytest_autoquant.text import slug, unknown
+from pytest_autoquant.text import is_device_name, slug, unknown
 
 _DATA = Path(str(files("pytest_autoquant.models") / "data"))
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -61,17 +61,28 @@ _SOURCES = (
 REGISTRY: Mapping[str, ModelSource] = MappingProxyType({s.name: s for s in _SOURCES})
 
 
-def find_model(name: str, *, random_weights: bool) -> ModelSource:
+def find_model(name: str, *, random_weights: bool, called: str | None = None) -> ModelSource:
     """Return the source for a registry name, a folder or a hub id; a folder wins over a hub id.
 
     With ``random_weights`` the name of the source ends in ``-random``, so that its results cannot
     be mistaken for the checkpoint's.
 
+    Args:
+        called: the source's name in folders and case ids; None to take it from ``name``.
+
     Raises:
         ModelError: the folder does not exist, or has no config or no safetensors weights.
-        UsageError: neither a registry name, nor a folder, nor an ``org/name`` hub id.
+        UsageError: neither a registry name, nor a folder, nor an ``org/name`` hub id; or a name
+            that is another registry entry's or, on Windows, a device's.
     """
     source = _find(name, random_weights=random_weights)
+    if called is not None:
+        source = _called(source, called)
+    elif is_device_name(source.public_id):
+        raise UsageError(
+            f"model folder {source.location}: Windows keeps the name {source.public_id} for a "
+            "device, so no report folder can have it; name the model with --aq-model-name"
+        )
     return replace(source, name=f"{source.name}-random") if random_weights else source
 
 
@@ -91,6 +102,15 @@ def _find(name: str, *, random_weights: bool) -> ModelSource:
     if _HUB_ID.fullmatch(name):
         return ModelSource(name=slug(name), location=name)
     raise unknown("model", name, REGISTRY, "or use a checkpoint folder or an org/name hub id")
+
+
+def _called(source: ModelSource, name: str) -> ModelSource:
+    if name in REGISTRY and REGISTRY[name].location != source.location:
+        raise UsageError(
+            f"--aq-model-name {name}: is the name of an embedded or registered model, "
+            f"{REGISTRY[name].public_id}; give another name"
+        )
+    return replace(source, name=name)
 
 
 def _expanded(name: str) -> Path:

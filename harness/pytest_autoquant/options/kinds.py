@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pytest_autoquant.calibration.batches import MIN_TOKENS
 from pytest_autoquant.errors import UsageError
 from pytest_autoquant.grid.sharding import Shard
+from pytest_autoquant.text import is_slug
 
 IniType = Literal["string", "bool", "int", "float", "args"]
 
@@ -120,7 +121,20 @@ def _path(raw: object) -> Path:
         raise ValueError(raw) from None
 
 
+def _name(raw: object) -> str:
+    if not is_slug(str(raw)):
+        raise ValueError(raw)
+    return str(raw)
+
+
 TEXT = Kind(ini_type="string", metavar="TEXT", allowed="text", convert=str)
+NAME = Kind(
+    ini_type="string",
+    metavar="NAME",
+    allowed="at most 120 of a-z, 0-9, '.', '_' and '-', with none of '.-' at either end, and no "
+    "device's name such as con",
+    convert=_name,
+)
 PATH = Kind(ini_type="string", metavar="PATH", allowed="a path", convert=_path)
 FLAG = Kind(ini_type="bool", metavar="", allowed="true or false", convert=_flag)
 COUNT = Kind(

@@ -62,7 +62,11 @@ class RunPlan:
         """
         known = load_vocabulary(settings.conf)
         sizes = select_sizes(settings.sizes)
-        source = find_model(settings.model, random_weights=settings.random_seed is not None)
+        source = find_model(
+            settings.model,
+            random_weights=settings.random_seed is not None,
+            called=settings.model_name,
+        )
         if settings.captions is not None:
             load_captions(settings.captions, sizes[0])
         return cls(

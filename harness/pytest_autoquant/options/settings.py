@@ -17,6 +17,7 @@ class Settings:
     """Checked option values; ``OPTIONS`` in ``table`` says what each means."""
 
     model: str
+    model_name: str | None
     device: str
     dtype: str
     weights: str

@@ -14,6 +14,7 @@ from pytest_autoquant.options.kinds import (
     COUNT,
     DRIFT,
     FLAG,
+    NAME,
     PATH,
     SHARD,
     SHARE,
@@ -74,6 +75,11 @@ OPTIONS: tuple[Option, ...] = (
         kind=TEXT,
         default=DEFAULT_MODEL,
         help=f"model to measure: {', '.join(REGISTRY)}, a checkpoint folder or a hub id",
+    ),
+    Option(
+        name="model_name",
+        kind=NAME,
+        help="the model's name in folders, case ids and reports, instead of its folder's or hub id",
     ),
     Option(name="device", kind=TEXT, default="auto", help="auto, cpu, cuda or cuda:N"),
     Option(

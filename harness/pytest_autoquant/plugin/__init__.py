@@ -1,8 +1,8 @@
 """The pytest plugin's entry point. It costs a run that is not ours next to nothing.
 
 Only pytest is imported here. Options are declared where one of them is used or help is asked for;
-``Worker`` and ``Controller`` are registered where a test uses our fixtures or an option asks for
-them. Workers measure, the controller writes; without xdist one process is both.
+``Selection``, ``Worker`` and ``Controller`` are registered where a test uses our fixtures or an
+option asks for them. Workers measure, the controller writes; without xdist one process is both.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _CASES = "pytest_autoquant.cases"
 #: An option of ours, help for all options, or a file of further arguments.
 _OURS = re.compile(r"(?<![A-Za-z0-9_-])(--aq-|aq_)|^(-h|--help|@.*)$")
 _WORKER, _CONTROLLER = "autoquant-worker", "autoquant-controller"
+_SELECTION = "autoquant-selection"
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
@@ -77,8 +78,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not _FIXTURES.isdisjoint(metafunc.fixturenames):
-        activate(metafunc.config)
-        from pytest_autoquant.plugin.worker.hooks import parametrize
+        try:
+            activate(metafunc.config)
+        except pytest.UsageError as error:
+            raise pytest.Collector.CollectError(str(error)) from None
+        from pytest_autoquant.plugin.worker.parametrize import parametrize
 
         parametrize(metafunc)
 
@@ -98,14 +102,26 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 
 def activate(config: pytest.Config) -> None:
-    """Register what this process does in a run of ours: measure, write, or both."""
+    """Register what this process does in a run of ours: measure, write, or both.
+
+    Raises:
+        pytest.UsageError: this system is not supported.
+    """
+    from pytest_autoquant.platforms import check_platform
+    from pytest_autoquant.plugin.pytest_config import as_usage_error
+
+    with as_usage_error():
+        check_platform()
     is_worker = hasattr(config, "workerinput")
     if not is_worker:
         controller_of(config)
     if not config.pluginmanager.hasplugin(_WORKER):
         from pytest_autoquant.plugin.worker.hooks import Worker
+        from pytest_autoquant.plugin.worker.selection import Selection
 
-        config.pluginmanager.register(Worker(config), _WORKER)
+        selection = Selection(config)
+        config.pluginmanager.register(selection, _SELECTION)
+        config.pluginmanager.register(Worker(config, selection), _WORKER)
 
 
 def controller_of(config: pytest.Config) -> Controller:

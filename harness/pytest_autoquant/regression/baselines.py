@@ -13,6 +13,7 @@ from pytest_autoquant.files import check_writable, write_atomic
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.fingerprint import Difference
 from pytest_autoquant.manifests.layout import find_manifests
+from pytest_autoquant.manifests.selection import with_budget
 from pytest_autoquant.manifests.sensitivity_manifest import Manifest, dump_manifest, read_manifest
 from pytest_autoquant.regression.comparison import GroupDrift, compare
 from pytest_autoquant.regression.tolerances import Tolerances, find_drifts
@@ -96,6 +97,8 @@ class Baselines:
     def judge(self, manifest: Manifest, measured_at: Path, tolerances: Tolerances) -> Verdict:
         """Compare a measured case with its baseline, or make it the baseline.
 
+        The baseline's groups are selected under the bit budget of the measured case.
+
         A case with status ``failed`` passes: its own test fails already.
         """
         if manifest.case.status == "failed":
@@ -123,7 +126,8 @@ class Baselines:
     def _compare(
         self, baseline: _Baseline, manifest: Manifest, measured_at: Path, tolerances: Tolerances
     ) -> Verdict:
-        comparison = compare(case_result_of(baseline.manifest), case_result_of(manifest))
+        blessed = with_budget(baseline.manifest, manifest.run_config.effective_bits)
+        comparison = compare(case_result_of(blessed), case_result_of(manifest))
         refused = [d for d in comparison.differing if d.field not in self._allowed]
         if refused:
             lines = _different_inputs(manifest.case.case_id, refused)

@@ -55,6 +55,7 @@ class Comparison:
         total_drift: relative drift of the total score.
         selection_changes: groups whose selection under the bit budget changed.
         differing: fingerprint fields that are known to differ.
+        budgets: bits per weight under which each result's groups are selected.
         is_comparable: false if a manifest from before the harness is compared: it is then
             unknown whether both were measured with the same inputs.
     """
@@ -68,6 +69,7 @@ class Comparison:
     total_drift: float
     selection_changes: tuple[str, ...]
     differing: tuple[Difference, ...]
+    budgets: tuple[float | None, float | None] = (None, None)
     is_comparable: bool = True
 
     @property
@@ -99,6 +101,7 @@ def compare(before: CaseResult, after: CaseResult) -> Comparison:
             new.name for old, new in common if {old.selected, new.selected} == {True, False}
         ),
         differing=_differing(before, after),
+        budgets=(before.selection.budget, after.selection.budget),
         is_comparable=not (before.is_old or after.is_old),
     )
 

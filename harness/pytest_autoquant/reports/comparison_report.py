@@ -60,6 +60,14 @@ def _remarks(comparisons: Sequence[Comparison]) -> Iterator[str]:
             "A manifest from before the harness takes part: compare its ranks, not its scores; "
             "what it was measured on is unknown."
         )
+    budgets = sorted({each.budgets for each in comparisons if None not in each.budgets})
+    for before, after in budgets:
+        if before != after:
+            yield (
+                f"Groups are selected under {before:g} bits per weight in the first run and "
+                f"{after:g} in the second: give both runs one --aq-effective-bits to compare "
+                "selections; scores do not depend on it."
+            )
     fields = sorted({_in_words(each) for found in comparisons for each in found.differing})
     if fields:
         yield "Measured on something else: " + "; ".join(fields)

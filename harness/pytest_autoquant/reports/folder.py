@@ -86,8 +86,14 @@ def read_outcomes(root: Path, summary: SessionSummary) -> tuple[LoggedOutcome, .
     Raises:
         RecordError: the log cannot be read.
     """
+    return _outcomes(root, outcome_log.read(root), summary)
+
+
+def _outcomes(
+    root: Path, logged: tuple[LoggedOutcome, ...], summary: SessionSummary
+) -> tuple[LoggedOutcome, ...]:
     if (root / outcome_log.OUTCOME_LOG).is_file():
-        return outcome_log.read(root)
+        return logged
     return (*summary.skipped, *summary.errors, *summary.structure)
 
 
@@ -189,10 +195,12 @@ def _logged(
 ) -> tuple[LoggedOutcome, ...]:
     empty = SessionSummary(cases=(), skipped=(), errors=(), structure=())
     try:
-        return read_outcomes(root, summary or empty)
+        folder.logged = outcome_log.read(root)
     except RecordError as error:
+        folder.logged = None
         folder.left_out.append(_below(root, error))
         return ()
+    return _outcomes(root, folder.logged, summary or empty)
 
 
 def _below(root: Path, error: RecordError) -> str:

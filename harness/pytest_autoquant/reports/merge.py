@@ -22,12 +22,13 @@ from pytest_autoquant.manifests.scheme_manifest import (
     dump_scheme,
     read_scheme_manifest,
 )
-from pytest_autoquant.manifests.sensitivity_manifest import Manifest, read_manifest
+from pytest_autoquant.manifests.sensitivity_manifest import Manifest, ModelRecord, read_manifest
 from pytest_autoquant.manifests.session_summary import (
     SUMMARY_JSON,
     SessionSummary,
     read_summary,
 )
+from pytest_autoquant.regression.recorded_model import recorded_model
 from pytest_autoquant.reports.folder import add_outcomes, read_outcomes
 from pytest_autoquant.reports.ownership import refuse_foreign_files
 from pytest_autoquant.reports.session_results import SessionResults
@@ -39,8 +40,6 @@ _COMMON_FIELDS = (
     "model",
     "dtype",
     "device",
-    "score_size",
-    "budget",
     "modelopt",
     "torch",
     "transformers",
@@ -74,6 +73,7 @@ def merge(folders: Sequence[Path], target: Path, *, partial: bool = False) -> Se
         RecordError: a folder is missing, is passed twice, has no summary or an unreadable record;
             two folders hold the same case; cases differ in what they measured; shards are missing
             or cases lost, unless ``partial``. Nothing is written then.
+        AnotherModelError: the target has results of another model under the name of one of these.
         WriteError: the target cannot be written, or a report would replace a file of somebody else.
     """
     problems = [*_unusable(folders)]
@@ -85,6 +85,10 @@ def merge(folders: Sequence[Path], target: Path, *, partial: bool = False) -> Se
         problems += [*_missing_shards(sources), *_lost(sources), *_unwritten(sources)]
     if problems:
         raise RecordError("\n".join(problems))
+    for model in _models(sources):
+        recorded = recorded_model(target, model.name)
+        if recorded is not None:
+            recorded.refuse_another(model)
     check_writable(target)
     refuse_foreign_files(target)
     results = SessionResults()
@@ -124,6 +128,13 @@ def _read(folder: Path) -> Source:
         manifests={path: read_manifest(path) for path in find_manifests(folder)},
         schemes=tuple(read_scheme_manifest(path, folder) for path in find_schemes(folder)),
     )
+
+
+def _models(sources: Iterable[Source]) -> tuple[ModelRecord, ...]:
+    """Return each model of the folders once."""
+    measured = (manifest.model for source in sources for manifest in source.manifests.values())
+    derived = (scheme.model for source in sources for scheme in source.schemes)
+    return tuple(dict.fromkeys((*measured, *derived)))
 
 
 def _take_lines(results: SessionResults, source: Source) -> None:
@@ -197,9 +208,11 @@ def _common(manifest: Manifest) -> Iterator[tuple[str, str]]:
     found = fingerprint_of(manifest)
     for field in _COMMON_FIELDS:
         yield field, str(getattr(found, field))
+    yield "bit budget", f"{manifest.run_config.effective_bits:g}"
     yield f"captions of size {manifest.case.size}", found.captions
     if found.tokens is not None:
         yield f"token ids of size {manifest.case.size}", found.tokens
+    yield f"scored captions of size {manifest.case.size}", str(found.score_size)
 
 
 def _missing_shards(sources: Sequence[Source]) -> Iterator[str]:

@@ -52,10 +52,23 @@ def refuse_foreign_files(root: Path) -> None:
         return
     foreign = next(_foreign_files(root), None)
     if foreign is not None:
-        raise WriteError(
-            f"{foreign}: was not written by pytest-autoquant and would be replaced; move it, or "
-            "choose another folder, such as with --aq-report-dir"
-        )
+        raise _foreign(foreign, "choose another folder, such as with --aq-report-dir")
+
+
+def refuse_foreign_page(path: Path) -> None:
+    """Check that a page may be written to a file that the user names.
+
+    Raises:
+        WriteError: the file has content that this package did not write.
+    """
+    if path.is_file() and path.stat().st_size and not is_marked(path):
+        raise _foreign(path, "give another file")
+
+
+def _foreign(path: Path, advice: str) -> WriteError:
+    return WriteError(
+        f"{path}: was not written by pytest-autoquant and would be replaced; move it, or {advice}"
+    )
 
 
 def _has_summary(root: Path) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pytest_autoquant.grid.case import is_scheme_id
 from pytest_autoquant.manifests.case_result import CaseResult
+from pytest_autoquant.manifests.outcome_log import LoggedOutcome
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
 from pytest_autoquant.manifests.session_summary import LastRun, OutcomeCounts
@@ -32,12 +33,14 @@ class SessionResults:
         errors: the last attempt's error. A case can be in ``cases`` as well: measured before.
         gated: why the regression gate failed a case.
         reruns: why a resumed run measured a case again; ``kept`` are those it did not.
+        selected_anew: the change for which the groups of a kept case were selected anew.
         lost: cases that the last run expected and that sent no outcome.
         written: cases whose manifest this session put on disk.
         left_out: files that could not be read, and why.
         command: what started the session.
         shard: ``I/N`` where the session ran a part of the cases only.
         last_run: of a folder, what its last run did; None of a session, and if unknown.
+        logged: of a folder, what its outcome log holds; None if the log cannot be read.
     """
 
     cases: dict[str, CaseResult] = field(default_factory=dict)
@@ -48,6 +51,7 @@ class SessionResults:
     gated: dict[str, str] = field(default_factory=dict)
     reruns: dict[str, str] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
+    selected_anew: dict[str, str] = field(default_factory=dict)
     lost: tuple[str, ...] = ()
     written: set[str] = field(default_factory=set)
     left_out: list[str] = field(default_factory=list)
@@ -55,6 +59,7 @@ class SessionResults:
     shard: str | None = None
     write_errors: list[str] = field(default_factory=list)
     last_run: LastRun | None = None
+    logged: tuple[LoggedOutcome, ...] | None = ()
 
     def add(self, line: CaseResult | SkippedCase | FailedCase | StructureCheck) -> None:
         """Record a newer outcome of a case, or of a structure case.

@@ -87,4 +87,8 @@ def _group_lines(results: SessionResults) -> list[str]:
 
 def _rerun_lines(results: SessionResults) -> list[str]:
     reasons = Counter(results.reruns.values())
-    return [f"  re-run {count:4d}  changed: {reason}" for reason, count in reasons.most_common()]
+    changes = Counter(results.selected_anew.values())
+    return [
+        *(f"  re-run {count:4d}  changed: {reason}" for reason, count in reasons.most_common()),
+        *(f"  kept   {count:4d}  selected anew: {why}" for why, count in changes.most_common()),
+    ]

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from pytest_autoquant.errors import RecordError
 from pytest_autoquant.files import write_atomic
 from pytest_autoquant.manifests import outcome_log
 from pytest_autoquant.manifests.case_result import CaseResult, case_result_of
@@ -14,6 +13,7 @@ from pytest_autoquant.manifests.layout import state_path
 from pytest_autoquant.manifests.outcome_log import LoggedOutcome
 from pytest_autoquant.manifests.sensitivity_manifest import Manifest, dump_manifest
 from pytest_autoquant.manifests.session_summary import SUMMARY_JSON, dump_summary
+from pytest_autoquant.regression.recorded_model import refuse_replacing
 from pytest_autoquant.reports.case_report import (
     LAYERS_JSON,
     LAYERS_MARKDOWN,
@@ -25,7 +25,12 @@ from pytest_autoquant.reports.charts.grid import GRID_FILES, grid_file
 from pytest_autoquant.reports.charts.layer_map import draw_layer_map
 from pytest_autoquant.reports.charts.static_svg import picture
 from pytest_autoquant.reports.folder import cover, expected_summary
-from pytest_autoquant.reports.ownership import is_marked, marked, refuse_foreign_files
+from pytest_autoquant.reports.ownership import (
+    is_marked,
+    marked,
+    refuse_foreign_files,
+    refuse_foreign_page,
+)
 from pytest_autoquant.reports.page.render import PAGE, render_page
 from pytest_autoquant.reports.report_model import ReportModel, report_model
 from pytest_autoquant.reports.run_comparison import RunComparison, two_runs
@@ -38,19 +43,26 @@ from pytest_autoquant.reports.session_report import (
 from pytest_autoquant.reports.session_results import SessionResults
 
 
-def write_case(root: Path, manifest: Manifest, state: bytes | None = None) -> Path:
+def write_case(
+    root: Path, manifest: Manifest, state: bytes | None = None, *, text: str | None = None
+) -> Path:
     """Write a case's manifest, layer reports and, if given, ModelOpt's search state.
 
     The manifest is written last: a case that has one has all its files. Returns its path.
 
+    Args:
+        text: the manifest as JSON; None to dump it.
+
     Raises:
         WriteError: a file cannot be written.
+        AnotherModelError: it would replace a manifest of another model.
     """
     path = root / manifest.path
+    refuse_replacing(root, path, manifest.model)
     write_layer_reports(path.parent, manifest, case_result_of(manifest))
     if state is not None:
         write_atomic(state_path(path), state)
-    write_atomic(path, dump_manifest(manifest))
+    write_atomic(path, dump_manifest(manifest) if text is None else text)
     return path
 
 
@@ -118,11 +130,7 @@ def _write_outcomes(root: Path, folder: SessionResults) -> None:
     """
     outcomes: tuple[LoggedOutcome, ...]
     outcomes = (*folder.skips.values(), *folder.errors.values(), *folder.structures.values())
-    try:
-        logged = outcome_log.read(root)
-    except RecordError:
-        return
-    if outcomes != logged:
+    if folder.logged is not None and outcomes != folder.logged:
         outcome_log.compact(root, outcomes)
 
 
@@ -149,7 +157,8 @@ def write_comparison(path: Path, comparison: RunComparison) -> None:
     """Write the page of two runs.
 
     Raises:
-        WriteError: the file cannot be written.
+        WriteError: the file cannot be written, or is somebody else's.
     """
+    refuse_foreign_page(path)
     model = report_model(two_runs(comparison, path.parent))
     write_atomic(path, render_page(model, comparison))

@@ -8,17 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_autoquant.allocation.knapsack import Selection, select_formats
-from pytest_autoquant.allocation.scored_group import ScoredGroup
 from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS, EffectiveConfig
 from pytest_autoquant.formats.quant_cfg import Entry, is_enabled
 from pytest_autoquant.grid.case import Case
+from pytest_autoquant.manifests.selection import SelectedGroups, select_groups
 from pytest_autoquant.manifests.sensitivity_manifest import (
     AutoquantRun,
-    AutoquantState,
     CaseRecord,
-    Constraints,
     DatasetRecord,
     EnvironmentRecord,
     GranularityRecord,
@@ -80,9 +77,13 @@ def build_manifest(findings: Findings) -> Manifest:
     groups = findings.measurement.groups
     scores = [per_token(group, findings.data) for group in groups]
     sizes = [group_size(group.modules, findings.linears, findings.config) for group in groups]
-    selection = _selection(scores, sizes, findings)
     problems = find_problems(findings.measurement, findings.linears)
     ranking = _ranking(scores)
+    sensitivity = {
+        group.name: _sensitivity(group, score, size, rank, findings)
+        for group, score, size, rank in zip(groups, scores, sizes, _ranks(ranking), strict=True)
+    }
+    selected = select_groups(sensitivity, findings.run_config.effective_bits)
     return Manifest(
         case=_case_record(findings, problems),
         scheme=_scheme(findings),
@@ -90,15 +91,12 @@ def build_manifest(findings: Findings) -> Manifest:
         dataset=dataset_record(findings.data),
         quantization=_quantization(findings),
         num_quantized_layers=sum(len(group.modules) for group in groups if group.quantized),
-        layers=_layers(groups, selection, findings),
-        layer_sensitivity={
-            group.name: _sensitivity(group, score, size, rank, findings.config)
-            for group, score, size, rank in zip(groups, scores, sizes, _ranks(ranking), strict=True)
-        },
+        layers=_layers(groups, selected, findings),
+        layer_sensitivity=sensitivity,
         sensitivity_ranking=tuple(
             RankedGroup(name=groups[i].name, importance=_finite(scores[i])) for i in ranking
         ),
-        autoquant_state=_autoquant_state(scores, selection, findings.run_config.effective_bits),
+        autoquant_state=selected.state,
         environment=findings.environment,
         timing=_timing(findings),
         memory=findings.memory,
@@ -179,7 +177,7 @@ def dataset_record(data: CalibrationData) -> DatasetRecord:
         tokens_sha256=data.tokens_sha256,
         num_requested=data.captions.requested,
         num_calib_samples=data.num_captions,
-        num_score_samples=sum(len(batch.rows) for batch in data.scored),
+        num_score_samples=data.num_score_samples,
         num_tokens=sum(batch.num_tokens for batch in data.batches),
         num_scored_tokens=data.scored_tokens,
         token_lengths=data.token_lengths,
@@ -219,14 +217,14 @@ def _measured_entries(config: EffectiveConfig, others: Sequence[str]) -> list[En
 
 
 def _layers(
-    groups: Sequence[GroupScore], selection: Selection, findings: Findings
+    groups: Sequence[GroupScore], selected: SelectedGroups, findings: Findings
 ) -> dict[str, LayerRecord]:
-    owner = {name: i for i, group in enumerate(groups) for name in group.modules}
+    owner = {name: group for group in groups for name in group.modules}
     return {
         name: LayerRecord(
-            group=groups[owner[name]].name if name in owner else "",
-            quantized=name in owner and groups[owner[name]].quantized,
-            selected=name in owner and selection.chosen[owner[name]] == 0,
+            group=owner[name].name if name in owner else "",
+            quantized=name in owner and owner[name].quantized,
+            selected=name in owner and owner[name].name in selected.names,
             module_type=linear.module_type,
             out_features=linear.out_features,
             in_features=linear.in_features,
@@ -238,9 +236,9 @@ def _layers(
 
 
 def _sensitivity(
-    group: GroupScore, score: float, size: GroupSize, rank: int, config: EffectiveConfig
+    group: GroupScore, score: float, size: GroupSize, rank: int, findings: Findings
 ) -> GroupSensitivity:
-    quantized = f"{config.pair.format_name}(effective-bits: {size.bits:.6g})"
+    quantized = f"{findings.config.pair.format_name}(effective-bits: {size.bits:.6g})"
     return GroupSensitivity(
         formats=(quantized, UNQUANTIZED_FORMAT),
         scores=(_finite(score), 0.0),
@@ -248,47 +246,7 @@ def _sensitivity(
         importance=_finite(score),
         rank=rank,
         module_names=group.modules,
-    )
-
-
-def _selection(
-    scores: Sequence[float], sizes: Sequence[GroupSize], findings: Findings
-) -> Selection:
-    """Quantized is candidate 0, unquantized candidate 1; a broken score is never worth taking."""
-    if not scores:
-        return Selection(
-            chosen=(),
-            score=0.0,
-            effective_bits=UNQUANTIZED_BITS,
-            is_satisfied=False,
-            minimum_effective_bits=UNQUANTIZED_BITS,
-        )
-    ceiling = max((s for s in scores if math.isfinite(s)), default=1.0) * len(scores) or 1.0
-    signal = findings.measurement.signal
-    groups = [
-        ScoredGroup(
-            name=group.modules[0],
-            scores=(score if math.isfinite(score) else ceiling,),
-            bits=(size.bits,),
-            weights=size.weights,
-            left_out=frozenset({0} if signal.keeps_16_bits(group.modules) else ()),
-        ).with_unquantized()
-        for group, score, size in zip(findings.measurement.groups, scores, sizes, strict=True)
-    ]
-    return select_formats(groups, findings.run_config.effective_bits)
-
-
-def _autoquant_state(
-    scores: Sequence[float], selection: Selection, budget: float
-) -> AutoquantState:
-    chosen = [s for s, i in zip(scores, selection.chosen, strict=True) if i == 0]
-    return AutoquantState(
-        constraints=Constraints(effective_bits=budget),
-        score=_finite(sum(chosen)),
-        total_score=_finite(sum(scores)),
-        effective_bits=selection.effective_bits,
-        minimum_effective_bits=selection.minimum_effective_bits,
-        is_satisfied=selection.is_satisfied,
+        keeps_16_bits=findings.measurement.signal.keeps_16_bits(group.modules),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import platform
-import resource
 import socket
 import sys
 
@@ -37,6 +36,8 @@ def environment_record(device: torch.device, *, record_host: bool) -> Environmen
 
 def memory_record(peak_cuda_bytes: int | None) -> MemoryRecord:
     """Return the peak resident memory of this process so far beside the peak on the GPU."""
+    import resource  # POSIX only
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rss_bytes = peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
     return MemoryRecord(peak_rss_bytes=rss_bytes, peak_cuda_bytes=peak_cuda_bytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +41,7 @@ from pytest_autoquant.models.layers import (
 from pytest_autoquant.models.loading import LoadedModel, load_model
 from pytest_autoquant.models.registry import ModelSource
 from pytest_autoquant.options.settings import Settings
+from pytest_autoquant.regression.recorded_model import RecordedModel
 from pytest_autoquant.regression.resume import Earlier
 from pytest_autoquant.scoring.build_manifest import (
     Findings,
@@ -82,6 +84,7 @@ class MeasurementRunner:
 
     Args:
         earlier: fingerprints of the cases that a resumed run may keep, by ``case_id``.
+        recorded: whose results the report folder has under the model's name.
     """
 
     def __init__(
@@ -92,13 +95,16 @@ class MeasurementRunner:
         warn: Warn,
         *,
         earlier: Earlier | None = None,
+        recorded: RecordedModel | None = None,
     ) -> None:
         self._settings = settings
         self.source = source
         self._progress = progress
         self.warn = warn
         self._earlier: Earlier = earlier or {}
+        self._recorded = recorded
         self._assignment = Assignment()
+        self._originals: dict[tuple[str, str, str], Case] = {}
         self.configurations = Configurations(settings.device, settings.dtype, progress)
         self._model_error: AutoquantError | None = None
         self._unreplayable: dict[str, str] = {}
@@ -110,6 +116,7 @@ class MeasurementRunner:
     def assign(self, assignment: Assignment) -> None:
         """Set which cases the run selected and which of them this worker measures together."""
         self._assignment = assignment
+        self._originals = {}
 
     @property
     def device(self) -> torch.device:
@@ -129,23 +136,26 @@ class MeasurementRunner:
         """The model, loaded on first use; a failure is remembered rather than tried per case.
 
         Raises:
-            ModelError: the model cannot be loaded.
+            ModelError: the model cannot be loaded, or its results would be mixed with another's.
         """
         if self._model_error is not None:
             raise self._model_error
         self._progress(f"load {self.source.name}", 0, 1)
         try:
             with quiet():
-                return load_model(
+                model = load_model(
                     self.source,
                     device=self.device,
                     dtype=self.configurations.dtype,
                     random_seed=self._settings.random_seed,
                     trust_remote_code=self._settings.trust_remote_code,
                 )
+            if self._recorded is not None:
+                self._recorded.refuse_another(model.record)
         except AutoquantError as error:
             self._model_error = error
             raise
+        return model
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -325,20 +335,21 @@ class MeasurementRunner:
 
         Sizes hold the same captions where the file has too few for both.
         """
-        digest = self.config(case.combination).digest
-        for other in self._assignment.selected:
-            if other.method != case.method or not self._holds_same(other.size, case.size):
-                continue
-            config = self.config(other.combination)
-            if config.digest == digest and config.no_effect is None:
-                return other
-        return case
+        if not self._originals:
+            self._originals = self._first_by_config()
+        return self._originals.get(self._measured_as(case), case)
 
-    def _holds_same(self, size: str, other: str) -> bool:
-        if size == other:
-            return True
-        _ = self.data(size), self.data(other)
-        return self._tokens[size] == self._tokens[other]
+    def _first_by_config(self) -> dict[tuple[str, str, str], Case]:
+        found: dict[tuple[str, str, str], Case] = {}
+        for case in self._assignment.selected:
+            with suppress(AutoquantError):  # what cannot be measured measures for no other case
+                if self.config(case.combination).no_effect is None:
+                    found.setdefault(self._measured_as(case), case)
+        return found
+
+    def _measured_as(self, case: Case) -> tuple[str, str, str]:
+        """Return what cases with equal scores share: captions, config and method."""
+        return (*self._key(case.size, self.config(case.combination)), case.method)
 
     def _key(self, size: str, config: EffectiveConfig) -> tuple[str, str]:
         _ = self.data(size)

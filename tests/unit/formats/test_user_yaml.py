@@ -63,6 +63,10 @@ def test_every_problem_of_a_file_is_named(pair, tmp_path):
     [
         (PAIR.replace("int4", "int3"), f"weight must be one of {DTYPES}, got 'int3'"),
         (PAIR.replace("int8", "8"), "activation must be one of fp16, fp8, int8, int4, fp4, nvfp4"),
+        *(
+            (PAIR.replace("mine", name), "name must have at most 120 characters and not be a dev")
+            for name in ("con", "prn", "aux", "nul", "com1", "lpt9", "a" * 121)
+        ),
         (
             PAIR + "format_name: FP8 CFG\n",
             "format_name must be a name of letters, digits and _, got 'FP8 CFG'",

@@ -26,7 +26,6 @@ def test_fingerprint_holds_the_inputs_in_the_manifest(manifest):
         method="gradient",
         engine="modelopt",
         score_size=3,
-        budget=8.0,
         modelopt="0.47.0",
         torch="2.11.0",
         transformers="5.14.0",
@@ -39,7 +38,7 @@ def test_fingerprint_holds_the_inputs_in_the_manifest(manifest):
     [
         ("model", "model", {"digest": "e" * 64}),
         ("tokens", "dataset", {"tokens_sha256": "e" * 64}),
-        ("budget", "run_config", {"effective_bits": 6.0}),
+        ("score_size", "dataset", {"num_score_samples": 2}),
         ("harness", "environment", {"harness": "0.2.0"}),
     ],
 )
@@ -57,7 +56,8 @@ def test_changed_input_is_a_difference(manifest, field, part, values):
         ("model", {"id": "elsewhere/toy"}),
         ("dataset", {"name": "renamed.txt", "batch_size": 16, "num_calib_batches": 1}),
         ("case", {"status": "alias", "alias_of": "another case", "notes": ()}),
-        ("run_config", {"batch_size": 16, "engine_reason": "asked for"}),
+        ("run_config", {"batch_size": 16, "engine_reason": "asked for", "seed": 3}),
+        ("run_config", {"effective_bits": 6.0, "score_size": 128}),
         ("environment", {"python": "3.12.0", "platform": "Darwin arm64", "cuda": "12.8"}),
         ("environment", {"device_name": "another CPU", "host": "here", "user": "me"}),
     ],

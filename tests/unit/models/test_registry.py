@@ -114,6 +114,13 @@ def test_hub_id_is_named_by_its_slug(tmp_path, monkeypatch, hub_id, name):
     assert (source.location, source.public_id, source.name) == (hub_id, hub_id, name)
 
 
+def test_folder_of_a_device_s_name_needs_another_name(checkpoint):
+    folder = checkpoint.rename(checkpoint.with_name("AUX"))
+    with pytest.raises(UsageError, match=rf"^model folder {folder}: .* with --aq-model-name$"):
+        find_model(str(folder), random_weights=False)
+    assert find_model(str(folder), random_weights=False, called="mine").name == "mine"
+
+
 @pytest.mark.parametrize("name", ["nowhere", "a/b/c"])
 def test_unknown_name_is_refused_with_what_is_allowed(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -10,6 +10,7 @@ from pytest_autoquant.options.kinds import (
     COUNT,
     DRIFT,
     FLAG,
+    NAME,
     PATH,
     SHARD,
     SHARE,
@@ -28,6 +29,7 @@ ANY_NAMES, FIELD_NAMES = names(), names("model", "torch")
     ("kind", "raw", "value"),
     [
         (TEXT, "Qwen/Qwen3-VL-4B-Instruct", "Qwen/Qwen3-VL-4B-Instruct"),
+        (NAME, "my-finetune_v2.1", "my-finetune_v2.1"),
         (WEIGHTS, "random", "random"),
         (PATH, "data/coco.txt", Path("data/coco.txt")),
         (PATH, "~/reports", Path.home() / "reports"),
@@ -68,6 +70,7 @@ def test_value_is_converted(kind, raw, value):
 
 
 REFUSED = {
+    NAME: ["", "A", "a b", "a/b", "..", "ft.", "ft ", "-a", "con", "nul.txt", "com1", "a" * 121],
     WEIGHTS: ["", "Random", "checkpoint,random"],
     PATH: ["", " ", "~no-such-user/reports"],
     ANY_NAMES: ["", " , ", []],

@@ -33,9 +33,17 @@ def test_options_narrow_the_grid_and_sizes_keep_their_order():
     ]
 
 
+def test_model_name_is_that_of_cases_and_schemes():
+    plan = run_plan(model_name="mine", schemes="fp8_autoquant_full")
+    assert plan.cases[0].case_id == "mine/wfp4_afp16/default/small/gradient"
+    assert plan.schemes[0].case_id == "mine/schemes/fp8_autoquant_full/large"
+    assert run_plan(model_name="mine", weights="random").source.name == "mine-random"
+
+
 @pytest.mark.parametrize(
     ("values", "error", "part"),
     [
+        ({"model_name": "tiny-qwen2.5-vl"}, UsageError, "an embedded or registered model"),
         ({"pairs": "wint4_aint9"}, UsageError, "did you mean 'wint4_aint8'"),
         ({"granularities": "w_group96"}, UsageError, "w_group64"),
         ({"sizes": "huge"}, UsageError, "small, medium, large"),

@@ -8,6 +8,7 @@ import pytest
 from builders import changed
 from pytest_autoquant.errors import RecordError, WriteError
 from pytest_autoquant.files import write_atomic
+from pytest_autoquant.manifests.selection import with_budget
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest, read_manifest
 from pytest_autoquant.regression.baselines import PASSED, Baselines, Outcome, Verdict
 from pytest_autoquant.regression.tolerances import Tolerances
@@ -160,6 +161,18 @@ def test_any_version_of_the_harness_is_compared(bless, gate, manifest, version):
     bless(manifest)
     later = changed(manifest, "environment", harness=version)
     assert gate().judge(later, MEASURED, STRICT) == PASSED
+
+
+def test_baseline_is_selected_under_the_budget_of_the_case(bless, gate, manifest):
+    bless(manifest)
+    measured = with_budget(manifest, 12.0)
+    assert {name for name, layer in measured.layers.items() if layer.selected} != {
+        name for name, layer in manifest.layers.items() if layer.selected
+    }
+    assert gate().judge(measured, MEASURED, STRICT) == PASSED
+    layers = {name: replace(layer, selected=True) for name, layer in measured.layers.items()}
+    verdict = gate().judge(replace(measured, layers=layers), MEASURED, STRICT)
+    assert "1 group selected otherwise under the bit budget" in verdict.text
 
 
 # A case without a baseline

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from builders import changed, files_in, results_of, structure_check
-from pytest_autoquant.errors import RecordError, WriteError
+from pytest_autoquant.errors import ModelError, RecordError, WriteError
 from pytest_autoquant.manifests import outcome_log
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
@@ -53,6 +53,15 @@ def refusal(folders, target, **options):
         merge(folders, target, **options)
     assert not target.exists()
     return str(caught.value)
+
+
+def test_folder_of_another_model_of_the_name_is_no_target(tmp_path, ran, manifest):
+    target = tmp_path / "target"
+    write_case(target, changed(manifest, "model", digest="e" * 64))
+    written = files_in(target)
+    with pytest.raises(ModelError, match=f"has digest {'e' * 16}, this model has {'d' * 16}"):
+        merge([ran("one", "default")], target)
+    assert files_in(target) == written
 
 
 def test_merged_shards_equal_the_whole_run_byte_for_byte(tmp_path, ran):
@@ -164,7 +173,9 @@ def test_folder_passed_twice_is_refused(tmp_path, ran):
         ("torch", "environment", {"torch": "2.12.0"}, ("2.11.0", "2.12.0")),
         ("transformers", "environment", {"transformers": "5.1"}, ("5.14.0", "5.1")),
         ("harness", "environment", {"harness": "0.2.0"}, ("0.1.0", "0.2.0")),
+        ("bit budget", "run_config", {"effective_bits": 6.0}, ("8", "6")),
         ("captions of size small", "dataset", {"sha256": "e" * 64}, ("c" * 16, "e" * 16)),
+        ("scored captions of size small", "dataset", {"num_score_samples": 2}, ("3", "2")),
     ],
 )
 def test_cases_measured_on_different_things_are_refused_with_a_file_of_each(

@@ -4,8 +4,14 @@ import pytest
 from pytest_autoquant.errors import WriteError
 from pytest_autoquant.reports.ownership import refuse_foreign_files
 from pytest_autoquant.reports.rebuild import rebuild
+from pytest_autoquant.reports.run_comparison import compare_runs
 from pytest_autoquant.reports.session_results import SessionResults
-from pytest_autoquant.reports.write import write_case, write_expected, write_summary
+from pytest_autoquant.reports.write import (
+    write_case,
+    write_comparison,
+    write_expected,
+    write_summary,
+)
 
 REPORTS = ("index.html", "summary.md", "summary.json", "schemes.md", "outcomes.jsonl", "grid-a.svg")
 
@@ -47,3 +53,18 @@ def test_only_marked_pictures_are_deleted_as_outdated(tmp_path, session):
     (tmp_path / "grid-of-things.svg").write_text("<svg/>")
     write_summary(tmp_path, session)
     assert (tmp_path / "grid-of-things.svg").read_text() == "<svg/>"
+
+
+def test_page_of_two_runs_replaces_an_empty_file_and_its_like_alone(tmp_path, manifest):
+    write_case(tmp_path / "run", manifest)
+    comparison = compare_runs(tmp_path / "run", tmp_path / "run")
+    page = tmp_path / "two.html"
+    page.write_text("<p>mine</p>")
+    with pytest.raises(WriteError, match=f"^{page}: was not written by .*, or give another file$"):
+        write_comparison(page, comparison)
+    assert page.read_text() == "<p>mine</p>"
+    page.write_bytes(b"")
+    write_comparison(page, comparison)
+    written = page.read_bytes()
+    write_comparison(page, comparison)
+    assert page.read_bytes() == written

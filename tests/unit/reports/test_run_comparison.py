@@ -7,6 +7,7 @@ import pytest
 from builders import changed
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.files import write_atomic
+from pytest_autoquant.manifests.selection import with_budget
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
 from pytest_autoquant.reports.comparison_report import compare_markdown
 from pytest_autoquant.reports.run_comparison import compare_runs
@@ -170,6 +171,14 @@ def test_different_fingerprint_field_is_mentioned_once(page, manifest):
     equal = page(befores, befores).text
     assert "Only in" not in equal
     assert "Measured on something else" not in equal
+
+
+def test_different_bit_budget_is_mentioned_once(page, manifest):
+    befores, afters = (
+        [named(side, name) for name in "ab"] for side in (manifest, with_budget(manifest, 6.0))
+    )
+    assert page(befores, afters).text.count("under 8 bits per weight in the first run and 6") == 1
+    assert "bits per weight" not in page(befores, befores).text
 
 
 def test_hostile_names_break_neither_the_tables_nor_the_page(page, scored):

@@ -201,6 +201,7 @@ def test_gated_kept_and_lost_cases_are_in_every_report_of_a_resumed_shard(render
         gated={line.case_id: "drifted: total score +9%"},
         reruns=reruns,
         kept={"lighter", "alias"},
+        selected_anew=dict.fromkeys(("lighter", "alias"), "bit budget 8 -> 6"),
         lost=("gone", "missing"),
         write_errors=[],
     )
@@ -217,6 +218,7 @@ def test_gated_kept_and_lost_cases_are_in_every_report_of_a_resumed_shard(render
         "  lost   gone: was to run and sent no outcome",
         "  lost   missing: was to run and sent no outcome",
         "  re-run    2  changed: torch 2.10 -> 2.11",
+        "  kept      2  selected anew: bit budget 8 -> 6",
     ]
     assert render(markdown_of(gated)).tables[0][3:] == [
         [line.case_id, "drifted: total score +9%"],

@@ -7,6 +7,7 @@ from urllib.parse import unquote
 import pytest
 from builders import changed, files_in, results_of
 from pytest_autoquant.errors import WriteError
+from pytest_autoquant.manifests import outcome_log
 from pytest_autoquant.manifests.outcomes import SkippedCase
 from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
 from pytest_autoquant.reports.ownership import MARK
@@ -55,6 +56,13 @@ def test_summary_files_are_at_the_root_and_link_to_reports(tmp_path, session, re
     links = render((tmp_path / "summary.md").read_text()).links
     assert len(links) == 3
     assert all((tmp_path / unquote(link)).is_file() for link in links)
+
+
+def test_outcome_log_is_read_once_for_a_summary(tmp_path, session, monkeypatch):
+    roots, read = [], outcome_log.read
+    monkeypatch.setattr(outcome_log, "read", lambda root: roots.append(root) or read(root))
+    write_summary(tmp_path, session)
+    assert roots == [tmp_path]
 
 
 def test_unwritable_report_is_named(tmp_path, manifest):

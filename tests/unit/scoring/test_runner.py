@@ -13,6 +13,7 @@ from pytest_autoquant.grid.assignment import Assignment
 from pytest_autoquant.manifests.fingerprint import fingerprint_of
 from pytest_autoquant.modelopt_support.status import Status
 from pytest_autoquant.options.run_plan import RunPlan
+from pytest_autoquant.regression.recorded_model import RecordedModel
 from pytest_autoquant.scoring.runner import MeasurementRunner
 
 SWEEP_REASON = "scores every config of a size in one sweep"
@@ -35,6 +36,7 @@ class Bench:
 
     plan: RunPlan
     earlier: dict = field(default_factory=dict)
+    recorded: RecordedModel | None = None
     phases: list = field(default_factory=list)
     warnings: list = field(default_factory=list)
 
@@ -45,6 +47,7 @@ class Bench:
             lambda phase, done, total: self.phases.append(phase),
             self.warnings.append,
             earlier=self.earlier,
+            recorded=self.recorded,
         )
         self.runner.assign(self.plan.assign(self.plan.cases, workers=1))
 
@@ -447,3 +450,17 @@ def test_case_measured_on_the_same_inputs_has_no_changes(int8):
     assert "sweep" in bench.measure(changed.test_id)[1]
     assert bench.measure(new.test_id)[1] == set()
     assert "sweep" in bench.measure(kept.test_id)[1]
+
+
+def test_model_whose_name_is_taken_is_refused_before_anything_is_measured(int8):
+    record = int8[0].runner.model.record
+    taken = RecordedModel(record=replace(record, digest="0" * 64), manifest="a/b.json")
+    options = {"device": "cpu", "sizes": "small", "pairs": "wint8_afp16"}
+    bench = Bench(plan=run_plan(**options), recorded=taken)
+    for _ in range(2):
+        bench.phases.clear()
+        with pytest.raises(ModelError, match=f"digest {'0' * 16}, .* has {record.digest[:16]}"):
+            bench.measure("wint8_afp16-default-small")
+    assert bench.phases == []  # the second case does not load it again
+    same = Bench(plan=bench.plan, recorded=RecordedModel(record=record, manifest="a/b.json"))
+    assert same.runner.model.record == record

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pytest_autoquant.errors import AutoquantError, RecordError
+from pytest_autoquant.errors import AnotherModelError, AutoquantError, RecordError
 from pytest_autoquant.files import check_writable, write_atomic
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcome_log import append
@@ -19,7 +19,8 @@ from pytest_autoquant.manifests.scheme_manifest import (
     load_scheme,
     read_scheme_manifest,
 )
-from pytest_autoquant.manifests.sensitivity_manifest import Manifest, load_manifest
+from pytest_autoquant.manifests.selection import with_budget
+from pytest_autoquant.manifests.sensitivity_manifest import Manifest, ModelRecord, load_manifest
 from pytest_autoquant.options.run_plan import RunPlan
 from pytest_autoquant.plugin.controller.gate import Gate
 from pytest_autoquant.plugin.messages.collected import CollectedCases
@@ -29,12 +30,18 @@ from pytest_autoquant.plugin.messages.outcome import (
     Failed,
     Kept,
     MeasuredCase,
+    Refused,
     Skipped,
     WorkerReport,
     load_report,
 )
 from pytest_autoquant.redact import command_line, without_paths
 from pytest_autoquant.regression.baselines import PASSED, Outcome, Verdict
+from pytest_autoquant.regression.recorded_model import (
+    RecordedModel,
+    recorded_model,
+    refuse_replacing,
+)
 from pytest_autoquant.regression.resume import earlier_manifest
 from pytest_autoquant.reports.ownership import refuse_foreign_files
 from pytest_autoquant.reports.session_results import SessionResults
@@ -82,6 +89,7 @@ class Collector:
         self._collected = CollectedCases()
         self._open: set[str] = set()
         self._failed: set[str] = set()
+        self._models: dict[str, RecordedModel] = {}
         self._unblessed: dict[str, tuple[Manifest, Mapping[str, float] | None]] = {}
 
     def check_folders(self) -> None:
@@ -140,7 +148,8 @@ class Collector:
                 verdict = self._take_silent(case_id, end)
         except AutoquantError as error:
             self._open.discard(end.nodeid)
-            self.results.write_errors.append(str(error))
+            if str(error) not in self.results.write_errors:
+                self.results.write_errors.append(str(error))
             return Verdict(outcome=Outcome.FAILED, text=str(error))
         self._open.discard(end.nodeid)  # not earlier: a case that is interrupted here is lost
         if case_id is not None and end.failure is not None and not self._has_failed(case_id):
@@ -194,6 +203,8 @@ class Collector:
                 return self._take_skip(outcome.case)
             case Failed():
                 self._log(outcome.case)
+            case Refused():
+                raise AnotherModelError(outcome.problem)
             case Checked():
                 self._log(outcome.check)
         return PASSED
@@ -218,18 +229,28 @@ class Collector:
         case_id = manifest.case.case_id
         if case_id not in self.results.written:
             failed = self.results.errors.get(case_id)
-            self._write(manifest, end.state)
+            self._write(manifest, outcome.manifest, end.state)
             if failed is not None:
                 self.results.add(failed)  # another test of the case failed
         if outcome.rerun is not None:
             self.results.reruns[case_id] = outcome.rerun
         return self._judge(manifest, report, end)
 
-    def _write(self, manifest: Manifest, state: bytes | None) -> None:
+    def _refuse_another(self, model: ModelRecord, manifest: Path) -> None:
+        """Refuse results of another model under a name that the report folder knows."""
+        known = self._models.get(model.name) or recorded_model(self._root, model.name)
+        if known is not None:
+            known.refuse_another(model)
+        self._models[model.name] = known or RecordedModel(
+            record=model, manifest=manifest.as_posix()
+        )
+
+    def _write(self, manifest: Manifest, text: str, state: bytes | None) -> None:
         """Write a case; one that cannot be written is shown as such, an interrupted one is lost."""
         case = case_result_of(manifest)
+        self._refuse_another(manifest.model, manifest.path)
         try:
-            write_case(self._root, manifest, state)
+            write_case(self._root, manifest, state, text=text)
             self.results.written.add(case.case_id)
         except AutoquantError:
             self.results.add(case)
@@ -242,6 +263,13 @@ class Collector:
             raise RecordError(
                 f"{case_id}: its manifest was removed while the run was resumed; run it again"
             )
+        budget = self._plan.settings.effective_bits
+        selected = with_budget(manifest, budget)
+        if selected is not manifest:
+            before = manifest.run_config.effective_bits
+            self.results.selected_anew[case_id] = f"bit budget {before:g} -> {budget:g}"
+            write_case(self._root, selected)
+        manifest = selected
         self.results.add(case_result_of(manifest))
         self.results.kept.add(case_id)
         return self._judge(manifest, report, end)
@@ -249,6 +277,9 @@ class Collector:
     def _take_scheme(self, manifest: SchemeManifest) -> None:
         """Write a scheme's manifest, unless the record of an exported checkpoint lies there."""
         path = self._root / manifest.path
+        self._refuse_another(manifest.model, manifest.path)
+        if manifest.export is None:  # an export has written its manifest itself
+            refuse_replacing(self._root, path, manifest.model)
         self.results.schemes[manifest.case_id] = manifest
         if manifest.export is None and self._is_exported(path):
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,9 @@ from pytest_autoquant.plugin.pytest_config import (
 from pytest_autoquant.text import counted
 
 if TYPE_CHECKING:
+    from pytest_autoquant.options.run_plan import RunPlan
     from pytest_autoquant.plugin.controller.collector import Collector
+    from pytest_autoquant.regression.recorded_model import RecordedModel
     from pytest_autoquant.regression.resume import Earlier
 
 
@@ -66,6 +69,17 @@ class Controller:
             found = read_earlier(plan.root, plan.cases)
         self.collector.results.left_out += found.unreadable
         return found.fingerprints
+
+    @cached_property
+    def recorded(self) -> RecordedModel | None:
+        """Whose results the report folder has under the model's name."""
+        from pytest_autoquant.regression.recorded_model import recorded_model
+
+        try:
+            plan = plan_of(self._config)
+        except pytest.UsageError:
+            return None  # a worker that collects cases says so
+        return recorded_model(plan.root, plan.source.name)
 
     def pytest_configure(self, config: pytest.Config) -> None:
         """Refuse bad input before anything is collected; ask torch only where devices matter."""
@@ -128,8 +142,20 @@ class Controller:
             plan.check_budget([by_id[i] for i in collected.cases.values() if i in by_id])
             self._check_device()
             self.collector.check_folders()
+            if self._collected is None and (collected.cases or collected.schemes):
+                self._refuse_another_model(plan)
             self.collector.expect(collected)
         self._collected = collected
+
+    def _refuse_another_model(self, plan: RunPlan) -> None:
+        """Refuse a local checkpoint whose name is another's; other models are known once loaded."""
+        folder = Path(plan.source.location)
+        is_local = plan.settings.random_seed is None and folder.is_dir()
+        if is_local and self.recorded is not None:
+            from pytest_autoquant.models.checkpoint_digest import files_digest
+
+            with suppress(OSError):  # loading says what cannot be read
+                self.recorded.refuse_another_checkpoint(plan.source.name, files_digest(folder))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_warning_recorded(self, warning_message: Any) -> None:
@@ -222,6 +248,7 @@ class Controller:
             gpu=index,
             workers_on_host=sum(_host(spec) == host for spec in node.nodemanager.specs),
             earlier=self.earlier if is_configured(self._config) else {},
+            recorded=self.recorded if is_configured(self._config) else None,
         ).dump()
 
     @pytest.hookimpl(optionalhook=True)

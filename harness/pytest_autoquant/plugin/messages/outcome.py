@@ -62,6 +62,17 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A case that is not measured because its name is another model's; ``problem`` says which.
+
+    It is no outcome of the case: that is the other model's.
+    """
+
+    problem: str
+    kind: Literal["refused"] = "refused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
     """A structure case."""
 
@@ -69,7 +80,7 @@ class Checked:
     kind: Literal["checked"] = "checked"
 
 
-Outcome = MeasuredCase | DerivedScheme | Kept | Skipped | Failed | Checked
+Outcome = MeasuredCase | DerivedScheme | Kept | Skipped | Failed | Refused | Checked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pytest
 
+    from pytest_autoquant.regression.recorded_model import RecordedModel
     from pytest_autoquant.regression.resume import Earlier
 
 WORKER_INPUT = "autoquant"
@@ -24,12 +25,14 @@ class WorkerInput:
         gpu: index of the worker's GPU among those visible on its host; None outside xdist.
         workers_on_host: how many workers share the CPU cores of the host.
         earlier: fingerprints of the cases that a resumed run may keep.
+        recorded: whose results the report folder has under the model's name.
     """
 
     is_dealt_by_part: bool = False
     gpu: int | None = None
     workers_on_host: int = 1
     earlier: Earlier = field(default_factory=dict)
+    recorded: RecordedModel | None = None
 
     def dump(self) -> str:
         """Return it as JSON."""
@@ -46,4 +49,10 @@ def worker_input_of(config: pytest.Config) -> WorkerInput:
         from pytest_autoquant.manifests.fingerprint import Fingerprint
 
         found["earlier"] = {i: Fingerprint(**fields) for i, fields in found["earlier"].items()}
+    if found["recorded"] is not None:
+        from pytest_autoquant.manifests.sensitivity_manifest import ModelRecord
+        from pytest_autoquant.regression.recorded_model import RecordedModel
+
+        record = ModelRecord(**found["recorded"].pop("record"))
+        found["recorded"] = RecordedModel(record=record, **found["recorded"])
     return WorkerInput(**found)

@@ -1,21 +1,21 @@
-"""The worker's pytest hooks, in every process that runs tests."""
+"""The worker's part of a test: skip its case, or measure it and attach the outcome."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_autoquant.errors import AutoquantError, MeasurementError, UsageError
+from pytest_autoquant.errors import AnotherModelError, AutoquantError, MeasurementError, UsageError
 from pytest_autoquant.extras import require_measure
-from pytest_autoquant.grid.case import Case, CaseParameter, Combination, SchemeCase
+from pytest_autoquant.grid.case import Case, Combination, SchemeCase
 from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase, StructureCheck
 from pytest_autoquant.plugin.gpus import pin
-from pytest_autoquant.plugin.messages.collected import CollectedCases
 from pytest_autoquant.plugin.messages.outcome import (
     Checked,
     DerivedScheme,
@@ -23,31 +23,29 @@ from pytest_autoquant.plugin.messages.outcome import (
     Kept,
     MeasuredCase,
     Outcome,
+    Refused,
     Skipped,
     WorkerReport,
     dump_report,
 )
-from pytest_autoquant.plugin.messages.worker_input import worker_input_of
+from pytest_autoquant.plugin.messages.worker_input import WorkerInput, worker_input_of
 from pytest_autoquant.plugin.pytest_config import (
     CASE,
-    COMBINATION,
-    PARAMETERS,
     SCHEME,
     as_failure,
     failure,
     is_end_of_test,
     is_worker,
-    only_looks,
     parameter,
     plan_of,
 )
 from pytest_autoquant.plugin.worker.progress_line import ProgressLine, terminal_writer
+from pytest_autoquant.plugin.worker.selection import Selection
 from pytest_autoquant.regression.tolerances import check_marker
 from pytest_autoquant.text import in_words
 
 if TYPE_CHECKING:
     from pytest_autoquant.export.pipeline import SchemeRunner
-    from pytest_autoquant.grid.assignment import Assignment
     from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
     from pytest_autoquant.manifests.sensitivity_manifest import Manifest
     from pytest_autoquant.modelopt_support.status import Support
@@ -58,7 +56,6 @@ _OUTCOMES: pytest.StashKey[list[Outcome]] = pytest.StashKey()
 _STATE = pytest.StashKey["bytes | None"]()
 _RERUN = pytest.StashKey[str]()
 _REFUSED = pytest.StashKey[str]()
-_USES_US = frozenset(("aq_measure", "aq_check", "aq_derive", "aq_runner"))
 
 
 class AutoquantWarning(UserWarning):
@@ -75,48 +72,16 @@ def worker_of(config: pytest.Config) -> Worker:
     return worker
 
 
-def parametrize(metafunc: pytest.Metafunc) -> None:
-    """Parametrize a test over the cases, combinations or schemes that it asks for."""
-    names = [name for name in PARAMETERS if name in metafunc.fixturenames]
-    if not names:
-        return
-    try:
-        plan = plan_of(metafunc.config)
-    except pytest.UsageError as error:
-        raise pytest.Collector.CollectError(str(error)) from None
-    grids: dict[str, tuple[CaseParameter, ...]] = {
-        CASE: plan.cases,
-        COMBINATION: plan.combinations,
-        SCHEME: plan.schemes,
-    }
-    for name in names:
-        _refuse_own_values(metafunc, name)
-        metafunc.parametrize(name, [_param(value) for value in grids[name]])
-
-
-def _refuse_own_values(metafunc: pytest.Metafunc, name: str) -> None:
-    for marker in metafunc.definition.iter_markers("parametrize"):
-        names = marker.args[0] if marker.args else marker.kwargs.get("argnames", "")
-        if name in (names.replace(" ", "").split(",") if isinstance(names, str) else names):
-            raise pytest.Collector.CollectError(
-                f"{name} has the selected values as its parameters; for some of them select with "
-                '--aq-pairs and the like, or ask by name: aq_measure("wint4_afp16-default-small")'
-            )
-
-
-def _param(value: CaseParameter) -> Any:
-    is_experimental = any(c.pair.experimental for c in value.combinations)
-    marks = [pytest.mark.aq_experimental] if is_experimental else []
-    return pytest.param(value, id=value.test_id, marks=marks)
-
-
 class Worker:
-    """Selects, skips and measures."""
+    """Skips and measures.
 
-    def __init__(self, config: pytest.Config) -> None:
+    Args:
+        selection: which cases this process measures together.
+    """
+
+    def __init__(self, config: pytest.Config, selection: Selection) -> None:
         self._config = config
-        self._collected = CollectedCases()
-        self._assignment: Assignment | None = None
+        self._selection = selection
 
     @cached_property
     def progress(self) -> ProgressLine:
@@ -143,12 +108,18 @@ class Worker:
         from pytest_autoquant.scoring.runner import MeasurementRunner
 
         share_cores(given.workers_on_host)
-        earlier = given.earlier if is_worker(self._config) else self._earlier_here()
+        if not is_worker(self._config):
+            given = self._input_here(given)
         runner = MeasurementRunner(
-            settings, self.plan.source, self.progress, _warn, earlier=earlier
+            settings,
+            self.plan.source,
+            self.progress,
+            _warn,
+            earlier=given.earlier,
+            recorded=given.recorded,
         )
-        if self._assignment is not None:
-            runner.assign(self._assignment)
+        if self._selection.assignment is not None:
+            runner.assign(self._selection.assignment)
         return runner
 
     @cached_property
@@ -172,105 +143,28 @@ class Worker:
             load_in_vllm=plan.settings.load_vllm,
         )
 
-    def _earlier_here(self) -> Mapping[str, Any]:
+    def _input_here(self, given: WorkerInput) -> WorkerInput:
+        """Return what the controller in this process tells the worker in it."""
         from pytest_autoquant.plugin import controller_of
 
-        return controller_of(self._config).earlier
+        controller = controller_of(self._config)
+        return replace(given, earlier=controller.earlier, recorded=controller.recorded)
 
-    # Selection
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Deselect what ``--aq-structure-only`` and ``--aq-gpu-only`` leave out."""
-        settings = self.plan.settings
-        if settings.structure_only:
-            self._keep(items, [item for item in items if item.get_closest_marker("aq_structure")])
-        if settings.gpu_only:
-            self._keep(items, [item for item in items if item.get_closest_marker("aq_gpu")])
-
-    @pytest.hookimpl(specname="pytest_collection_modifyitems", trylast=True)
-    def pytest_select_shard(self, items: list[pytest.Item]) -> None:
-        """Keep this shard's cases, and remember which of them are measured together."""
-        ours = [item for item in items if _is_ours(item)]
-        if not ours:
-            return
-        cases = [case for item in items if (case := parameter(item, CASE)) is not None]
-        dealt = worker_input_of(self._config)
-        workers = self._config.workerinput["workercount"] if dealt.is_dealt_by_part else 1  # type: ignore[attr-defined]
-        self._assignment = self.plan.assign(cases, workers=workers)
-        self._refuse_schemes_without_names(items)
-        self._keep(items, [item for item in items if self._is_in_shard(item)])
-        self._collected = CollectedCases(num_selected=len(ours))
-
-    def _refuse_schemes_without_names(self, items: list[pytest.Item]) -> None:
-        is_all = all(parameter(item, SCHEME) is not None for item in items)
-        if is_all and not self.plan.settings.schemes and not is_worker(self._config):
-            raise pytest.UsageError(
-                "only scheme cases are selected and none is named; give --aq-schemes=NAME,... or "
-                "--aq-schemes=all"
-            )
-
-    def _keep(self, items: list[pytest.Item], kept: list[pytest.Item]) -> None:
-        if len(kept) < len(items):
-            gone = set(items) - set(kept)
-            self._config.hook.pytest_deselected(items=[item for item in items if item in gone])
-            items[:] = kept
-
-    def _is_in_shard(self, item: pytest.Item) -> bool:
-        case, combination, scheme = (parameter(item, name) for name in PARAMETERS)
-        if scheme is not None:
-            return self.plan.takes_scheme(scheme)
-        if case is not None:
-            assert self._assignment is not None
-            return self._assignment.holds(case)
-        return combination is None or self.plan.takes_combination(combination)
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Announce which tests are cases, before the controller learns their names."""
-        items = [item for item in session.items if _is_ours(item)]
-        cases, schemes = _ids(items, CASE), _ids(items, SCHEME)
-        collected = CollectedCases(
-            cases=cases,
-            schemes=schemes,
-            others=tuple(
-                i.nodeid for i in items if i.nodeid not in cases and i.nodeid not in schemes
-            ),
-            num_selected=self._collected.num_selected,
-            problem=self._preset_problem(items),
-        )
-        if not collected.num_selected:
-            return
-        if is_worker(self._config):
-            from pytest_autoquant.plugin.xdist_adapter import announce
-
-            announce(collected, self._config)
-        else:
-            from pytest_autoquant.plugin import controller_of
-
-            controller_of(self._config).collect(collected)
-
-    def _preset_problem(self, items: list[pytest.Item]) -> str:
-        """Return why presets that pairs of one's own name cannot be used; empty if they can."""
-        values = (parameter(item, name) for item in items for name in PARAMETERS)
-        combinations = [each for value in values if value for each in value.combinations]
-        if only_looks(self._config) or not any(each.pair.from_preset for each in combinations):
-            return ""
-        try:
-            self.runner.configurations.check_presets(combinations)
-        except UsageError as error:
-            return str(error)
-        return ""
-
-    # Tests
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Skip a case that cannot run here, with the true reason, through a skip marker."""
-        case, scheme = parameter(item, CASE), parameter(item, SCHEME)
-        item.stash[_OUTCOMES] = []  # of an earlier attempt
+    @pytest.hookimpl(specname="pytest_runtest_setup", tryfirst=True)
+    def pytest_forget_attempt(self, item: pytest.Item) -> None:
+        """Forget the outcomes of an earlier attempt, and refuse a wrong marker."""
+        item.stash[_OUTCOMES] = []
         self._check_marker(item)
-        if item.get_closest_marker("skip") is not None or case is scheme is None:
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Skip a case that cannot run here, with the true reason.
+
+        By then pytest has looked at ``skip``, ``skipif`` and ``xfail(run=False)``, in an
+        implementation that is ``tryfirst``. It sets up fixtures afterwards, in one that it
+        registered before this one.
+        """
+        case, scheme = parameter(item, CASE), parameter(item, SCHEME)
+        if case is scheme is None:
             return
         # An error of ours is left to the case, which fails with the message.
         with suppress(AutoquantError), self._progress_shown(item.name):
@@ -305,7 +199,7 @@ class Worker:
 
     def _skip(self, item: pytest.Item, case: SkippedCase) -> None:
         _add(item, Skipped(case=case))
-        item.add_marker(pytest.mark.skip(reason=f"{case.status}: {case.reason}"))
+        pytest.skip(f"{case.status}: {case.reason}")
 
     def _resume(self, item: pytest.Item, case: Case) -> None:
         """Skip a case that was measured on the same inputs, or remember what changed."""
@@ -314,7 +208,7 @@ class Worker:
             item.stash[_RERUN] = ", ".join(map(str, changes))
         elif changes is not None:
             _add(item, Kept(case=KeptCase(case_id=case.case_id)))
-            item.add_marker(pytest.mark.skip(reason="kept: measured before on the same inputs"))
+            pytest.skip("kept: measured before on the same inputs")
 
     def measure(self, item: pytest.Item, case: Case | str) -> Manifest:
         """Measure a case and attach its manifest to the test."""
@@ -378,10 +272,16 @@ class Worker:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, Any, Any]:
-        """Attach the outcomes as a JSON string: it survives the way to an xdist controller."""
+        """Attach the outcomes as a JSON string: it survives the way to an xdist controller.
+
+        A skip in the setup is shown at the test, not at the line here that raised it.
+        """
         report = yield
         outcomes = item.stash.get(_OUTCOMES, None)
         if is_end_of_test(report) and outcomes:
+            if report.when == "setup" and isinstance(report.longrepr, tuple):
+                path, line = item.reportinfo()[:2]
+                report.longrepr = (str(path), (line or 0) + 1, report.longrepr[2])
             marker = item.get_closest_marker("aq_tolerance")
             report.autoquant = dump_report(
                 WorkerReport(
@@ -391,17 +291,6 @@ class Worker:
             )
             report.autoquant_state = item.stash.get(_STATE, None)
         return report
-
-
-def _is_ours(item: pytest.Item) -> bool:
-    if any(parameter(item, name) is not None for name in PARAMETERS):
-        return True
-    return not _USES_US.isdisjoint(getattr(item, "fixturenames", ()))
-
-
-def _ids(items: list[pytest.Item], name: str) -> dict[str, str]:
-    values = ((item.nodeid, parameter(item, name)) for item in items)
-    return {nodeid: value.case_id for nodeid, value in values if value is not None}
 
 
 def _skipped(case: Case | SchemeCase, support: Support, bits: float | None) -> SkippedCase:
@@ -422,6 +311,9 @@ def _attached(item: pytest.Item, case: Case | SchemeCase) -> Iterator[None]:
     """Attach what a case raised; an error of ours fails it with the message alone."""
     try:
         yield
+    except AnotherModelError as error:
+        _add(item, Refused(problem=str(error)))
+        raise failure(error) from None
     except AutoquantError as error:
         _add(item, Failed(case=FailedCase(case_id=case.case_id, problem=str(error))))
         if isinstance(error, MeasurementError) and error.trace:

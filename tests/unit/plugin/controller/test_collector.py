@@ -4,12 +4,14 @@ import json
 from dataclasses import replace
 
 import pytest
-from builders import changed, run_plan, structure_check
+from builders import changed, files_in, run_plan, structure_check, with_case_names
 from pytest_autoquant.errors import RecordError, WriteError
 from pytest_autoquant.files import write_atomic
+from pytest_autoquant.manifests.layout import state_path
 from pytest_autoquant.manifests.outcome_log import OUTCOME_LOG, read
 from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase
 from pytest_autoquant.manifests.scheme_manifest import ExportRecord, dump_scheme, load_scheme
+from pytest_autoquant.manifests.selection import with_budget
 from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest, read_manifest
 from pytest_autoquant.manifests.session_summary import read_summary
 from pytest_autoquant.plugin.controller.collector import Collector, TestEnd
@@ -20,6 +22,7 @@ from pytest_autoquant.plugin.messages.outcome import (
     Failed,
     Kept,
     MeasuredCase,
+    Refused,
     Skipped,
     WorkerReport,
     dump_report,
@@ -85,6 +88,12 @@ def test_measured_case_is_on_disk_when_it_has_been_taken(tmp_path, manifest):
     assert not (tmp_path / "out" / OUTCOME_LOG).exists()
 
 
+def test_manifest_is_on_disk_as_it_arrived(tmp_path, manifest):
+    arrived = MeasuredCase(manifest=dump_manifest(manifest).replace("\n", "\n\n"))
+    collector_of(tmp_path).take(end(arrived))
+    assert (tmp_path / "out" / manifest.path).read_text() == arrived.manifest
+
+
 def test_outcomes_without_a_manifest_are_in_the_log_when_they_have_been_taken(tmp_path):
     collector = collector_of(tmp_path)
     failed = FailedCase(case_id="m/other", problem="out of memory")
@@ -95,6 +104,46 @@ def test_outcomes_without_a_manifest_are_in_the_log_when_they_have_been_taken(tm
     assert collector.results.skips == {CASE: SKIP}
     assert collector.results.errors == {"m/other": failed}
     assert collector.results.structures == {("wfp8_afp8", "default"): CHECK}
+
+
+def test_results_of_another_model_of_the_name_are_refused_and_change_nothing(
+    tmp_path, manifest, derived
+):
+    write_case(tmp_path / "out", manifest)
+    write_atomic(tmp_path / "out" / derived.path, dump_scheme(derived))
+    collector, written = collector_of(tmp_path), files_in(tmp_path / "out")
+    del written["summary.json"]
+    other_case = with_case_names(manifest, size="large")
+    for outcome in (
+        measured(changed(manifest, "model", digest="e" * 64)),
+        measured(changed(other_case, "model", digest="e" * 64)),
+        scheme(changed(derived, "model", digest="e" * 64)),
+    ):
+        verdict = collector.take(end(outcome))
+        assert verdict.outcome is Outcome.FAILED
+        assert f"has digest {'d' * 16}, this model has {'e' * 16}; " in verdict.text
+    assert written.items() <= files_in(tmp_path / "out").items()
+    assert files_in(tmp_path / "out").keys() - written == {"summary.json"}
+    assert collector.results.written == set()
+    assert collector.take(end(measured(other_case))) == PASSED
+
+
+def test_refused_case_fails_and_is_no_outcome_of_the_case(tmp_path):
+    collector = collector_of(tmp_path, nodeids=(FIRST, SECOND))
+    for nodeid in (FIRST, SECOND):
+        verdict = collector.take(end(Refused(problem="taken"), nodeid=nodeid, failure="taken"))
+        assert (verdict.outcome, verdict.text) == (Outcome.FAILED, "taken")
+    assert (collector.results.write_errors, collector.results.errors) == (["taken"], {})
+    assert not (tmp_path / "out" / OUTCOME_LOG).exists()
+    assert collector.lost == ()
+
+
+def test_two_models_of_one_run_cannot_have_one_name(tmp_path, manifest):
+    """Workers on several hosts see different folders."""
+    collector = collector_of(tmp_path)
+    assert collector.take(end(measured(manifest))) == PASSED
+    second = changed(with_case_names(manifest, size="large"), "model", digest="e" * 64)
+    assert collector.take(end(measured(second))).outcome is Outcome.FAILED
 
 
 def test_first_result_of_two_tests_of_one_case_stays(tmp_path, scored):
@@ -193,6 +242,19 @@ def test_kept_case_is_in_the_results_as_it_was_measured(tmp_path, manifest):
     assert [case.total_score for case in collector.results.cases.values()] == [10.0]
     assert (collector.results.kept, collector.results.written) == ({CASE}, set())
     assert not (tmp_path / "out" / OUTCOME_LOG).exists()
+
+
+def test_kept_case_is_selected_anew_under_another_budget(tmp_path, manifest):
+    path = write_case(tmp_path / "out", manifest, b"state")
+    collector = collector_of(tmp_path, effective_bits="6")
+    assert collector.take(end(Kept(case=KeptCase(case_id=CASE)), skip_reason="kept")) == PASSED
+    assert read_manifest(path) == with_budget(manifest, 6.0) != manifest
+    assert state_path(path).read_bytes() == b"state"
+    report = json.loads((path.parent / "layer-sensitivity-report.json").read_text())
+    assert report["autoquant_state"]["constraints"]["effective_bits"] == 6
+    assert [case.selection.budget for case in collector.results.cases.values()] == [6.0]
+    assert collector.results.selected_anew == {CASE: "bit budget 8 -> 6"}
+    assert (collector.results.kept, collector.results.written) == ({CASE}, set())
 
 
 def test_kept_case_without_a_manifest_fails(tmp_path):

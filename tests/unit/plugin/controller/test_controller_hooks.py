@@ -3,9 +3,12 @@
 from types import SimpleNamespace
 
 import pytest
-from builders import changed
+from builders import changed, files_in
 from execnet import XSpec
+from pytest_autoquant.files import write_atomic
 from pytest_autoquant.manifests.fingerprint import fingerprint_of
+from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
+from pytest_autoquant.models.checkpoint_digest import files_digest
 from pytest_autoquant.plugin.controller.hooks import Controller, num_workers
 from pytest_autoquant.plugin.gpus import VISIBLE
 from pytest_autoquant.plugin.messages.collected import CollectedCases
@@ -154,6 +157,25 @@ def test_unwritable_report_folder_is_refused_before_the_first_case(pytester, con
     (pytester.path / "taken").write_text("a file")
     with pytest.raises(pytest.UsageError, match="--aq-report-dir"):
         controller("--aq-report-dir=taken").collect(CASES)
+
+
+def test_checkpoint_whose_name_is_another_s_is_refused_before_the_first_case(
+    pytester, controller, manifest
+):
+    folder = pytester.mkdir("toy")
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    write_case(pytester.path / "out", manifest)
+    written = files_in(pytester.path / "out")
+    arguments = (f"--aq-model={folder}", "--aq-report-dir=out")
+    with pytest.raises(pytest.UsageError, match=f"^model toy: .* has digest {'d' * 16}, this"):
+        controller(*arguments).collect(CASES)
+    assert files_in(pytester.path / "out") == written
+    controller(*arguments).collect(OTHERS)  # may need no model
+    controller(*arguments, "--aq-model-name=mine").collect(CASES)
+    same = changed(manifest, "model", digest=files_digest(folder))
+    write_atomic(pytester.path / "out" / manifest.path, dump_manifest(same))
+    controller(*arguments).collect(CASES)
 
 
 # The header

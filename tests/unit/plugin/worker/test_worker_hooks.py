@@ -1,19 +1,24 @@
 """What a worker selects, skips and attaches to test reports, in real runs on the embedded model."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
-from builders import import_everything, one_thread
+from builders import files_in, import_everything, one_thread
+from pytest_autoquant.manifests.layout import find_manifests
 from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase
-from pytest_autoquant.manifests.sensitivity_manifest import load_manifest
+from pytest_autoquant.manifests.sensitivity_manifest import load_manifest, read_manifest
 from pytest_autoquant.plugin.messages.outcome import (
     Checked,
     Failed,
     Kept,
     MeasuredCase,
+    Refused,
     Skipped,
     load_report,
 )
+from pytest_autoquant.scoring.runner import MeasurementRunner
 
 #: Hypothesis would be imported again in every run, which takes longer than the run.
 QUICK = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
@@ -214,7 +219,9 @@ def test_case_that_cannot_run_is_skipped_with_its_status(run, pair, granularity,
             effective_bits=bits,
         )
     )
-    assert report.longrepr[2] == f"Skipped: {status}: {outcome.case.reason}"
+    path, line, reason = report.longrepr
+    assert (Path(path).name, line) == ("test_mine.py", 3)
+    assert reason == f"Skipped: {status}: {outcome.case.reason}"
 
 
 def test_named_case_that_cannot_run_skips_its_test(run):
@@ -225,10 +232,22 @@ def test_named_case_that_cannot_run_skips_its_test(run):
     assert outcome.case.status == "needs-cuda"
 
 
-def test_case_that_a_marker_skips_attaches_nothing(run):
-    (report,) = run(f'@pytest.mark.skip(reason="not today")\n{MEASURE}', *INT8)
+@pytest.mark.parametrize(
+    "marker",
+    [
+        'skip(reason="not today")',
+        'skipif(True, reason="not today")',
+        'skipif("1 > 0", reason="not today")',
+        'xfail(run=False, reason="not today")',
+    ],
+)
+def test_case_that_a_marker_skips_asks_nobody_and_attaches_nothing(run, monkeypatch, marker):
+    asked = []
+    monkeypatch.setattr(MeasurementRunner, "support", lambda runner, case: asked.append(case))
+    (report,) = run(f"@pytest.mark.{marker}\n{MEASURE}", *INT8)
     assert report.skipped
     assert not hasattr(report, "autoquant")
+    assert asked == []
 
 
 def test_wrong_tolerance_fails_before_anything_is_measured(run):
@@ -238,14 +257,35 @@ def test_wrong_tolerance_fails_before_anything_is_measured(run):
     assert not hasattr(report, "autoquant")
 
 
+def test_random_weights_of_another_seed_leave_the_first_ones_results_as_they_are(run, pytester):
+    random = (MEASURE, *INT8, "--aq-weights=random")
+    run(*random)
+    root = pytester.path / "reports" / "tmp"
+    before = files_in(root)
+    (report,) = run(*random, "--aq-seed=1")
+    assert report.failed
+    assert outcomes_of(report) == (Refused(problem=report.longreprtext),)
+    assert "of another model of this name: tiny-qwen3-vl-random/" in report.longreprtext
+    assert files_in(root).keys() == before.keys()  # no outcome log
+    (case,) = json.loads((root / "summary.json").read_text())["cases"]
+    assert case == json.loads(before["summary.json"])["cases"][0]
+    (kept,) = run(*random, "--aq-resume")
+    assert isinstance(outcomes_of(kept)[0], Kept)
+
+
 # Resuming
 
 
-def test_resumed_run_keeps_a_case_and_says_what_changed(run):
+def test_resumed_run_keeps_a_case_and_says_what_changed(run, pytester):
     run(MEASURE, *INT8)
     (report,) = run(MEASURE, *INT8, "--aq-resume")
     assert report.longrepr[2] == "Skipped: kept: measured before on the same inputs"
     assert outcomes_of(report) == (Kept(case=KeptCase(case_id=CASE)),)
     (report,) = run(MEASURE, *INT8, "--aq-resume", "--aq-effective-bits=9")
+    assert outcomes_of(report) == (Kept(case=KeptCase(case_id=CASE)),)
+    (manifest,) = map(read_manifest, find_manifests(pytester.path / "reports" / "tmp"))
+    assert manifest.autoquant_state.constraints.effective_bits == 9
+    (report,) = run(MEASURE, *INT8, "--aq-resume", "--aq-score-size=3")
     (outcome,) = outcomes_of(report)
-    assert (report.passed, outcome.rerun) == (True, "budget 8.0 -> 9.0")
+    captions = re.sub("captions .*?, ", "", outcome.rerun)
+    assert (report.passed, captions) == (True, "score_size 4 -> 3")
