@@ -146,6 +146,7 @@ def _at_size(manifest, size, step):
         for index, (name, group) in enumerate(manifest.layer_sensitivity.items())
     }
     ranked = sorted(groups, key=lambda name: -groups[name].importance)
+    selected = {layer.group for layer in manifest.layers.values() if layer.selected}
     alias_of = manifest.case.alias_of and manifest.case.alias_of.replace("/small/", f"/{size}/")
     return replace(
         with_case_names(manifest, size=size, alias_of=alias_of),
@@ -159,6 +160,7 @@ def _at_size(manifest, size, step):
         autoquant_state=replace(
             manifest.autoquant_state,
             total_score=math.fsum(group.importance for group in groups.values()),
+            score=math.fsum(groups[name].importance for name in groups if name in selected),
         ),
     )
 

@@ -19,7 +19,6 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
     AutoquantState,
     CaseStatus,
     Manifest,
-    RankedGroup,
 )
 
 UNKNOWN = "unknown"
@@ -186,7 +185,7 @@ def case_result_of(manifest: Manifest, path: Path | None = None) -> CaseResult:
         notes=case.notes,
         format_name=manifest.quantization.base_format_name,
         effective_bits=manifest.quantization.effective_bits,
-        groups=tuple(_group(manifest, ranked) for ranked in manifest.sensitivity_ranking),
+        groups=tuple(_group(manifest, ranked.name) for ranked in manifest.sensitivity_ranking),
         module_order=tuple(name.removesuffix(GROUP_SUFFIX) for name in manifest.layer_sensitivity),
         total_score=manifest.autoquant_state.total_score,
         selection=_selection(manifest.autoquant_state),
@@ -204,12 +203,12 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _group(manifest: Manifest, ranked: RankedGroup) -> Group:
-    recorded = manifest.layer_sensitivity[ranked.name]
+def _group(manifest: Manifest, name: str) -> Group:
+    recorded = manifest.layer_sensitivity[name]
     members = [manifest.layers[name] for name in recorded.module_names]
     return Group(
-        name=ranked.name.removesuffix(GROUP_SUFFIX),
-        score=ranked.importance,
+        name=name.removesuffix(GROUP_SUFFIX),
+        score=recorded.importance,
         rank=recorded.rank,
         modules=recorded.module_names,
         weights=sum(layer.out_features * layer.in_features for layer in members),

@@ -21,6 +21,7 @@ from pytest_autoquant.manifests.case_result import (
     SelectionResult,
     case_result_of,
 )
+from pytest_autoquant.manifests.consistency import ranking_disagreements
 from pytest_autoquant.manifests.json_record import invalid_record, validate_record
 from pytest_autoquant.manifests.layout import MANIFEST_SUFFIX
 from pytest_autoquant.manifests.sensitivity_manifest import (
@@ -104,6 +105,13 @@ class _Group:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Ranked:
+    __pydantic_config__ = _LENIENT
+    name: str | None = None
+    importance: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Constraints:
     __pydantic_config__ = _LENIENT
     effective_bits: float | None = None
@@ -123,6 +131,7 @@ class _OldManifest:
 
     __pydantic_config__ = _LENIENT
     layer_sensitivity: dict[str, _Group]
+    sensitivity_ranking: tuple[_Ranked, ...] = ()
     scheme: _Scheme = field(default_factory=_Scheme)
     model: _Model = field(default_factory=_Model)
     dataset: _Dataset = field(default_factory=_Dataset)
@@ -153,10 +162,28 @@ def read_any(path: Path, root: Path) -> Manifest | CaseResult:
     if raw is None or "layer_sensitivity" not in raw:
         return load_manifest(content, source=name)
     old = validate_record(_OldManifest, raw, source=name, name=_PRE_HARNESS)
+    for problem in _disagreements(old):
+        raise invalid_record(problem, source=name, name=_PRE_HARNESS)
     found = _case_result(old, PurePosixPath(name), path.parts)
     if not found.groups:
         raise invalid_record("no layer group was quantized", source=name, name=_PRE_HARNESS)
     return found
+
+
+def _disagreements(old: _OldManifest) -> Iterator[str]:
+    """Yield where the two copies of a score disagree; what is not recorded twice agrees."""
+    return ranking_disagreements(
+        {
+            name: group.importance
+            for name, group in old.layer_sensitivity.items()
+            if group.importance is not None
+        },
+        [
+            (ranked.name, ranked.importance)
+            for ranked in old.sensitivity_ranking
+            if ranked.name is not None and ranked.importance is not None
+        ],
+    )
 
 
 def _mapping(content: bytes) -> Mapping[str, Any] | None:

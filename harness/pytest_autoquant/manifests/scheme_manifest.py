@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from pytest_autoquant.files import read_bytes
+from pytest_autoquant.manifests.consistency import scheme_disagreements
 from pytest_autoquant.manifests.json_record import (
     SCHEMA_VERSION,
     STRICT,
     dump_record,
+    invalid_record,
     load_record,
 )
 from pytest_autoquant.manifests.layout import SCHEME_MANIFEST, scheme_folder
@@ -195,10 +197,13 @@ def load_scheme(text: str | bytes, *, source: str) -> SchemeManifest:
     """Read a scheme manifest from JSON.
 
     Raises:
-        RecordError: the text is not JSON, has no schema version or a newer one, or a field is
-            missing or malformed. The message starts with ``source``.
+        RecordError: the text is not JSON, has no schema version or a newer one, a field is missing
+            or malformed, or two copies of one fact disagree. The message starts with ``source``.
     """
-    return load_record(SchemeManifest, text, source=source, name="scheme manifest")
+    found = load_record(SchemeManifest, text, source=source, name="scheme manifest")
+    for problem in scheme_disagreements(found):
+        raise invalid_record(problem, source=source, name="scheme manifest")
+    return found
 
 
 def read_scheme_manifest(path: Path, root: Path) -> SchemeManifest:

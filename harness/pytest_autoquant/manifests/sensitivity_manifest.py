@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from pytest_autoquant.files import read_bytes
+from pytest_autoquant.manifests.consistency import manifest_disagreements
 from pytest_autoquant.manifests.json_record import (
     SCHEMA_VERSION,
     STRICT,
@@ -268,7 +270,11 @@ class RunConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """One case's record; ``timing`` has seconds by phase."""
+    """One case's record; ``timing`` has seconds by phase.
+
+    ``layer_sensitivity`` is the truth about scores. ``sensitivity_ranking`` and the totals repeat
+    it for readers; a manifest whose copies disagree is not valid, see ``consistency``.
+    """
 
     __pydantic_config__ = STRICT
     schema_version: int = SCHEMA_VERSION
@@ -313,12 +319,13 @@ def load_manifest(text: str | bytes, *, source: str) -> Manifest:
     """Read a manifest from JSON.
 
     Raises:
-        RecordError: the text is not JSON, has no schema version or a newer one, or a field is
-            missing, malformed or names a group or layer that is not there. The message starts
-            with ``source``.
+        RecordError: the text is not JSON, has no schema version or a newer one, a field is
+            missing, malformed or names a group or layer that is not there, or two copies of one
+            fact disagree. The message starts with ``source``.
     """
     manifest = load_record(Manifest, text, source=source, name="manifest")
-    for problem in (*_serialization_problems(manifest), *_reference_problems(manifest)):
+    checks = (_serialization_problems, _reference_problems, manifest_disagreements)
+    for problem in chain.from_iterable(check(manifest) for check in checks):
         raise invalid_record(problem, source=source, name="manifest")
     return manifest
 

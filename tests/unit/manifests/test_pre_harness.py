@@ -273,9 +273,19 @@ def test_field_of_another_type_is_named(read, path, value):
     assert message.startswith(start)
 
 
-@pytest.mark.parametrize("path", [("layers",), ("dataset", "batch_size"), ("sensitivity_ranking",)])
+@pytest.mark.parametrize("path", [("layers",), ("dataset", "batch_size")])
 def test_field_that_is_not_read_may_have_any_type(read, path):
     assert read(changed("many", *path)).total_score == 4.875
+
+
+def test_ranking_with_other_scores_is_refused_with_both_values(read):
+    (first, *_) = [r for r in old_manifest()["sensitivity_ranking"] if r["name"].startswith(GATE)]
+    place = old_manifest()["sensitivity_ranking"].index(first)
+    message = refusal(read, changed(99.5, "sensitivity_ranking", place, "importance"))
+    assert f"group '{GATE}{SUFFIX}': importance in layer_sensitivity is {first['importance']}" in (
+        message
+    )
+    assert "sensitivity_ranking says 99.5" in message
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])

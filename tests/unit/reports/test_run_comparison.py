@@ -139,7 +139,8 @@ def test_most_drifted_case_comes_first_with_every_measure(page, scored):
 
 def test_selection_changes_are_counted(page, manifest):
     layers = {name: replace(layer, selected=True) for name, layer in manifest.layers.items()}
-    tables = page([manifest], [replace(manifest, layers=layers)]).tables
+    after = changed(replace(manifest, layers=layers), "autoquant_state", score=10.0)
+    tables = page([manifest], [after]).tables
     assert tables[0][1][5] == "1 changed"
 
 

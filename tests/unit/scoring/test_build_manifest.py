@@ -8,6 +8,7 @@ from math import inf, nan
 import pytest
 from builders import config_of, linear
 from pytest_autoquant.calibration.batches import Batch
+from pytest_autoquant.grid.case import Combination
 from pytest_autoquant.manifests.sensitivity_manifest import (
     RankedGroup,
     dump_manifest,
@@ -265,7 +266,9 @@ def test_quantization_is_recorded_in_json_types(
     findings, pair, granularity, preset, weight_cfg, bits, overrides
 ):
     config = config_of(pair, granularity)
-    manifest = build_manifest(replace(findings, config=config))
+    named = Combination(pair=config.pair, granularity=config.granularity)
+    case = replace(findings.case, combination=named)
+    manifest = build_manifest(replace(findings, config=config, case=case))
     record = manifest.quantization
     entries = {entry["quantizer_name"]: entry for entry in record.effective_quant_cfg}
     assert entries["*weight_quantizer"]["cfg"] == weight_cfg
