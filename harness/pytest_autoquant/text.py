@@ -6,10 +6,14 @@ import hashlib
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Literal
 
 from pytest_autoquant.errors import UsageError
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
+#: Digits that any two floats between 1e-3 and 1 differ in, and that a message may take.
+_MOST_DIGITS = 20
 
 _UNSAFE_IN_SLUG = re.compile(r"[^a-z0-9._-]+")
 
@@ -24,6 +28,30 @@ def counted(count: int, noun: str) -> str:
     """Return ``1 scheme``, ``2 schemes``: a number with its noun, whose plural ends in s or es."""
     ending = "" if count == 1 else "es" if noun.endswith("s") else "s"
     return f"{count} {noun}{ending}"
+
+
+def digits_apart(first: float, second: float, least: int, kind: Literal["f", "g", "%"]) -> int:
+    """Return the digits, ``least`` or more, at which two numbers do not look the same.
+
+    Args:
+        kind: presentation type: digits after the point for ``f`` and ``%``, significant for ``g``.
+    """
+    if first == second:
+        return least
+
+    def shown(value: float, digits: int) -> float:
+        return float(f"{value:.{digits}{kind}}".removesuffix("%"))
+
+    found = (n for n in range(least, _MOST_DIGITS) if shown(first, n) != shown(second, n))
+    return next(found, _MOST_DIGITS)
+
+
+def told_apart(first: str, second: str, least: int) -> tuple[str, str]:
+    """Cut two texts to ``least`` characters, or to as many more as it takes to tell them apart."""
+    most = least
+    while first != second and first[:most] == second[:most]:
+        most += 1
+    return first[:most], second[:most]
 
 
 def well_formed(text: str) -> str:

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pytest_autoquant.errors import UsageError
-from pytest_autoquant.text import counted, in_words, one_line, slug, unknown, well_formed
+from pytest_autoquant.text import (
+    counted,
+    digits_apart,
+    in_words,
+    one_line,
+    slug,
+    told_apart,
+    unknown,
+    well_formed,
+)
 
 
 @pytest.mark.parametrize(
@@ -75,3 +84,24 @@ def test_exception_is_shown_with_type_and_message_on_one_line():
 )
 def test_numbers_agree_with_their_noun(count, noun, shown):
     assert counted(count, noun) == shown
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "least", "kind", "digits"),
+    [
+        (0.9799999, 0.98, 4, "f", 7),
+        (0.5, 0.98, 4, "f", 4),
+        (1.0, 1.0, 4, "f", 4),
+        (-1e-9, 0.0, 3, "%", 7),
+        (4.1249, 4.125, 4, "g", 5),
+        (float("inf"), 0.02, 2, "%", 2),
+    ],
+)
+def test_digits_are_those_at_which_two_numbers_look_different(first, second, least, kind, digits):
+    assert digits_apart(first, second, least, kind) == digits
+
+
+def test_texts_are_cut_behind_their_first_difference():
+    assert told_apart("abcdef", "abcdeg", 3) == ("abcdef", "abcdeg")
+    assert told_apart("abcdef", "xbcdef", 3) == ("abc", "xbc")
+    assert told_apart("abcdef", "abcdef", 3) == ("abc", "abc")

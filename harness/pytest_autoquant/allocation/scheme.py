@@ -136,9 +136,9 @@ def _chosen_within_bits(scheme: Scheme, groups: Sequence[ScoredGroup]) -> list[i
     selection = select_formats([group.with_unquantized() for group in groups], scheme.amount)
     if not selection.is_satisfied:
         raise UsageError(
-            f"scheme {scheme.name!r}: effective_bits {scheme.amount:g} cannot be reached with "
+            f"scheme {scheme.name!r}: effective_bits {scheme.amount:.15g} cannot be reached with "
             f"{', '.join(scheme.candidates)}; give at least "
-            f"{selection.minimum_effective_bits:.4g}, or a candidate with fewer bits"
+            f"{selection.minimum_effective_bits:.15g}, or a candidate with fewer bits"
         )
     unquantized = [len(group.scores) for group in groups]
     return [None if i == n else i for i, n in zip(selection.chosen, unquantized, strict=True)]

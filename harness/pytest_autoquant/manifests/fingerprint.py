@@ -13,6 +13,7 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
     ModelRecord,
     RunConfig,
 )
+from pytest_autoquant.text import told_apart
 
 #: Version of what is measured. Raise it by hand with every change that can change a score or a
 #: selection: capture, calibration, quantizers, score formula, solver. Changes to reports, options
@@ -22,6 +23,9 @@ MEASUREMENT_VERSION = 1
 
 #: What manifests record as ``environment.harness``: package version and measurement version.
 HARNESS_VERSION = f"{__version__}+m{MEASUREMENT_VERSION}"
+
+#: Characters of a digest or a version that messages show; more where the values begin alike.
+_SHOWN = 16
 
 _MEASUREMENT_VERSION = re.compile(r"\+(m\d+)$")
 
@@ -65,8 +69,14 @@ class Difference:
     before: str
     after: str
 
+    @property
+    def shown(self) -> tuple[str, str]:
+        """Both values, cut where a difference is to be seen."""
+        return told_apart(self.before, self.after, _SHOWN)
+
     def __str__(self) -> str:
-        return f"{self.field} {self.before[:16]} -> {self.after[:16]}"
+        before, after = self.shown
+        return f"{self.field} {before} -> {after}"
 
 
 class Captions(Protocol):

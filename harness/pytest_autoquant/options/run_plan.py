@@ -31,6 +31,7 @@ from pytest_autoquant.grid.vocabulary import (
 from pytest_autoquant.models.registry import ModelSource, find_model
 from pytest_autoquant.options.settings import Settings
 from pytest_autoquant.options.table import BY_NAME
+from pytest_autoquant.text import digits_apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,9 +175,11 @@ class RunPlan:
         if budget == BY_NAME["effective_bits"].default:
             return
         if len(known) == len(selected) and least > budget:
+            digits = digits_apart(budget, least, 6, "g")
             raise UsageError(
-                f"--aq-effective-bits {budget:g}: too small for every selected case; the least is "
-                f"{least:g} bits per weight: give at least that, or select a pair with fewer bits"
+                f"--aq-effective-bits {budget:.{digits}g}: too small for every selected case; the "
+                f"least is {least:.{digits}g} bits per weight: give at least that, or select a pair "
+                "with fewer bits"
             )
 
     def _shard_of(self, selected: tuple[Case, ...]) -> tuple[Case, ...]:

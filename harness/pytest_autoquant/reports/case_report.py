@@ -15,10 +15,12 @@ from pytest_autoquant.reports.markdown import (
     SCORE_MEANS,
     code,
     number,
+    numbers_apart,
     percent,
     table,
     text,
 )
+from pytest_autoquant.text import digits_apart
 
 LAYERS_MARKDOWN = "layer-sensitivity-report.md"
 LAYERS_JSON = "layer-sensitivity-report.json"
@@ -137,14 +139,17 @@ def selection_sentence(case: CaseResult) -> str:
     if chosen.budget is None or chosen.bits is None or chosen.minimum_bits is None:
         return ""
     if not chosen.is_satisfied:
+        digits = digits_apart(chosen.budget, chosen.minimum_bits, 4, "g")
         return (
-            f"The budget of {chosen.budget:g} bits per weight cannot be met: the smallest "
-            f"reachable is {chosen.minimum_bits:.4g}, with every group quantized."
+            f"The budget of {chosen.budget:.{digits}g} bits per weight cannot be met: the smallest "
+            f"reachable is {chosen.minimum_bits:.{digits}g}, with every group quantized."
         )
+    digits = digits_apart(chosen.budget, chosen.bits, 4, "g")
+    score, total = numbers_apart(chosen.score, case.total_score)
     return (
-        f"Within {chosen.budget:g} bits per weight, {case.selected_groups} of {len(case.groups)} "
-        f"groups stay quantized: {chosen.bits:.4g} bits, score {number(chosen.score)} of "
-        f"{number(case.total_score)} with all of them."
+        f"Within {chosen.budget:.{digits}g} bits per weight, {case.selected_groups} of "
+        f"{len(case.groups)} groups stay quantized: {chosen.bits:.{digits}g} bits, score {score} "
+        f"of {total} with all of them."
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from pytest_autoquant.manifests.fingerprint import Difference
 from pytest_autoquant.regression.comparison import Comparison
-from pytest_autoquant.reports.markdown import code, number, table
+from pytest_autoquant.reports.markdown import code, correlation, drift_shown, numbers_apart, table
 from pytest_autoquant.reports.run_comparison import RunComparison
 from pytest_autoquant.text import counted
 
@@ -46,10 +46,10 @@ def compare_markdown(comparison: RunComparison) -> str:
 def _row(case_id: str, found: Comparison) -> tuple[str, ...]:
     return (
         code(case_id),
-        f"{found.total_drift:+.3%}",
-        f"{found.spearman:.4f}",
+        drift_shown(found.total_drift),
+        correlation(found.spearman),
         f"{found.top_ten:.0%}",
-        f"{found.largest_drift:.3%}",
+        drift_shown(found.largest_drift).removeprefix("+"),
         f"{len(found.selection_changes)} changed",
     )
 
@@ -69,7 +69,8 @@ def _in_words(difference: Difference) -> str:
     """Return a difference without characters that Markdown would need escaped."""
     field = "measurement version" if difference.field == "harness" else difference.field
     name = field.replace("_", " ")
-    return f"{name} {code(difference.before[:16])}, then {code(difference.after[:16])}"
+    before, after = map(code, difference.shown)
+    return f"{name} {before}, then {after}"
 
 
 def _names(title: str, names: Sequence[str]) -> list[str]:
@@ -83,9 +84,8 @@ def _groups(found: Comparison) -> str:
     rows = [
         (
             code(group.name),
-            number(group.before),
-            number(group.after),
-            f"{group.drift:+.3%}",
+            *numbers_apart(group.before, group.after),
+            drift_shown(group.drift),
             f"{group.rank_before} to {group.rank_after}",
         )
         for group in found.worst(_MOST_GROUPS)

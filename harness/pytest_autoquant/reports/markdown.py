@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from pytest_autoquant.text import one_line
+from pytest_autoquant.text import digits_apart, one_line
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~&])")
 
@@ -68,6 +68,24 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, right: st
 def number(value: float | None) -> str:
     """Return a score with four significant digits, ``n/a`` for None."""
     return "n/a" if value is None else f"{value:.4g}"
+
+
+def numbers_apart(first: float | None, second: float | None) -> tuple[str, str]:
+    """Return two scores as ``number`` does, with more digits where they would look the same."""
+    if first is None or second is None:
+        return number(first), number(second)
+    digits = digits_apart(first, second, 4, "g")
+    return f"{first:.{digits}g}", f"{second:.{digits}g}"
+
+
+def drift_shown(drift: float) -> str:
+    """Return a relative drift as a signed percentage, with digits to tell it from none."""
+    return f"{drift:+.{digits_apart(drift, 0.0, 3, '%')}%}"
+
+
+def correlation(value: float) -> str:
+    """Return a rank correlation, with digits to tell it from that of equal orders."""
+    return f"{value:.{digits_apart(value, 1.0, 4, 'f')}f}"
 
 
 def bits(value: float | None) -> str:

@@ -32,6 +32,7 @@ from pytest_autoquant.reports.folder import add_outcomes, read_outcomes
 from pytest_autoquant.reports.ownership import refuse_foreign_files
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_summary
+from pytest_autoquant.text import told_apart
 
 #: Fingerprint fields that one report must not mix. Captions are compared per size; config, method
 #: and engine are the case's own.
@@ -46,6 +47,10 @@ _COMMON_FIELDS = (
     "transformers",
     "harness",
 )
+
+
+#: Characters of a value that a message shows; more where two values begin alike.
+_SHOWN = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +195,8 @@ def _incompatible(sources: Iterable[Source]) -> Iterator[str]:
                 first, where = seen.setdefault(field, (value, path))
                 if first != value and field not in reported:
                     reported.add(field)
-                    yield f"{field} differs: {first[:16]} in {where}, {value[:16]} in {path}"
+                    shown = told_apart(first, value, _SHOWN)
+                    yield f"{field} differs: {shown[0]} in {where}, {shown[1]} in {path}"
 
 
 def _common(manifest: Manifest) -> Iterator[tuple[str, str]]:

@@ -24,6 +24,7 @@ from pytest_autoquant.reports.markdown import (
     LOST_MEANS,
     bits,
     code,
+    correlation,
     number,
     percent,
     table,
@@ -210,7 +211,7 @@ def _stability(model: ReportModel) -> list[str]:
     if not found:
         return []
     rows = [
-        (code(model), text(method), text(sizes), len(values), *map(_correlation, _spread(values)))
+        (code(model), text(method), text(sizes), len(values), *map(correlation, _spread(values)))
         for (model, method, sizes), values in found.items()
     ]
     headers = ("model", "method", "sizes", "cases", "lowest", "median", "highest")
@@ -235,10 +236,6 @@ def _schemes(model: ReportModel) -> list[str]:
 
 def _spread(values: Sequence[float]) -> tuple[float, float, float]:
     return min(values), median(values), max(values)
-
-
-def _correlation(value: float) -> str:
-    return f"{value:.4f}"
 
 
 def _origin(model: ReportModel) -> list[str]:

@@ -78,7 +78,7 @@ def test_drifted_case_fails_with_values_limits_files_and_the_option_to_accept(bl
     assert verdict.text.splitlines() == [
         f"{CASE} drifted from its baseline:",
         "  total score +11.11%, 2.00% allowed (--aq-tol-total)",
-        "  1 of 3 groups drifted by more than 10.00% (--aq-tol-group)",
+        "  1 of 3 groups drifted by more than 10.00%, up to 25.00% (--aq-tol-group)",
         "worst groups, score per token:",
         "  a: 4 -> 5 (+25.00%), rank 1 -> 1",
         f"baseline: {path}",

@@ -63,6 +63,13 @@
     return first && second ? both / Math.sqrt(first * second) : null;
   }
 
+  /** A number with `digits` or more: as many as it takes not to look like 1 where it is not. */
+  function notOne(value, format, digits) {
+    let more = digits;
+    while (value !== 1 && more < 17 && Number(value[format](more)) === 1) more += 1;
+    return value[format](more);
+  }
+
   // --- pieces of the document ----------------------------------------------------------------
 
   function element(tag, attributes = {}, ...children) {
@@ -451,11 +458,11 @@
     const top = rows.filter((row) => row.rank <= 10);
     const kept = top.filter((row) => row.other.rank <= 10).length;
     byId("correlation").textContent = rows.length
-      ? `${rows.length} groups in both. Spearman rank correlation ${found === null ? "n/a" : found.toFixed(4)}; ` +
+      ? `${rows.length} groups in both. Spearman rank correlation ${found === null ? "n/a" : notOne(found, "toFixed", 4)}; ` +
         `${kept} of A's ${top.length} most sensitive are among B's ten; total score ${a.total_shown} ${a.unit} and ${b.total_shown} ${b.unit}.`
       : "The two have no layer group in common.";
     const ratio = (row) => (row.score > 0 && isNumber(row.other.score) ? row.other.score / row.score : null);
-    const ratioShown = (row) => (ratio(row) === null ? "n/a" : String(Number(ratio(row).toPrecision(3))));
+    const ratioShown = (row) => (ratio(row) === null ? "n/a" : String(Number(notOne(ratio(row), "toPrecision", 3))));
     putTable(
       byId("table-movers"),
       "movers",

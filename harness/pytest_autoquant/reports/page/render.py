@@ -21,6 +21,8 @@ from pytest_autoquant.reports.markdown import (
     KL_SCORE_MEANS,
     LOST_MEANS,
     bits,
+    correlation,
+    drift_shown,
     number,
     percent,
 )
@@ -107,6 +109,8 @@ def _template() -> Template:
         "number": number,
         "percent": percent,
         "bits": bits,
+        "correlation": correlation,
+        "drift": lambda drift: drift_shown(drift).removesuffix("%"),
         "quantized": quantized,
         "counted": counted,
         "address": lambda text: quote(well_formed(text), safe=""),
