@@ -21,6 +21,8 @@ def merge(arguments: argparse.Namespace) -> int:
     from pytest_autoquant.reports.session_report import counts_sentence
 
     results = reports.merge(arguments.folders, arguments.into, partial=arguments.partial)
+    for reason in results.left_out:
+        print(f"left out: {reason}")
     print(f"{arguments.into}: {counts_sentence(results)}")
     return FAILED if results.failures or results.gated or results.lost else OK
 

@@ -23,7 +23,7 @@ from pytest_autoquant.manifests.case_result import (
 )
 from pytest_autoquant.manifests.consistency import ranking_disagreements
 from pytest_autoquant.manifests.json_record import invalid_record, validate_record
-from pytest_autoquant.manifests.layout import MANIFEST_SUFFIX
+from pytest_autoquant.manifests.layout import ANY_MANIFEST_SUFFIX
 from pytest_autoquant.manifests.sensitivity_manifest import (
     GROUP_SUFFIX,
     Manifest,
@@ -236,7 +236,7 @@ class _Name(NamedTuple):
 
 def _case_name(old: _OldManifest, relative: PurePosixPath, parts: tuple[str, ...]) -> _Name:
     """Return the case's name; the file's name and folder stand in for what is not recorded."""
-    pair = _last_part(old.scheme.name or relative.name.removesuffix(MANIFEST_SUFFIX))
+    pair = _last_part(old.scheme.name or relative.name.removesuffix(ANY_MANIFEST_SUFFIX))
     size = _last_part(old.dataset.size)
     granularity = old.quantization.quant_granularity.name or _granularity_folder(parts, size)
     return _Name(

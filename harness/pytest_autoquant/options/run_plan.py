@@ -178,8 +178,8 @@ class RunPlan:
             digits = digits_apart(budget, least, 6, "g")
             raise UsageError(
                 f"--aq-effective-bits {budget:.{digits}g}: too small for every selected case; the "
-                f"least is {least:.{digits}g} bits per weight: give at least that, or select a pair "
-                "with fewer bits"
+                f"least is {least:.{digits}g} bits per weight: give at least that, or select a "
+                "pair with fewer bits"
             )
 
     def _shard_of(self, selected: tuple[Case, ...]) -> tuple[Case, ...]:

@@ -6,7 +6,14 @@ from collections.abc import Iterator, Sequence
 
 from pytest_autoquant.manifests.fingerprint import Difference
 from pytest_autoquant.regression.comparison import Comparison
-from pytest_autoquant.reports.markdown import code, correlation, drift_shown, numbers_apart, table
+from pytest_autoquant.reports.markdown import (
+    code,
+    correlation,
+    drift_shown,
+    numbers_apart,
+    table,
+    text,
+)
 from pytest_autoquant.reports.run_comparison import RunComparison
 from pytest_autoquant.text import counted
 
@@ -40,6 +47,9 @@ def compare_markdown(comparison: RunComparison) -> str:
     parts += _remarks([found for _, found in ordered])
     parts += _names("Only in the first", comparison.only_before)
     parts += _names("Only in the second", comparison.only_after)
+    if comparison.left_out:
+        reasons = "\n".join(f"- {text(reason)}" for reason in comparison.left_out)
+        parts += [f"{counted(len(comparison.left_out), 'file')} left out:", reasons]
     return "\n\n".join(parts) + "\n"
 
 

@@ -8,13 +8,9 @@ from pathlib import Path
 
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.files import check_writable, write_atomic
-from pytest_autoquant.manifests.case_result import case_result_of
+from pytest_autoquant.manifests.case_result import CaseResult, case_result_of
 from pytest_autoquant.manifests.fingerprint import fingerprint_of
-from pytest_autoquant.manifests.layout import (
-    find_manifests,
-    find_schemes,
-    state_path,
-)
+from pytest_autoquant.manifests.layout import find_schemes, state_path
 from pytest_autoquant.manifests.outcome_log import LoggedOutcome
 from pytest_autoquant.manifests.outcomes import StructureCheck
 from pytest_autoquant.manifests.scheme_manifest import (
@@ -22,13 +18,14 @@ from pytest_autoquant.manifests.scheme_manifest import (
     dump_scheme,
     read_scheme_manifest,
 )
-from pytest_autoquant.manifests.sensitivity_manifest import Manifest, read_manifest
+from pytest_autoquant.manifests.sensitivity_manifest import Manifest
 from pytest_autoquant.manifests.session_summary import (
     SUMMARY_JSON,
     SessionSummary,
     read_summary,
 )
 from pytest_autoquant.reports.folder import add_outcomes, read_outcomes
+from pytest_autoquant.reports.found_cases import find_cases
 from pytest_autoquant.reports.ownership import refuse_foreign_files
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_summary
@@ -59,6 +56,7 @@ class Source:
 
     Attributes:
         manifests: by path.
+        old: cases from before the harness, by id; they are named and not copied.
         outcomes: those without a manifest.
     """
 
@@ -66,6 +64,7 @@ class Source:
     summary: SessionSummary
     outcomes: tuple[LoggedOutcome, ...]
     manifests: Mapping[Path, Manifest]
+    old: Mapping[str, CaseResult]
     schemes: tuple[SchemeManifest, ...]
 
 
@@ -122,17 +121,31 @@ def _unusable(folders: Sequence[Path]) -> Iterator[str]:
 def _read(folder: Path) -> Source:
     path = folder / SUMMARY_JSON
     summary = read_summary(path)
+    manifests: dict[Path, Manifest] = {}
+
+    def keep(path: Path, manifest: Manifest, _case: CaseResult) -> None:
+        manifests[path] = manifest
+
+    found = find_cases(folder, visit=keep)
+    if found.left_out:
+        raise RecordError("\n".join(f"{folder}/{reason}" for reason in found.left_out))
     return Source(
         root=folder,
         summary=summary,
         outcomes=read_outcomes(folder, summary),
-        manifests={path: read_manifest(path) for path in find_manifests(folder)},
+        manifests=manifests,
+        old={case_id: case for case_id, case in found.by_id().items() if case.is_old},
         schemes=tuple(read_scheme_manifest(path, folder) for path in find_schemes(folder)),
     )
 
 
 def _take_lines(results: SessionResults, source: Source) -> None:
     add_outcomes(results, source.outcomes)
+    results.left_out += [
+        f"{source.root}/{case.manifest}: is from before the harness and was not copied; render "
+        "and compare read it where it is"
+        for case in source.old.values()
+    ]
     results.gated |= source.summary.gated
     results.lost += (*_lost_cases(source), *_without_manifest(source))
 
@@ -154,7 +167,7 @@ def _search_state(manifest_path: Path) -> bytes | None:
 
 def _without_manifest(source: Source) -> tuple[str, ...]:
     """Return the cases that a summary lists and whose manifest is not there."""
-    found = {manifest.case.case_id for manifest in source.manifests.values()}
+    found = {*source.old, *(manifest.case.case_id for manifest in source.manifests.values())}
     return tuple(case_id for case_id in source.summary.case_ids if case_id not in found)
 
 

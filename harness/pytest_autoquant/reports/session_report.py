@@ -189,7 +189,8 @@ def _left_out(model: ReportModel) -> list[str]:
     reasons = model.results.left_out
     if not reasons:
         return []
-    return ["## Left out", "\n".join(f"- {text(reason)}" for reason in reasons)]
+    count = f"{counted(len(reasons), 'file')} not used:"
+    return ["## Left out", count, "\n".join(f"- {text(reason)}" for reason in reasons)]
 
 
 def _grids(model: ReportModel) -> list[str]:

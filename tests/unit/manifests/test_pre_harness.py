@@ -368,7 +368,7 @@ def test_old_manifests_of_one_case_get_their_folder_in_the_name(tmp_path, read):
     results = rebuild(tmp_path)
     assert results.left_out == []
     assert {name: case.granularity for name, case in results.cases.items()} == {
-        CASE_ID: "w_group64",
+        f"{CASE_ID} (a)": "w_group64 (a)",
         f"{CASE_ID} (b)": "w_group64 (b)",
         f"{CASE_ID} (c)": "w_group64 (c)",
     }

@@ -111,7 +111,9 @@ def test_markdown_has_every_section(render, results, line):
     ]
     assert page.links[0].startswith("toy/weight-int4-act-int8/a_per_token_dynamic/small/")
     text = " ".join(page.text.split())
-    assert "Left out a/x.json: is not JSON b/y.json: is the same case as c" in text
+    assert (
+        "Left out 2 files not used: a/x.json: is not JSON b/y.json: is the same case as c" in text
+    )
     assert aliases[1:] == [["alias", line.case_id]]
     assert skipped[1:] == [["needs-cuda", "RuntimeError: no CUDA", "12"]]
     assert ["torch", "2.11.0"] in came_from
