@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from pytest_autoquant.manifests.fingerprint import Fingerprint, fingerprint_of
+from pytest_autoquant.manifests.group_names import short_names
 from pytest_autoquant.manifests.sensitivity_manifest import (
     GROUP_SUFFIX,
     AutoquantState,
@@ -150,6 +151,11 @@ class CaseResult:
         """The groups in model order."""
         by_name = {group.name: group for group in self.groups}
         return tuple(by_name[name] for name in self.module_order)
+
+    @property
+    def short_names(self) -> dict[str, str]:
+        """Each group's name without the model's path, by its name; see ``group_names``."""
+        return dict(zip(self.module_order, short_names(self.module_order), strict=True))
 
     @property
     def selected_groups(self) -> int:

@@ -74,11 +74,15 @@ class SummaryCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupShare:
-    """A layer group's mean share of a measured case's total score."""
+    """A layer group's mean share of a measured case's total score, over the cases of a model.
+
+    ``model`` is None in summaries from before rankings were by model.
+    """
 
     __pydantic_config__ = STRICT
     group: str
     mean_share: float
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,6 +81,10 @@ def _group_changes(comparison: Comparison) -> Iterator[str]:
     for kind, names in (("new", comparison.new), ("vanished", comparison.vanished)):
         if names:
             yield f"{counted(len(names), 'group')} {kind}, such as {names[0]}"
+    if comparison.aligned:
+        before, after = comparison.aligned[0]
+        renamed = counted(len(comparison.aligned), "group")
+        yield f"{renamed} named otherwise, such as {before}, now {after}"
 
 
 def _order_drifts(comparison: Comparison, tolerances: Tolerances) -> Iterator[str]:

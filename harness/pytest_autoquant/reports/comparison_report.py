@@ -70,6 +70,13 @@ def _remarks(comparisons: Sequence[Comparison]) -> Iterator[str]:
             "A manifest from before the harness takes part: compare its ranks, not its scores; "
             "what it was measured on is unknown."
         )
+    aligned = [pair for found in comparisons for pair in found.aligned]
+    if aligned:
+        before, after = map(code, aligned[0])
+        yield (
+            f"The runs name {counted(len(set(aligned)), 'group')} otherwise; they are matched by "
+            f"the end of their names, such as {before} and {after}."
+        )
     fields = sorted({_in_words(each) for found in comparisons for each in found.differing})
     if fields:
         yield "Measured on something else: " + "; ".join(fields)

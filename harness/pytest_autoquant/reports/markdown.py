@@ -20,6 +20,10 @@ GROUPS_MEAN = (
     "A group is named after its first linear: q_proj stands for q, k and v together, gate_proj for "
     "gate and up."
 )
+SHARES_MEAN = "Mean share of a case's total score, every measured case of the model counted once."
+ALIGNED_MEANS = (
+    "The cases name groups in several ways; names are matched and shown from the list of layers on."
+)
 KL_SCORE_MEANS = (
     "A score is the KL divergence in nats per scored token between the model with one layer group "
     "quantized and the unquantized model. It ranks groups and compares configurations of one model "

@@ -17,7 +17,12 @@ from pytest_autoquant.reports.charts.pareto import ParetoPoint, frontier
 from pytest_autoquant.reports.charts.size_stability import StabilityPoint, stability
 from pytest_autoquant.reports.markdown import SCORE_MEANS
 from pytest_autoquant.reports.scheme_report import agreement_sentence
-from pytest_autoquant.reports.session_results import SessionResults, most_sensitive_groups, origin
+from pytest_autoquant.reports.session_results import (
+    Ranking,
+    SessionResults,
+    most_sensitive_groups,
+    origin,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +45,7 @@ class ReportModel:
     """What the reports of a session or of a folder show.
 
     Attributes:
-        sensitive: the most sensitive groups, each with its mean share of a case's total score.
+        sensitive: the most sensitive groups by model.
         origin: where the numbers come from: each label with its distinct values.
         agreement: how well predictions rank the schemes; empty with fewer than two schemes.
         structures: structure cases in the order in which the vocabulary is documented.
@@ -49,7 +54,7 @@ class ReportModel:
     results: SessionResults
     views: tuple[ViewModel, ...]
     stability: tuple[StabilityPoint, ...]
-    sensitive: tuple[tuple[str, float], ...]
+    sensitive: tuple[Ranking, ...]
     origin: tuple[tuple[str, tuple[str, ...]], ...]
     agreement: str
     structures: tuple[StructureCheck, ...]
@@ -68,7 +73,7 @@ def report_model(results: SessionResults) -> ReportModel:
         results=results,
         views=tuple(_view_model(results, view) for view in views(results)),
         stability=tuple(stability(results)),
-        sensitive=tuple(most_sensitive_groups(results.cases.values())),
+        sensitive=most_sensitive_groups(results.cases.values()),
         origin=tuple(origin(results)),
         agreement=agreement_sentence(results.schemes),
         structures=in_vocabulary_order(results.structures.values()),

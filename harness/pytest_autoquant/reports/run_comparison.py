@@ -56,8 +56,8 @@ def compare_runs(before: Path, after: Path) -> RunComparison:
         }
     if not cases:
         raise RecordError(
-            f"{before} and {after} have no case in common; choose runs of the same cases. The first "
-            f"has {_some(first)}; the second has {_some(second)}"
+            f"{before} and {after} have no case in common; choose runs of the same cases. The "
+            f"first has {_some(first)}; the second has {_some(second)}"
         )
     compared = {name for found in cases.values() for name in found.cases}
     return RunComparison(

@@ -19,9 +19,11 @@ from pytest_autoquant.manifests.session_summary import (
 from pytest_autoquant.reports.case_report import report_links
 from pytest_autoquant.reports.charts.grid import grid_file
 from pytest_autoquant.reports.markdown import (
+    ALIGNED_MEANS,
     GROUPS_MEAN,
     INFEASIBLE_MEANS,
     LOST_MEANS,
+    SHARES_MEAN,
     bits,
     code,
     correlation,
@@ -55,7 +57,9 @@ def session_summary(model: ReportModel) -> SessionSummary:
         lost=results.lost,
         structure=tuple(results.structures.values()),
         most_sensitive_groups=tuple(
-            GroupShare(group=group, mean_share=share) for group, share in model.sensitive
+            GroupShare(group=group, mean_share=share, model=ranking.model)
+            for ranking in model.sensitive
+            for group, share in ranking.groups
         ),
         left_out=tuple(results.left_out),
         write_errors=tuple(results.write_errors),
@@ -249,15 +253,16 @@ def _origin(model: ReportModel) -> list[str]:
 def _sensitive(model: ReportModel) -> list[str]:
     if not model.sensitive:
         return []
-    rows = [
-        (place, code(group), percent(share))
-        for place, (group, share) in enumerate(model.sensitive, start=1)
-    ]
-    return [
-        "## Most sensitive groups",
-        f"Mean share of a case's total score, every measured case counted once. {GROUPS_MEAN}",
-        table(("rank", "group", "mean share"), rows, right="r r"),
-    ]
+    parts = ["## Most sensitive groups", f"{SHARES_MEAN} {GROUPS_MEAN}"]
+    for ranking in model.sensitive:
+        parts += [f"### {text(ranking.model)}"] if len(model.sensitive) > 1 else []
+        parts += [ALIGNED_MEANS] if ranking.is_aligned else []
+        rows = [
+            (place, code(group), percent(share))
+            for place, (group, share) in enumerate(ranking.groups, start=1)
+        ]
+        parts.append(table(("rank", "group", "mean share"), rows, right="r r"))
+    return parts
 
 
 _CASE_HEADERS = (

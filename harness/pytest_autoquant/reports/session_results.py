@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -174,19 +174,51 @@ def last_run_of(session: SessionResults) -> LastRun:
     )
 
 
-def most_sensitive_groups(cases: Iterable[CaseResult], most: int = 10) -> list[tuple[str, float]]:
-    """Return the groups with the largest mean share of a measured case's total score.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """The most sensitive groups of one model.
 
-    Totals differ by orders of magnitude between formats; shares let every case count once.
+    Attributes:
+        groups: name and mean share of a measured case's total score, the largest first.
+        is_aligned: whether the cases name groups in several ways; the names are then shortened.
     """
-    shares: dict[str, list[float]] = defaultdict(list)
-    for line in cases:
-        if line.status == "measured":
-            for group, share in line.shares.items():
-                shares[group].append(share)
-    means = {group: sum(values) / len(values) for group, values in shares.items()}
-    finite = [(group, mean) for group, mean in means.items() if math.isfinite(mean)]
-    return sorted(finite, key=lambda item: -item[1])[:most]
+
+    model: str
+    groups: tuple[tuple[str, float], ...]
+    is_aligned: bool
+
+
+def most_sensitive_groups(cases: Iterable[CaseResult], most: int = 10) -> tuple[Ranking, ...]:
+    """Return per model the groups with the largest mean share of a measured case's total score.
+
+    Totals differ by orders of magnitude between formats; shares let every case count once. A
+    group that a case did not search has no share of its total, so shares add up to at most 1.
+    """
+    models: dict[str, list[CaseResult]] = defaultdict(list)
+    for case in cases:
+        if case.status == "measured" and case.shares:
+            models[case.model].append(case)
+    return tuple(_ranking(model, found, most) for model, found in sorted(models.items()))
+
+
+def _ranking(model: str, cases: Sequence[CaseResult], most: int) -> Ranking:
+    names: dict[str, dict[str, None]] = defaultdict(dict)
+    totals: dict[str, float] = defaultdict(float)
+    for case in cases:
+        short = case.short_names
+        for group, share in case.shares.items():
+            names[short[group]][group] = None
+            totals[short[group]] += share / len(cases)
+    is_aligned = any(len(found) > 1 for found in names.values())
+    finite = [(short, mean) for short, mean in totals.items() if math.isfinite(mean)]
+    ranked = sorted(finite, key=lambda item: -item[1])[:most]
+    return Ranking(
+        model=model,
+        groups=tuple(
+            (short if is_aligned else next(iter(names[short])), mean) for short, mean in ranked
+        ),
+        is_aligned=is_aligned,
+    )
 
 
 def origin(results: SessionResults) -> list[tuple[str, tuple[str, ...]]]:

@@ -51,11 +51,17 @@ def _group_lines(results: SessionResults) -> list[str]:
     ranked = most_sensitive_groups(results.cases.values())
     if not ranked:
         return []
-    return [
+    lines = [
         "most sensitive groups (q_proj is q, k and v; gate_proj is gate and up), by",
         "mean share of a case's total score:",
-        *(f"  {i:2d}. {share:6.1%}  {group}" for i, (group, share) in enumerate(ranked, start=1)),
     ]
+    for ranking in ranked:
+        lines += [f"  {ranking.model}:"] if len(ranked) > 1 else []
+        lines += [
+            f"  {i:2d}. {share:6.1%}  {group}"
+            for i, (group, share) in enumerate(ranking.groups, start=1)
+        ]
+    return lines
 
 
 def _rerun_lines(results: SessionResults) -> list[str]:

@@ -78,8 +78,8 @@ def test_json_summary_is_strict_and_complete(results, line):
     assert "shares" not in cases["alias"]
     assert document["errors"] == [{"case_id": "raised", "problem": "out of memory"}]
     assert document["most_sensitive_groups"][:2] == [
-        {"group": MLP, "mean_share": 0.6},
-        {"group": OUTPUT, "mean_share": pytest.approx((0.1 + 1.0) / 2)},
+        {"group": OUTPUT, "mean_share": pytest.approx((0.1 + 1.0) / 2), "model": "toy"},
+        {"group": MLP, "mean_share": pytest.approx((0.6 + 0.0) / 2), "model": "toy"},
     ]
     assert len(document["structure"]) == 3
     assert document["write_errors"] == results.write_errors
@@ -95,9 +95,9 @@ def test_markdown_has_every_section(render, results, line):
         ["not written", "reports/x.json: cannot be written: No space left on device"],
     ]
     assert sensitive[1:] == [
-        ["1", MLP, "60.0%"],
-        ["2", OUTPUT, "55.0%"],
-        ["3", "model.language_model.layers.0.self_attn.q_proj", "30.0%"],
+        ["1", OUTPUT, "55.0%"],
+        ["2", MLP, "30.0%"],
+        ["3", "model.language_model.layers.0.self_attn.q_proj", "15.0%"],
     ]
     assert measured[1:] == [
         [
@@ -133,9 +133,9 @@ def test_terminal_ends_with_counts_reasons_failures_and_the_worst_groups(results
         "  failed raised: out of memory",
         "most sensitive groups (q_proj is q, k and v; gate_proj is gate and up), by",
         "mean share of a case's total score:",
-        f"   1.  60.0%  {MLP}",
-        f"   2.  55.0%  {OUTPUT}",
-        "   3.  30.0%  model.language_model.layers.0.self_attn.q_proj",
+        f"   1.  55.0%  {OUTPUT}",
+        f"   2.  30.0%  {MLP}",
+        "   3.  15.0%  model.language_model.layers.0.self_attn.q_proj",
         "left out: a/x.json: is not JSON",
         "left out: b/y.json: is the same case as c",
         "NOT WRITTEN: reports/x.json: cannot be written: No space left on device",

@@ -47,9 +47,14 @@ class PageView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupSet:
-    """The groups of one model, in module order; cases refer to them by position."""
+    """The groups of one model, in module order; cases refer to them by position.
 
+    ``keys`` are the short names, by which cases of other names have the same groups.
+    """
+
+    model: str
     names: tuple[str, ...]
+    keys: tuple[str, ...]
     places: tuple[LayerPlace, ...]
     weights: tuple[int | None, ...]
     weights_shown: tuple[str, ...]
@@ -131,7 +136,7 @@ def contents(model: ReportModel) -> Contents:
     entries = []
     for case in results.cases.values():
         ordered = case.in_module_order
-        groups = group_sets.setdefault(_group_set(ordered), len(group_sets))
+        groups = group_sets.setdefault(_group_set(case, ordered), len(group_sets))
         scores = score_sets.setdefault(_score_set(case, ordered), len(score_sets))
         entries.append(_entry(case, ordered, groups, scores, _remarks(model, case)))
     return Contents(
@@ -166,8 +171,10 @@ def _first_view(views: Sequence[ViewModel]) -> int:
     return measured[-1] if measured else max(len(views) - 1, 0)
 
 
-def _group_set(ordered: tuple[Group, ...]) -> GroupSet:
+def _group_set(case: CaseResult, ordered: tuple[Group, ...]) -> GroupSet:
     return GroupSet(
+        model=case.model,
+        keys=tuple(case.short_names.values()),
         names=tuple(group.name for group in ordered),
         places=layer_places(ordered),
         weights=tuple(group.weights for group in ordered),

@@ -17,9 +17,11 @@ from pytest_autoquant.grid.case import CaseId, is_scheme_id
 from pytest_autoquant.manifests.outcomes import StructureCheck
 from pytest_autoquant.reports.charts.static_svg import CHARTS, specification
 from pytest_autoquant.reports.markdown import (
+    ALIGNED_MEANS,
     GROUPS_MEAN,
     KL_SCORE_MEANS,
     LOST_MEANS,
+    SHARES_MEAN,
     bits,
     correlation,
     drift_shown,
@@ -86,6 +88,8 @@ def render_page(model: ReportModel, comparison: RunComparison | None = None) -> 
         infeasible_means=infeasible_note(results.cases.values()),
         kl_score_means=KL_SCORE_MEANS if _uses_kl(results) else "",
         groups_mean=GROUPS_MEAN,
+        shares_mean=SHARES_MEAN,
+        aligned_means=ALIGNED_MEANS,
         parts={name: path.read_text(encoding="utf-8") for name, path in _PARTS.items()},
         hashes=_hashes(),
         licences=_LICENCES.read_text(encoding="utf-8"),

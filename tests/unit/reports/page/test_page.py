@@ -144,6 +144,20 @@ def test_cases_with_the_same_groups_and_scores_share_them(results):
     )
 
 
+def test_models_of_equal_names_have_group_sets_of_their_own(case_of):
+    narrow, wide, other = (case_of({"a": 1.0}, model=m) for m in ("narrow", "wide", "other"))
+    wide = replace(wide, groups=(replace(wide.groups[0], weights=1024),))
+    shown = contents_of(narrow, wide, other, replace(wide, case_id="twice"))
+    sets = [shown.group_sets[entry.groups] for entry in shown.cases]
+    assert [(found.model, found.weights) for found in sets] == [
+        ("narrow", (8,)),
+        ("wide", (1024,)),
+        ("other", (8,)),
+        ("wide", (1024,)),
+    ]
+    assert len(shown.group_sets) == 3
+
+
 def test_case_entry_carries_the_cases_own_facts(manifest):
     (entry,) = contents_of(case_result_of(manifest)).cases
     assert (entry.id, entry.status) == (manifest.case.case_id, "measured")
