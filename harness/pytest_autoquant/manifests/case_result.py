@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -70,10 +71,38 @@ class SelectionResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredCaptions:
+    """The captions that a case was scored on.
+
+    Attributes:
+        name: of the file or the built-in set.
+        count: number of captions; None if it is not recorded.
+        digests: one per caption, see ``DatasetRecord.scored_captions``; empty if not recorded.
+    """
+
+    name: str = UNKNOWN
+    count: int | None = None
+    digests: tuple[str, ...] = ()
+
+    def in_common(self, other: ScoredCaptions) -> int | None:
+        """Return how many captions both have; None if that is unknown.
+
+        Without digests: sizes are the first captions of a file, so of two cases on one file the
+        smaller set is part of the larger.
+        """
+        if self.digests and other.digests:
+            return (Counter(self.digests) & Counter(other.digests)).total()
+        if self.name != other.name or self.count is None or other.count is None:
+            return None
+        return min(self.count, other.count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CaseSource:
     """Where a case's numbers come from.
 
     Attributes:
+        scored: the captions that were scored.
         manifest: path of the manifest below the report root, with ``/``.
         origin: model, data, versions and device, by label.
         fingerprint: None for a manifest from before the harness, which lacks the digests.
@@ -82,6 +111,7 @@ class CaseSource:
     manifest: str
     origin: Mapping[str, str] = field(default_factory=dict)
     fingerprint: Fingerprint | None = None
+    scored: ScoredCaptions = field(default_factory=ScoredCaptions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +160,11 @@ class CaseResult:
     def fingerprint(self) -> Fingerprint | None:
         """The inputs of the measurement; None for a manifest from before the harness."""
         return self.source.fingerprint
+
+    @property
+    def scored(self) -> ScoredCaptions:
+        """The captions that were scored."""
+        return self.source.scored
 
     @property
     def is_old(self) -> bool:
@@ -200,6 +235,11 @@ def case_result_of(manifest: Manifest, path: Path | None = None) -> CaseResult:
             manifest=(path or manifest.path).as_posix(),
             origin=_origin(manifest),
             fingerprint=fingerprint_of(manifest),
+            scored=ScoredCaptions(
+                name=manifest.dataset.name,
+                count=manifest.dataset.num_score_samples,
+                digests=manifest.dataset.scored_captions,
+            ),
         ),
     )
 

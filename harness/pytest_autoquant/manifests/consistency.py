@@ -233,6 +233,13 @@ def _option_copies(manifest: Manifest) -> Iterator[Copies]:
 def _caption_copies(manifest: Manifest) -> Iterator[Copies]:
     """Numbers of captions and tokens, which the lengths give."""
     data = manifest.dataset
+    if data.scored_captions:
+        yield Copies(
+            true=len(data.scored_captions),
+            at="the number of captions in dataset.scored_captions",
+            copy=data.num_score_samples,
+            copy_at="dataset.num_score_samples",
+        )
     yield Copies(
         true=sum(data.token_lengths.values()),
         at="the number of captions in dataset.token_lengths",

@@ -100,6 +100,9 @@ class DatasetRecord:
             order of captions changes no score.
         token_lengths: number of captions by length in tokens.
         num_dropped: captions too short to predict a token.
+        scored_captions: of every scored caption the first 8 hexadecimal digits of a sha256 over its
+            token ids, sorted; empty in manifests from before it was recorded. It tells which
+            captions two cases have in common.
     """
 
     __pydantic_config__ = STRICT
@@ -116,6 +119,7 @@ class DatasetRecord:
     num_calib_batches: int
     num_score_batches: int
     num_dropped: int
+    scored_captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

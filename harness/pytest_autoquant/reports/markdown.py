@@ -20,6 +20,15 @@ GROUPS_MEAN = (
     "A group is named after its first linear: q_proj stands for q, k and v together, gate_proj for "
     "gate and up."
 )
+STABILITY_MEANS = (
+    "Spearman rank correlation of the layer groups between two calibration sizes; 1 is the same "
+    "order. It compares what was scored. Where both sizes scored the same captions, only "
+    "calibration differs: the number says how much the ranking depends on calibrating with more "
+    "captions, and nothing of how it depends on the captions that are scored. Where they share "
+    "some, it is higher than for captions of their own, by an unknown amount. Only sizes that "
+    "share no scored caption show whether other captions rank the groups alike. Sizes that hold "
+    "the same captions are one measurement and are not compared."
+)
 SHARES_MEAN = "Mean share of a case's total score, every measured case of the model counted once."
 ALIGNED_MEANS = (
     "The cases name groups in several ways; names are matched and shown from the list of layers on."

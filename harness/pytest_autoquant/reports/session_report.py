@@ -24,6 +24,7 @@ from pytest_autoquant.reports.markdown import (
     INFEASIBLE_MEANS,
     LOST_MEANS,
     SHARES_MEAN,
+    STABILITY_MEANS,
     bits,
     code,
     correlation,
@@ -209,22 +210,25 @@ def _grids(model: ReportModel) -> list[str]:
 
 
 def _stability(model: ReportModel) -> list[str]:
-    """Show per two sizes how similar their rankings are, over all cases."""
-    found: dict[tuple[str, str, str], list[float]] = {}
+    """Show per two sizes how similar their rankings are, and on which captions."""
+    found: dict[tuple[str, str, str, str], list[float]] = {}
     for point in model.stability:
-        found.setdefault((point.model, point.method, point.sizes), []).append(point.spearman)
+        key = (point.model, point.method, point.sizes, point.captions)
+        found.setdefault(key, []).append(point.spearman)
     if not found:
         return []
     rows = [
-        (code(model), text(method), text(sizes), len(values), *map(correlation, _spread(values)))
-        for (model, method, sizes), values in found.items()
+        (
+            *(code(model), text(method), text(sizes), text(captions), len(values)),
+            *map(correlation, _spread(values)),
+        )
+        for (model, method, sizes, captions), values in found.items()
     ]
-    headers = ("model", "method", "sizes", "cases", "lowest", "median", "highest")
+    headers = ("model", "method", "sizes", "captions", "cases", "lowest", "median", "highest")
     return [
         "## Size stability",
-        "Spearman rank correlation of the layer groups between two calibration sizes; 1 is the "
-        "same order. The page has it per case.",
-        table(headers, rows, right="   rrrr"),
+        f"{STABILITY_MEANS} The page has it per case.",
+        table(headers, rows, right="    rrrr"),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -167,6 +168,14 @@ def dataset_record(data: CalibrationData) -> DatasetRecord:
         num_calib_batches=len(data.batches),
         num_score_batches=len(data.scored),
         num_dropped=len(data.dropped),
+        scored_captions=_caption_digests(data),
+    )
+
+
+def _caption_digests(data: CalibrationData) -> tuple[str, ...]:
+    rows = (row for batch in data.scored for row in batch.rows)
+    return tuple(
+        sorted(hashlib.sha256(" ".join(map(str, row)).encode()).hexdigest()[:8] for row in rows)
     )
 
 
