@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import Literal
 
@@ -64,6 +65,24 @@ def slug(text: str) -> str:
     lowered = text.strip().lower().replace("/", "--")
     cleaned = _UNSAFE_IN_SLUG.sub("-", lowered).strip("-.")
     return cleaned[:120] or f"unnamed-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def now_utc() -> str:
+    """Return the present time in UTC, to the second, as ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def shown_time(moment: str | None) -> str:
+    """Return an ISO 8601 time in UTC for a reader, ``unknown`` for None."""
+    return "unknown" if moment is None else moment.replace("T", " ").replace("+00:00", " UTC")
+
+
+def shown_duration(seconds: float) -> str:
+    """Return a duration: ``0.8 s``, ``42 s``, ``3 min 20 s``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str) -> UsageError:

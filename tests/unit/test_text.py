@@ -11,6 +11,8 @@ from pytest_autoquant.text import (
     digits_apart,
     in_words,
     one_line,
+    shown_duration,
+    shown_time,
     slug,
     told_apart,
     unknown,
@@ -105,3 +107,19 @@ def test_texts_are_cut_behind_their_first_difference():
     assert told_apart("abcdef", "abcdeg", 3) == ("abcdef", "abcdeg")
     assert told_apart("abcdef", "xbcdef", 3) == ("abc", "xbc")
     assert told_apart("abcdef", "abcdef", 3) == ("abc", "abc")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (42.4, "42 s"),
+        (200.0, "3 min 20 s"),
+        (3600.0, "60 min 0 s"),
+    ],
+)
+def test_duration_is_shown_in_minutes_and_seconds(seconds, shown):
+    assert shown_duration(seconds) == shown
+    assert shown_time("2026-11-27T03:08:14+00:00") == "2026-11-27 03:08:14 UTC"
+    assert shown_time(None) == "unknown"

@@ -40,6 +40,7 @@ from pytest_autoquant.models.device import peak_cuda_bytes
 from pytest_autoquant.scoring.build_manifest import dataset_record
 from pytest_autoquant.scoring.environment import memory_record
 from pytest_autoquant.scoring.runner import MeasurementRunner
+from pytest_autoquant.text import now_utc
 
 _HELD_OUT_BATCH_SIZE = 8
 
@@ -232,6 +233,7 @@ class SchemeRunner:
             environment=bench.environment,
             timing=phases.seconds(),
             memory=memory_record(peak_cuda_bytes(bench.device)),
+            measured_at=now_utc(),
         )
 
     def _finish(

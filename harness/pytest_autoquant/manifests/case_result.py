@@ -22,8 +22,12 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
     CaseStatus,
     Manifest,
 )
+from pytest_autoquant.text import shown_duration, shown_time
 
 UNKNOWN = "unknown"
+
+#: ``ModelRecord.weights`` of a model that was not trained.
+RANDOM = "random"
 
 _LAYER_INDEX = re.compile(r"(?:^|\.)(\d+)\.")
 
@@ -103,6 +107,9 @@ class CaseSource:
 
     Attributes:
         scored: the captions that were scored.
+        weights: ``checkpoint`` or ``random``; None if it is not recorded.
+        measured_at: time in UTC, ISO 8601; None if it is not recorded.
+        seconds: what measuring the case took; None for an alias and if it is not recorded.
         manifest: path of the manifest below the report root, with ``/``.
         origin: model, data, versions and device, by label.
         fingerprint: None for a manifest from before the harness, which lacks the digests.
@@ -112,6 +119,9 @@ class CaseSource:
     origin: Mapping[str, str] = field(default_factory=dict)
     fingerprint: Fingerprint | None = None
     scored: ScoredCaptions = field(default_factory=ScoredCaptions)
+    weights: str | None = None
+    measured_at: str | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +175,18 @@ class CaseResult:
     def scored(self) -> ScoredCaptions:
         """The captions that were scored."""
         return self.source.scored
+
+    @property
+    def has_random_weights(self) -> bool:
+        """Whether the model's weights are random."""
+        return self.source.weights == RANDOM
+
+    @property
+    def measured(self) -> str:
+        """When the case was measured and how long that took, as far as it is recorded."""
+        seconds = self.source.seconds
+        took = "" if seconds is None else f", took {shown_duration(seconds)}"
+        return shown_time(self.source.measured_at) + took
 
     @property
     def is_old(self) -> bool:
@@ -240,6 +262,9 @@ def case_result_of(manifest: Manifest, path: Path | None = None) -> CaseResult:
                 count=manifest.dataset.num_score_samples,
                 digests=manifest.dataset.scored_captions,
             ),
+            weights=manifest.model.weights,
+            measured_at=manifest.measured_at,
+            seconds=manifest.timing.get("total"),
         ),
     )
 
@@ -289,6 +314,7 @@ def _origin(manifest: Manifest) -> dict[str, str]:
             f"{data.num_score_samples} scored ({data.num_scored_tokens} tokens)"
         ),
         "captions digest": f"{data.size}: {data.sha256}",
+        "date": (manifest.measured_at or UNKNOWN)[:10],
         "method": manifest.case.method,
         "engine": run.engine,
         "bit budget": f"{run.effective_bits:g} bits per weight",

@@ -164,7 +164,8 @@ class ExportRecord:
 class SchemeManifest:
     """One scheme applied to one model.
 
-    ``export`` is None if no export was requested; ``timing`` has seconds by phase.
+    ``export`` is None if no export was requested; ``timing`` has seconds by phase. ``measured_at``
+    is in UTC, ISO 8601; None in manifests from before it was recorded.
     """
 
     __pydantic_config__ = STRICT
@@ -181,6 +182,7 @@ class SchemeManifest:
     environment: EnvironmentRecord
     timing: Mapping[str, float]
     memory: MemoryRecord
+    measured_at: str | None = None
 
     @property
     def path(self) -> Path:

@@ -276,6 +276,7 @@ class RunConfig:
 class Manifest:
     """One case's record; ``timing`` has seconds by phase.
 
+    ``measured_at`` is in UTC, ISO 8601; None in manifests from before it was recorded.
     ``layer_sensitivity`` is the truth about scores. ``sensitivity_ranking`` and the totals repeat
     it for readers; a manifest whose copies disagree is not valid, see ``consistency``.
     """
@@ -296,6 +297,7 @@ class Manifest:
     timing: Mapping[str, float] = field(default_factory=dict)
     memory: MemoryRecord
     run_config: RunConfig
+    measured_at: str | None = None
 
     @property
     def path(self) -> Path:

@@ -17,6 +17,7 @@ from pytest_autoquant.reports.markdown import (
     number,
     numbers_apart,
     percent,
+    random_weights_caution,
     table,
     text,
 )
@@ -95,6 +96,9 @@ def layer_report_json(manifest: Manifest, case: CaseResult) -> bytes:
         "case": case.case_id,
         "status": case.status,
         "alias_of": case.alias_of,
+        "weights": case.source.weights,
+        "measured_at": case.source.measured_at,
+        "seconds": case.source.seconds,
         "format": case.format_name,
         "effective_bits": case.effective_bits,
         "num_scored_tokens": manifest.dataset.num_scored_tokens,
@@ -111,7 +115,8 @@ def layer_report_markdown(manifest: Manifest, case: CaseResult) -> str:
     """
     parts = [
         f"# Layer sensitivity: {code(case.pair)}, {code(case.granularity)}, {text(case.size)}",
-        _facts(manifest),
+        *filter(None, [text(_caution(case))]),
+        _facts(manifest, case),
         KL_SCORE_MEANS if case.method == "kl_div" else SCORE_MEANS,
         *_notes(manifest),
         "## Selection",
@@ -153,7 +158,11 @@ def selection_sentence(case: CaseResult) -> str:
     )
 
 
-def _facts(manifest: Manifest) -> str:
+def _caution(case: CaseResult) -> str:
+    return random_weights_caution([case.model] if case.has_random_weights else [])
+
+
+def _facts(manifest: Manifest, result: CaseResult) -> str:
     case, data, env = manifest.case, manifest.dataset, manifest.environment
     experimental = ", experimental" if case.experimental else ""
     bits = manifest.quantization.effective_bits
@@ -168,6 +177,7 @@ def _facts(manifest: Manifest) -> str:
             f"{data.num_calib_samples} calibrated, {data.num_score_samples} scored "
             f"({data.num_scored_tokens} tokens) of {code(data.name)}",
         ),
+        ("measured", text(result.measured)),
         ("device", f"{text(env.device_name)}, {text(manifest.run_config.dtype)}"),
         (
             "versions",

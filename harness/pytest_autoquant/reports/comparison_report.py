@@ -11,6 +11,7 @@ from pytest_autoquant.reports.markdown import (
     correlation,
     drift_shown,
     numbers_apart,
+    random_weights_caution,
     table,
     text,
 )
@@ -44,6 +45,10 @@ def compare_markdown(comparison: RunComparison) -> str:
     ]
     if len(ordered) == 1:
         parts.append(_groups(ordered[0][1]))
+    cases = (*comparison.before.values(), *comparison.after.values())
+    parts += filter(
+        None, [text(random_weights_caution({c.model for c in cases if c.has_random_weights}))]
+    )
     parts += _remarks([found for _, found in ordered])
     parts += _names("Only in the first", comparison.only_before)
     parts += _names("Only in the second", comparison.only_after)

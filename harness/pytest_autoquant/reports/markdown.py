@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pytest_autoquant.text import digits_apart, one_line
 
@@ -39,10 +39,23 @@ KL_SCORE_MEANS = (
     "on the same captions; it is not an accuracy."
 )
 
+RANDOM_WEIGHTS = "random weights: nothing here holds for a trained model"
+
 INFEASIBLE_MEANS = (
     "infeasible: more bits are stored than the budget allows even with every group quantized."
 )
 LOST_MEANS = "was to run and sent no outcome"
+
+
+def random_weights_caution(models: Iterable[str]) -> str:
+    """Return the caution on models with random weights; empty without one."""
+    names = ", ".join(sorted(models))
+    if not names:
+        return ""
+    return (
+        f"Caution: the weights of {names} are random. Scores, rankings, selections and schemes "
+        "rehearse a run; they say nothing of a trained model."
+    )
 
 
 def text(value: object) -> str:

@@ -14,7 +14,7 @@ from pytest_autoquant.reports.folder import read_folder
 from pytest_autoquant.reports.ownership import refuse_foreign_files
 from pytest_autoquant.reports.page.render import PAGE
 from pytest_autoquant.reports.session_report import counts_sentence
-from pytest_autoquant.reports.session_results import SessionResults
+from pytest_autoquant.reports.session_results import SessionResults, caution
 from pytest_autoquant.reports.write import write_folder_reports, write_layer_reports
 from pytest_autoquant.text import counted
 
@@ -52,8 +52,8 @@ def rebuilt_report(root: Path, results: SessionResults) -> str:
     counts = counts_sentence(results)
     if left_out:
         counts += f", {counted(len(left_out), 'file')} left out"
-    lines = [*left_out, *unpublished_lines(root), f"{root}: {counts}", f"wrote {root / PAGE}"]
-    return "\n".join(lines)
+    lines = [*left_out, *unpublished_lines(root), *filter(None, [caution(results)])]
+    return "\n".join([*lines, f"{root}: {counts}", f"wrote {root / PAGE}"])
 
 
 def unpublished_lines(root: Path) -> Iterator[str]:

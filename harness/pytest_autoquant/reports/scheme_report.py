@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pytest_autoquant.manifests.case_result import RANDOM
 from pytest_autoquant.manifests.scheme_manifest import ExportRecord, SchemeManifest
 from pytest_autoquant.regression.comparison import spearman
-from pytest_autoquant.reports.markdown import bits, code, number, percent, table, text
-from pytest_autoquant.text import counted
+from pytest_autoquant.reports.markdown import (
+    bits,
+    code,
+    number,
+    percent,
+    random_weights_caution,
+    table,
+    text,
+)
+from pytest_autoquant.text import counted, shown_duration, shown_time
 
 SCHEMES_MARKDOWN = "schemes.md"
 
@@ -50,10 +60,12 @@ def agreement_sentence(schemes: Mapping[str, SchemeManifest]) -> str:
 def schemes_markdown(schemes: Mapping[str, SchemeManifest]) -> str:
     """Return every scheme as Markdown."""
     parts = ["# Mixed-precision schemes", MEANING]
+    random = {found.model.name for found in schemes.values() if found.model.weights == RANDOM}
+    parts += filter(None, [text(random_weights_caution(random))])
     sentence = agreement_sentence(schemes)
     if sentence:
         parts.append(text(sentence))
-    parts.append(table(HEADERS, [_row(found) for found in schemes.values()], right="  rrrrrrrr  "))
+    parts.append(table(HEADERS, [_row(found) for found in schemes.values()], right="   rrrrrrrr  "))
     for found in schemes.values():
         parts += _violations(found)
     return "\n\n".join(parts) + "\n"
@@ -62,6 +74,7 @@ def schemes_markdown(schemes: Mapping[str, SchemeManifest]) -> str:
 HEADERS = (
     "scheme",
     "model",
+    "measured",
     "groups quantized",
     "weights quantized",
     "bits per weight",
@@ -91,6 +104,7 @@ def cells(found: SchemeManifest) -> tuple[Cell, ...]:
     return (
         Cell(text=found.scheme.name),
         Cell(text=f"{found.model.name}, {found.dataset.size}"),
+        Cell(text=f"{shown_time(found.measured_at)}, took {shown_duration(_seconds(found))}"),
         Cell(text=f"{quantized} of {len(found.groups)}", order=quantized),
         Cell(text=percent(decided.fraction_of_weights), order=decided.fraction_of_weights),
         Cell(text=bits(decided.effective_bits), order=decided.effective_bits),
@@ -102,6 +116,10 @@ def cells(found: SchemeManifest) -> tuple[Cell, ...]:
         Cell(text=check_sentence(export)),
         Cell(text=load_sentence(export)),
     )
+
+
+def _seconds(found: SchemeManifest) -> float:
+    return math.fsum(found.timing.values())
 
 
 def check_sentence(export: ExportRecord | None) -> str:

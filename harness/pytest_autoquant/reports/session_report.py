@@ -35,8 +35,8 @@ from pytest_autoquant.reports.markdown import (
 )
 from pytest_autoquant.reports.report_model import ReportModel
 from pytest_autoquant.reports.scheme_report import SCHEMES_MARKDOWN
-from pytest_autoquant.reports.session_results import SessionResults
-from pytest_autoquant.text import counted
+from pytest_autoquant.reports.session_results import SessionResults, caution
+from pytest_autoquant.text import counted, shown_duration, shown_time
 
 SUMMARY_MARKDOWN = "summary.md"
 
@@ -85,6 +85,9 @@ def _summary_case(case: CaseResult) -> SummaryCase:
         num_groups=len(case.groups),
         selection_bits=case.selection.bits,
         is_satisfied=case.selection.is_satisfied,
+        weights=case.source.weights,
+        measured_at=case.source.measured_at,
+        seconds=case.source.seconds,
     )
 
 
@@ -93,10 +96,15 @@ def summary_markdown(model: ReportModel) -> str:
     results = model.results
     parts = ["# Quantization sensitivity", text(counts_sentence(results))]
     parts += [text(sentence) for sentence in last_run_sentences(results)]
+    parts += filter(None, [_bold(caution(results))])
     parts.append(model.introduction)
     for section in _SECTIONS:
         parts += section(model)
     return "\n\n".join(parts) + "\n"
+
+
+def _bold(sentence: str) -> str:
+    return f"**{text(sentence)}**" if sentence else ""
 
 
 def counts_sentence(results: SessionResults) -> str:
@@ -137,7 +145,14 @@ def last_run_sentences(results: SessionResults) -> tuple[str, ...]:
         if results.is_from_one_run
         else "all other outcomes here are from earlier runs."
     )
-    return (f"Last run: {_run(results.last_run)}; {rest}",)
+    return (f"Last run: {_run(results.last_run)}{_when(results.last_run)}; {rest}",)
+
+
+def _when(run: LastRun) -> str:
+    if run.started is None:
+        return ""
+    took = "" if run.seconds is None else f", took {shown_duration(run.seconds)}"
+    return f", started {shown_time(run.started)}{took}"
 
 
 def _run(run: LastRun) -> str:

@@ -7,15 +7,16 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pytest_autoquant.grid.case import is_scheme_id
-from pytest_autoquant.manifests.case_result import CaseResult
+from pytest_autoquant.manifests.case_result import RANDOM, CaseResult
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
 from pytest_autoquant.manifests.session_summary import LastRun, OutcomeCounts
 from pytest_autoquant.redact import without_paths
-from pytest_autoquant.reports.markdown import LOST_MEANS
+from pytest_autoquant.reports.markdown import LOST_MEANS, random_weights_caution
 
 #: Quant pair and granularity of a structure case.
 StructureKey = tuple[str, str]
@@ -37,6 +38,7 @@ class SessionResults:
         left_out: files that could not be read, and why.
         command: what started the session.
         shard: ``I/N`` where the session ran a part of the cases only.
+        started: when the session began; None if that is not known.
         last_run: of a folder, what its last run did; None of a session, and if unknown.
     """
 
@@ -54,6 +56,7 @@ class SessionResults:
     command: str | None = None
     shard: str | None = None
     write_errors: list[str] = field(default_factory=list)
+    started: datetime | None = None
     last_run: LastRun | None = None
 
     def add(self, line: CaseResult | SkippedCase | FailedCase | StructureCheck) -> None:
@@ -164,8 +167,11 @@ class SessionResults:
 
 
 def last_run_of(session: SessionResults) -> LastRun:
-    """Return the record of a session, for the folder that it writes to."""
+    """Return the record of a session that ends now, for the folder that it writes to."""
+    started = session.started
     return LastRun(
+        started=None if started is None else started.isoformat(timespec="seconds"),
+        seconds=None if started is None else (datetime.now(UTC) - started).total_seconds(),
         command=session.command,
         shard=session.shard,
         counts=session.counts,
@@ -219,6 +225,15 @@ def _ranking(model: str, cases: Sequence[CaseResult], most: int) -> Ranking:
         ),
         is_aligned=is_aligned,
     )
+
+
+def caution(results: SessionResults) -> str:
+    """Return a sentence that names the models whose weights are random; empty if there is none."""
+    found = {case.model for case in results.cases.values() if case.has_random_weights}
+    found |= {
+        scheme.model.name for scheme in results.schemes.values() if scheme.model.weights == RANDOM
+    }
+    return random_weights_caution(found)
 
 
 def origin(results: SessionResults) -> list[tuple[str, tuple[str, ...]]]:

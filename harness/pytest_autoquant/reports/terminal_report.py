@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pytest_autoquant.reports.markdown import LOST_MEANS, number
 from pytest_autoquant.reports.session_report import SUMMARY_MARKDOWN, counts_sentence
-from pytest_autoquant.reports.session_results import SessionResults, most_sensitive_groups
+from pytest_autoquant.reports.session_results import SessionResults, caution, most_sensitive_groups
 from pytest_autoquant.text import one_line
 
 #: Aliases and lost cases that the terminal lists by name; more are counted.
@@ -16,7 +16,7 @@ _MOST_NAMES = 5
 
 def terminal_lines(results: SessionResults) -> list[str]:
     """Return the summary that ends a pytest run; ``results`` are those of the session."""
-    lines = [counts_sentence(results)]
+    lines = [counts_sentence(results), *filter(None, [caution(results)])]
     lines += [
         f"  skipped {count:4d}  {status}: {reason}"
         for status, reason, count in results.skip_counts()

@@ -34,7 +34,7 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
 from pytest_autoquant.models.layers import Linear
 from pytest_autoquant.scoring.engine import GroupScore, Measurement
 from pytest_autoquant.scoring.notes import padded_to
-from pytest_autoquant.text import counted
+from pytest_autoquant.text import counted, now_utc
 
 UNQUANTIZED_FORMAT = f"NONE(effective-bits: {UNQUANTIZED_BITS})"
 
@@ -91,6 +91,7 @@ def build_manifest(findings: Findings) -> Manifest:
         timing=_timing(findings),
         memory=findings.memory,
         run_config=findings.run_config,
+        measured_at=now_utc(),
     )
 
 

@@ -81,7 +81,8 @@ def test_keys_are_stable(manifest):
     document = strict(dump_manifest(manifest))
     assert " ".join(document) == (
         "schema_version case scheme model dataset quantization num_quantized_layers layers "
-        "layer_sensitivity sensitivity_ranking autoquant_state environment timing memory run_config"
+        "layer_sensitivity sensitivity_ranking autoquant_state environment timing memory "
+        "run_config measured_at"
     )
     assert " ".join(document["quantization"]) == (
         "base_format_name base_is_modelopt_preset quant_granularity effective_quant_cfg "

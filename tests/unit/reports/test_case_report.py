@@ -46,6 +46,9 @@ def test_infeasible_budget_names_the_smallest_reachable_one(findings):
 
 
 def test_tables_show_the_manifests_numbers(render, manifest):
+    manifest = replace(
+        manifest, measured_at="2026-11-27T03:08:14+00:00", timing={"score": 70.0, "total": 72.4}
+    )
     page = render(layer_report_markdown(manifest))
     facts, groups = page.tables
     assert dict(facts[1:]) == {
@@ -55,6 +58,7 @@ def test_tables_show_the_manifests_numbers(render, manifest):
         "status": "measured",
         "method": "gradient, engine modelopt",
         "captions": "4 calibrated, 3 scored (10 tokens) of mine.txt",
+        "measured": "2026-11-27 03:08:14 UTC, took 1 min 12 s",
         "device": "CPU, float32",
         "versions": "modelopt 0.47.0, torch 2.11.0, transformers 5.14.0",
     }

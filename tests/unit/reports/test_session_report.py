@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from builders import results_of, structure_check
@@ -9,9 +10,11 @@ from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
 from pytest_autoquant.manifests.session_summary import dump_summary
 from pytest_autoquant.reports.report_model import report_model
 from pytest_autoquant.reports.session_report import (
+    last_run_sentences,
     session_summary,
     summary_markdown,
 )
+from pytest_autoquant.reports.session_results import last_run_of
 from pytest_autoquant.reports.terminal_report import terminal_lines
 
 MLP = "model.language_model.layers.0.mlp.gate_proj"
@@ -223,3 +226,12 @@ def test_infeasible_has_a_footnote(render, results, line):
     note = "infeasible: more bits are stored than the budget allows"
     assert note in render(markdown_of(results)).text
     assert note not in render(markdown_of(results_of(line))).text
+
+
+def test_summary_says_when_the_last_run_started_and_what_it_took(line):
+    started = datetime.now(UTC) - timedelta(seconds=90)
+    results = results_of(line)
+    results.last_run = last_run_of(results_of(line, started=started))
+    (sentence,) = last_run_sentences(results)
+    assert f", started {started:%Y-%m-%d %H:%M:%S} UTC, took 1 min 3" in sentence
+    assert 90 <= results.last_run.seconds < 95

@@ -23,7 +23,7 @@ from pytest_autoquant.reports.charts.schemes import (
     scheme_points,
 )
 from pytest_autoquant.reports.charts.size_stability import StabilityPoint
-from pytest_autoquant.reports.markdown import bits, number, percent
+from pytest_autoquant.reports.markdown import RANDOM_WEIGHTS, bits, number, percent
 from pytest_autoquant.reports.report_model import ReportModel, ViewModel
 
 #: Significant digits of a score in the page. They place colours and give the ratio of two scores,
@@ -84,6 +84,7 @@ class CaseEntry:
 
     Attributes:
         bits: stored per weight, as text; ``total_shown`` likewise.
+        measured: when, and how long it took, as text.
         groups: position of its ``GroupSet``.
         scores: position of its ``ScoreSet``.
         selected: ``1`` or ``0`` per group, empty if unknown.
@@ -105,6 +106,7 @@ class CaseEntry:
     total: float | None
     total_shown: str
     unit: str
+    measured: str
     selection: str
     groups: int
     scores: int
@@ -208,7 +210,8 @@ def _remarks(model: ReportModel, case: CaseResult) -> tuple[str, ...]:
     error = model.results.errors.get(case.case_id)
     if error is not None:
         failures.append(f"Then failed: {error.problem}")
-    return (*failures, *case.notes)
+    random = [RANDOM_WEIGHTS.capitalize()] if case.has_random_weights else []
+    return (*random, *failures, *case.notes)
 
 
 def _entry(
@@ -230,6 +233,7 @@ def _entry(
         total=case.total_score,
         total_shown=number(case.total_score),
         unit=case.unit,
+        measured=case.measured,
         selection=selection_sentence(case),
         groups=groups,
         scores=scores,

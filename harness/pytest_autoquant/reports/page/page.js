@@ -351,6 +351,7 @@
     return [
       ...of("case", entry.id),
       ...of("status", entry.alias_of ? `alias of ${entry.alias_of}` : entry.status),
+      ...of("measured", entry.measured),
       ...of("format", entry.format + (entry.experimental ? " (experimental)" : "")),
       ...of("weights stored in", `${entry.bits} bits per weight, block scales included`),
       ...of("total score", `${entry.total_shown} ${entry.unit}`),
