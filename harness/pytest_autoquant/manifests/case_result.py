@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS
 from pytest_autoquant.manifests.fingerprint import Fingerprint, fingerprint_of
 from pytest_autoquant.manifests.group_names import short_names
 from pytest_autoquant.manifests.sensitivity_manifest import (
     GROUP_SUFFIX,
     AutoquantState,
     CaseStatus,
+    GroupSensitivity,
     Manifest,
 )
 from pytest_autoquant.text import shown_duration, shown_time
@@ -43,6 +45,7 @@ class Group:
         modules: the group's linears; empty if an old manifest does not record them.
         weights: number of weights in the group.
         selected: whether the bit budget keeps the group quantized.
+        bits: stored per weight where the group is quantized, scales included.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Group:
     modules: tuple[str, ...]
     weights: int | None
     selected: bool | None
+    bits: float | None = None
 
     @property
     def layer(self) -> int | None:
@@ -284,7 +288,15 @@ def _group(manifest: Manifest, name: str) -> Group:
         modules=recorded.module_names,
         weights=sum(layer.out_features * layer.in_features for layer in members),
         selected=all(layer.selected for layer in members),
+        bits=_stored_bits(recorded),
     )
+
+
+def _stored_bits(group: GroupSensitivity) -> float | None:
+    """Return the bits per weight in a group's costs, which are weights x bits / 16."""
+    if len(group.costs) != 2 or group.costs[1] <= 0:
+        return None
+    return finite(UNQUANTIZED_BITS * group.costs[0] / group.costs[1])
 
 
 def _selection(state: AutoquantState) -> SelectionResult:

@@ -13,6 +13,7 @@ from pytest_autoquant.reports.markdown import (
     GROUPS_MEAN,
     KL_SCORE_MEANS,
     SCORE_MEANS,
+    bits,
     code,
     number,
     numbers_apart,
@@ -20,6 +21,12 @@ from pytest_autoquant.reports.markdown import (
     random_weights_caution,
     table,
     text,
+)
+from pytest_autoquant.reports.selection_tables import (
+    SELECTION_MEANS,
+    budget_rows,
+    kept_rows,
+    score_per_megabit,
 )
 from pytest_autoquant.text import digits_apart
 
@@ -52,6 +59,7 @@ class LayerRow:
         share: of the case's total score; ``cumulative_share`` includes the groups ranked before.
         weights: number of stored weights.
         selected: whether the bit budget keeps the group quantized.
+        score_per_megabit: score per million bits that quantizing the group saves.
     """
 
     rank: int
@@ -62,6 +70,7 @@ class LayerRow:
     cumulative_share: float | None
     weights: int | None
     selected: bool | None
+    score_per_megabit: float | None
 
 
 def layer_rows(case: CaseResult) -> tuple[LayerRow, ...]:
@@ -82,6 +91,7 @@ def layer_rows(case: CaseResult) -> tuple[LayerRow, ...]:
                 cumulative_share=finite(running) if total else None,
                 weights=group.weights,
                 selected=group.selected,
+                score_per_megabit=finite(score_per_megabit(group)),
             )
         )
     return tuple(rows)
@@ -103,6 +113,8 @@ def layer_report_json(manifest: Manifest, case: CaseResult) -> bytes:
         "effective_bits": case.effective_bits,
         "num_scored_tokens": manifest.dataset.num_scored_tokens,
         "autoquant_state": manifest.autoquant_state,
+        "budgets": budget_rows(case),
+        "kept": kept_rows(case),
         "groups": layer_rows(case),
     }
     return to_json(report, indent=2) + b"\n"
@@ -121,6 +133,7 @@ def layer_report_markdown(manifest: Manifest, case: CaseResult) -> str:
         *_notes(manifest),
         "## Selection",
         text(selection_sentence(case)),
+        *_selection_tables(case),
         "## Layer map",
         f"![Score of every layer group, by decoder layer and projection: {_alternative_text(case)}]"
         f"({LAYERS_PICTURE})",
@@ -165,11 +178,11 @@ def _caution(case: CaseResult) -> str:
 def _facts(manifest: Manifest, result: CaseResult) -> str:
     case, data, env = manifest.case, manifest.dataset, manifest.environment
     experimental = ", experimental" if case.experimental else ""
-    bits = manifest.quantization.effective_bits
+    stored = manifest.quantization.effective_bits
     rows = [
         ("model", f"{code(manifest.model.id)} ({text(manifest.model.weights)} weights)"),
         ("format", f"{code(manifest.quantization.base_format_name)}{experimental}"),
-        ("weights stored in", f"{bits:.4g} bits, block scales included"),
+        ("weights stored in", f"{stored:.4g} bits, block scales included"),
         ("status", text(case.status) + (f" of {code(case.alias_of)}" if case.alias_of else "")),
         ("method", f"{text(case.method)}, engine {text(manifest.run_config.engine)}"),
         (
@@ -193,6 +206,30 @@ def _notes(manifest: Manifest) -> list[str]:
     return ["\n".join(lines)] if lines else []
 
 
+def _selection_tables(case: CaseResult) -> list[str]:
+    budgets, kept = budget_rows(case), kept_rows(case)
+    if not budgets:
+        return []
+    return [
+        SELECTION_MEANS,
+        "### By budget",
+        table(
+            ("budget", "groups quantized", "bits stored", "score", "share of the whole"),
+            [
+                (f"{r.budget:.6g}", r.quantized, bits(r.bits), number(r.score), percent(r.share))
+                for r in budgets
+            ],
+            right="rrrrr",
+        ),
+        "### With the most sensitive groups in 16 bits",
+        table(
+            ("kept in 16 bits", "bits stored", "score left", "share of the whole"),
+            [(r.kept, bits(r.bits), number(r.score), percent(r.share)) for r in kept],
+            right="rrrr",
+        ),
+    ]
+
+
 def _groups(case: CaseResult) -> str:
     rows = [
         (
@@ -203,9 +240,13 @@ def _groups(case: CaseResult) -> str:
             percent(row.share),
             percent(row.cumulative_share),
             f"{row.weights:,}",
+            number(row.score_per_megabit),
             "quantized" if row.selected else "16-bit",
         )
         for row in layer_rows(case)
     ]
-    headers = ("rank", "group", "linears", "score", "share", "running", "weights", "selection")
-    return table(headers, rows, right="r rrrrr ")
+    headers = (
+        *("rank", "group", "linears", "score", "share", "running", "weights"),
+        *("score per Mbit saved", "selection"),
+    )
+    return table(headers, rows, right="r rrrrrr ")

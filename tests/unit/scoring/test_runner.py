@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 from builders import one_thread, run_plan
-from pytest_autoquant.errors import MeasurementError, ModelError, NotReplayableError
+from pytest_autoquant.errors import MeasurementError, ModelError, NotReplayableError, UsageError
 from pytest_autoquant.grid.assignment import Assignment
 from pytest_autoquant.manifests.fingerprint import fingerprint_of
 from pytest_autoquant.modelopt_support.status import Status
@@ -339,3 +339,17 @@ def test_case_measured_on_the_same_inputs_has_no_changes(int8):
     assert "sweep" in bench.measure(changed.test_id)[1]
     assert bench.measure(new.test_id)[1] == set()
     assert "sweep" in bench.measure(kept.test_id)[1]
+
+
+def test_budget_that_no_selected_case_reaches_is_refused_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "quant_pair").mkdir()
+    (tmp_path / "quant_pair" / "mine.yaml").write_text(
+        "name: mine\nweight: fp8\nactivation: fp8\nformat_name: FP8_PER_CHANNEL_PER_TOKEN_CFG\n"
+    )
+    bench = bench_of(conf=str(tmp_path), pairs="mine", effective_bits="3")
+    bench.plan.check_budget(bench.plan.cases)
+    with pytest.raises(
+        UsageError, match="--aq-effective-bits 3: too small for every selected case"
+    ):
+        bench.measure("mine-default-small")
+    assert "model" not in vars(bench.runner)
