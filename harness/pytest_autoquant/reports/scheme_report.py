@@ -18,6 +18,11 @@ from pytest_autoquant.reports.markdown import (
     table,
     text,
 )
+from pytest_autoquant.reports.scheme_decisions import (
+    DECISION_HEADERS,
+    decisions,
+    rule_sentence,
+)
 from pytest_autoquant.text import counted, shown_duration, shown_time
 
 SCHEMES_MARKDOWN = "schemes.md"
@@ -68,6 +73,8 @@ def schemes_markdown(schemes: Mapping[str, SchemeManifest]) -> str:
     parts.append(table(HEADERS, [_row(found) for found in schemes.values()], right="   rrrrrrrr  "))
     for found in schemes.values():
         parts += _violations(found)
+    for found in schemes.values():
+        parts += _decisions(found)
     return "\n\n".join(parts) + "\n"
 
 
@@ -136,6 +143,18 @@ def load_sentence(export: ExportRecord | None) -> str:
     if export is None:
         return "not tried"
     return f"{export.load}: {export.load_text}"
+
+
+def _decisions(found: SchemeManifest) -> list[str]:
+    rows = [
+        [code(group), code(chosen), score, share, text(reason)]
+        for group, chosen, score, share, reason in (d.cells for d in decisions(found))
+    ]
+    return [
+        f"## Decisions of {code(found.scheme.name)}, {text(found.model.name)}",
+        text(rule_sentence(found)),
+        table(DECISION_HEADERS, rows, right="  rr "),
+    ]
 
 
 def _row(found: SchemeManifest) -> Sequence[str]:

@@ -234,6 +234,38 @@ def test_effective_bits_are_those_in_the_formats_names(read, formats, bits):
     assert read(old_manifest() | {"layer_sensitivity": groups}).effective_bits == bits
 
 
+@pytest.mark.parametrize(
+    ("pair", "config", "recorded", "bits"),
+    [
+        ("wint8_aint4", "X_CFG", 4.0, 8.0),
+        ("wfp8_aint4", "X_CFG", 4.0, 8.0),
+        ("wfp16_afp8", "X_CFG", 8.0, 16.0),
+        ("wint8_aint8", "X_CFG", 8.0, 8.0),
+        ("wnvfp4_afp8", "X_CFG", 4.0, 4.0),
+        ("wfp4_afp8", "X_CFG", 4.25, 4.25),
+        ("mine", "INT8_WEIGHT_INT4_ACT_CFG", 4.0, 8.0),
+        ("mine", "W4A8_NVFP4_FP8_CFG", 4.0, 4.0),
+        ("mine", "CUSTOM_CFG", 4.0, 4.0),
+    ],
+)
+def test_old_bits_below_those_of_the_weights_are_corrected_with_a_note(
+    read, pair, config, recorded, bits
+):
+    document = old_manifest()
+    document["scheme"] |= {"name": f"{pair}_autoquant_lm", "quant_formats": [config]}
+    document["quantization"]["base_format_name"] = config
+    formats = [f"{config}(effective-bits: {recorded})", NONE]
+    document["layer_sensitivity"] = {
+        name: {"formats": formats, "importance": 1.0} for name in SCORES
+    }
+    document["sensitivity_ranking"] = []
+    case = read(document)
+    assert case.effective_bits == bits
+    assert [f"the weights store {bits:g}" in note for note in case.notes[1:]] == (
+        [True] if bits != recorded else []
+    )
+
+
 def test_effective_bits_are_unknown_if_formats_differ(read):
     document = old_manifest()
     document["layer_sensitivity"][f"{GATE}{SUFFIX}"]["formats"][0] = "B(effective-bits: 8.0)"

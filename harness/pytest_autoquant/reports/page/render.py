@@ -32,6 +32,7 @@ from pytest_autoquant.reports.markdown import (
 from pytest_autoquant.reports.page.contents import contents
 from pytest_autoquant.reports.report_model import ReportModel
 from pytest_autoquant.reports.run_comparison import RunComparison
+from pytest_autoquant.reports.scheme_decisions import DECISION_HEADERS, decisions, rule_sentence
 from pytest_autoquant.reports.scheme_report import HEADERS, MEANING, cells
 from pytest_autoquant.reports.session_report import (
     counts_sentence,
@@ -72,6 +73,8 @@ def render_page(model: ReportModel, comparison: RunComparison | None = None) -> 
         model=model,
         results=results,
         schemes=[(found, cells(found)) for found in results.schemes.values()],
+        decisions=[(found, decisions(found)) for found in results.schemes.values()],
+        decision_headers=DECISION_HEADERS,
         unfinished_schemes=results.unfinished_schemes,
         scheme_headers=HEADERS,
         schemes_meaning=MEANING,
@@ -123,6 +126,7 @@ def _template() -> Template:
         "case_name": CaseId.parse,
         "is_scheme_id": is_scheme_id,
         "problem": problem_of,
+        "rule": rule_sentence,
         "run_of": run_of,
         "run_of_check": _run_of_check,
         "size_place": lambda size: size_order(size)[0],
