@@ -148,8 +148,10 @@ def _at_size(manifest, size, step):
     ranked = sorted(groups, key=lambda name: -groups[name].importance)
     selected = {layer.group for layer in manifest.layers.values() if layer.selected}
     alias_of = manifest.case.alias_of and manifest.case.alias_of.replace("/small/", f"/{size}/")
+    named = with_case_names(manifest, size=size, alias_of=alias_of)
     return replace(
-        with_case_names(manifest, size=size, alias_of=alias_of),
+        named,
+        dataset=replace(named.dataset, sha256=size),
         layer_sensitivity={
             name: replace(group, scores=(group.importance, 0.0), rank=ranked.index(name) + 1)
             for name, group in groups.items()

@@ -70,7 +70,7 @@ def schemes_markdown(schemes: Mapping[str, SchemeManifest]) -> str:
     sentence = agreement_sentence(schemes)
     if sentence:
         parts.append(text(sentence))
-    parts.append(table(HEADERS, [_row(found) for found in schemes.values()], right="   rrrrrrrr  "))
+    parts.append(table(HEADERS, [_row(found) for found in schemes.values()], right="  rrrrrrrr   "))
     for found in schemes.values():
         parts += _violations(found)
     for found in schemes.values():
@@ -81,7 +81,6 @@ def schemes_markdown(schemes: Mapping[str, SchemeManifest]) -> str:
 HEADERS = (
     "scheme",
     "model",
-    "measured",
     "groups quantized",
     "weights quantized",
     "bits per weight",
@@ -92,6 +91,7 @@ HEADERS = (
     "top-1 agreement",
     "static check",
     "vLLM",
+    "measured",
 )
 
 
@@ -111,7 +111,6 @@ def cells(found: SchemeManifest) -> tuple[Cell, ...]:
     return (
         Cell(text=found.scheme.name),
         Cell(text=f"{found.model.name}, {found.dataset.size}"),
-        Cell(text=f"{shown_time(found.measured_at)}, took {shown_duration(_seconds(found))}"),
         Cell(text=f"{quantized} of {len(found.groups)}", order=quantized),
         Cell(text=percent(decided.fraction_of_weights), order=decided.fraction_of_weights),
         Cell(text=bits(decided.effective_bits), order=decided.effective_bits),
@@ -122,6 +121,7 @@ def cells(found: SchemeManifest) -> tuple[Cell, ...]:
         Cell(text=percent(measured.agreement), order=measured.agreement),
         Cell(text=check_sentence(export)),
         Cell(text=load_sentence(export)),
+        Cell(text=f"{shown_time(found.measured_at)}, took {shown_duration(_seconds(found))}"),
     )
 
 

@@ -351,11 +351,11 @@
     return [
       ...of("case", entry.id),
       ...of("status", entry.alias_of ? `alias of ${entry.alias_of}` : entry.status),
-      ...of("measured", entry.measured),
       ...of("format", entry.format + (entry.experimental ? " (experimental)" : "")),
       ...of("weights stored in", `${entry.bits} bits per weight, block scales included`),
       ...of("total score", `${entry.total_shown} ${entry.unit}`),
       ...Object.entries(entry.quantizers).flatMap(([name, text]) => of(name, text)),
+      ...of("measured", entry.measured),
       ...of("files", ...Object.entries(entry.links).map(([text, href]) => link(text, href))),
     ];
   }

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from pytest_autoquant.calibration.sizes import size_order
 from pytest_autoquant.grid.case import CaseId, is_scheme_id
 from pytest_autoquant.manifests.outcomes import StructureCheck
+from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
 from pytest_autoquant.reports.charts.static_svg import CHARTS, specification
 from pytest_autoquant.reports.markdown import (
     ALIGNED_MEANS,
@@ -83,6 +84,7 @@ def render_page(model: ReportModel, comparison: RunComparison | None = None) -> 
         marks_runs=not results.is_from_one_run,
         many={
             "models": len({view.model for view in shown.views}) > 1,
+            "scheme_models": len({_place(found) for found in results.schemes.values()}) > 1,
             "methods": len({view.method for view in shown.views}) > 1,
         },
         comparison=comparison,
@@ -160,6 +162,10 @@ def _run_of_check(results: SessionResults, check: StructureCheck) -> str:
     last = results.last_run
     is_last = last is None or (check.pair, check.granularity) in last.structure
     return "last" if is_last else "earlier"
+
+
+def _place(found: SchemeManifest) -> tuple[str, str]:
+    return found.model.name, found.dataset.size
 
 
 def _uses_kl(results: SessionResults) -> bool:
