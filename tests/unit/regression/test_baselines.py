@@ -1,5 +1,6 @@
 """The regression gate: what passes, what fails, and what it reports and writes."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -257,3 +258,16 @@ def test_skipped_case_passes_without_a_baseline_and_when_baselines_are_updated(
     assert gate().judge_skip("toy/other", "needs-cuda: no CUDA") == PASSED
     assert gate(update=True).judge_skip(CASE, "needs-cuda: no CUDA") == PASSED
     assert read_manifest(path) == manifest
+
+
+def test_baseline_whose_copies_of_a_score_disagree_is_refused_with_both_values(bless, gate, scored):
+    path = bless(scored({"a": 4.0, "b": 3.0}))
+    document = json.loads(path.read_text())
+    document["layer_sensitivity"]["a.quant_recipe"]["importance"] *= 1.5
+    path.write_text(json.dumps(document))
+    with pytest.raises(RecordError) as caught:
+        gate()
+    assert str(caught.value).startswith(
+        f"{path}: is not a valid manifest: group 'a.quant_recipe': importance in "
+        "layer_sensitivity is 6.0, but sensitivity_ranking says 4.0"
+    )
