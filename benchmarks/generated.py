@@ -75,12 +75,20 @@ def _manifest(template, pair, granularity, size, names, index):
         for name, members in names
         for member in members
     }
+    selected = [name for name, members in names if layers[members[0]].selected]
+    overlay = replace(template.quantization.quant_granularity, name=granularity)
     return replace(
         template,
         case=record,
+        scheme=replace(template.scheme, quant_formats=(pair.format_name,)),
+        dataset=replace(template.dataset, size=size, sha256=size),
+        num_quantized_layers=len(layers),
         model=replace(template.model, name="generated", id="generated"),
         quantization=replace(
-            template.quantization, effective_bits=4 + index % 9, base_format_name=pair.format_name
+            template.quantization,
+            effective_bits=4 + index % 9,
+            base_format_name=pair.format_name,
+            quant_granularity=overlay,
         ),
         layers=layers,
         layer_sensitivity={
@@ -97,5 +105,9 @@ def _manifest(template, pair, granularity, size, names, index):
         sensitivity_ranking=tuple(
             RankedGroup(name=name + GROUP_SUFFIX, importance=scores[name]) for name in ranked
         ),
-        autoquant_state=replace(template.autoquant_state, total_score=math.fsum(scores.values())),
+        autoquant_state=replace(
+            template.autoquant_state,
+            total_score=math.fsum(scores.values()),
+            score=math.fsum(scores[name] for name in selected),
+        ),
     )

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
 from importlib import import_module
+from math import inf
 from pathlib import Path
 
 from pytest_autoquant.manifests.outcomes import StructureCheck
@@ -128,8 +129,20 @@ def _refuse(constant):
 
 
 def changed(record, part, **values):
-    """Return a record with some fields of one of its parts replaced."""
-    return replace(record, **{part: replace(getattr(record, part), **values)})
+    """Return a record with some fields of one of its parts replaced, and their copies with them."""
+    record = replace(record, **{part: replace(getattr(record, part), **values)})
+    return _with_copied_names(record) if part == "case" else record
+
+
+def _with_copied_names(manifest):
+    case, quantization = manifest.case, manifest.quantization
+    overlay = replace(quantization.quant_granularity, name=case.granularity)
+    return replace(
+        manifest,
+        dataset=replace(manifest.dataset, size=case.size),
+        scheme=replace(manifest.scheme, auto_quantize_method=case.method),
+        quantization=replace(quantization, quant_granularity=overlay),
+    )
 
 
 def settings_of(*, in_ini=False, **values):
@@ -311,18 +324,25 @@ def with_case_names(manifest, **names):
     """Return a manifest with another size, granularity or status, and the case id of its names."""
     case = replace(manifest.case, **names)
     parts = (manifest.model.name, case.pair, case.granularity, case.size, case.method)
-    return replace(manifest, case=replace(case, case_id="/".join(parts)))
+    return _with_copied_names(replace(manifest, case=replace(case, case_id="/".join(parts))))
 
 
-def with_scores(manifest, scores, *, total=1.0):
-    """Return a manifest with other groups, of one linear each; ``scores`` are in module order."""
-    ranked = sorted(scores, key=lambda name: -scores[name])
+def with_scores(manifest, scores):
+    """Return a manifest with other groups, of one linear each, all of them selected.
+
+    ``scores`` are in module order; None is not finite.
+    """
+    ranked = sorted(scores, key=lambda name: -inf if scores[name] is None else -scores[name])
+    total = None if None in scores.values() else float(sum(scores.values()))
     group = next(iter(manifest.layer_sensitivity.values()))
     layer = next(iter(manifest.layers.values()))
     line = manifest.sensitivity_ranking[0]
     return replace(
         manifest,
-        layers={name: replace(layer, group=f"{name}.quant_recipe") for name in scores},
+        num_quantized_layers=len(scores),
+        layers={
+            name: replace(layer, group=f"{name}.quant_recipe", selected=True) for name in scores
+        },
         layer_sensitivity={
             f"{name}.quant_recipe": replace(
                 group,
@@ -336,7 +356,7 @@ def with_scores(manifest, scores, *, total=1.0):
         sensitivity_ranking=tuple(
             replace(line, name=f"{name}.quant_recipe", importance=scores[name]) for name in ranked
         ),
-        autoquant_state=replace(manifest.autoquant_state, total_score=total),
+        autoquant_state=replace(manifest.autoquant_state, score=total, total_score=total),
     )
 
 

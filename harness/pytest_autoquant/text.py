@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from difflib import get_close_matches
+from typing import Literal
 
 from pytest_autoquant.errors import UsageError
 
@@ -16,6 +18,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _DEVICE_NAME = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9])(\..*)?", re.IGNORECASE)
 
 _LONGEST_SLUG = 120
+#: Digits that any two floats between 1e-3 and 1 differ in, and that a message may take.
+_MOST_DIGITS = 20
 
 _UNSAFE_IN_SLUG = re.compile(r"[^a-z0-9._-]+")
 
@@ -36,6 +40,30 @@ def first_few(names: Sequence[str], most: int = 5) -> str:
     """Return the first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def digits_apart(first: float, second: float, least: int, kind: Literal["f", "g", "%"]) -> int:
+    """Return the digits, ``least`` or more, at which two numbers do not look the same.
+
+    Args:
+        kind: presentation type: digits after the point for ``f`` and ``%``, significant for ``g``.
+    """
+    if first == second:
+        return least
+
+    def shown(value: float, digits: int) -> float:
+        return float(f"{value:.{digits}{kind}}".removesuffix("%"))
+
+    found = (n for n in range(least, _MOST_DIGITS) if shown(first, n) != shown(second, n))
+    return next(found, _MOST_DIGITS)
+
+
+def told_apart(first: str, second: str, least: int) -> tuple[str, str]:
+    """Cut two texts to ``least`` characters, or to as many more as it takes to tell them apart."""
+    most = least
+    while first != second and first[:most] == second[:most]:
+        most += 1
+    return first[:most], second[:most]
 
 
 def well_formed(text: str) -> str:
@@ -65,6 +93,24 @@ def slug(text: str) -> str:
         cleaned = f"_{cleaned}"
     cut = cleaned[:_LONGEST_SLUG].rstrip("-.")
     return cut or f"unnamed-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def now_utc() -> str:
+    """Return the present time in UTC, to the second, as ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def shown_time(moment: str | None) -> str:
+    """Return an ISO 8601 time in UTC for a reader, ``unknown`` for None."""
+    return "unknown" if moment is None else moment.replace("T", " ").replace("+00:00", " UTC")
+
+
+def shown_duration(seconds: float) -> str:
+    """Return a duration: ``0.8 s``, ``42 s``, ``3 min 20 s``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str) -> UsageError:

@@ -146,9 +146,12 @@ def _at_size(manifest, size, step):
         for index, (name, group) in enumerate(manifest.layer_sensitivity.items())
     }
     ranked = sorted(groups, key=lambda name: -groups[name].importance)
+    selected = {layer.group for layer in manifest.layers.values() if layer.selected}
     alias_of = manifest.case.alias_of and manifest.case.alias_of.replace("/small/", f"/{size}/")
+    named = with_case_names(manifest, size=size, alias_of=alias_of)
     return replace(
-        with_case_names(manifest, size=size, alias_of=alias_of),
+        named,
+        dataset=replace(named.dataset, sha256=size),
         layer_sensitivity={
             name: replace(group, scores=(group.importance, 0.0), rank=ranked.index(name) + 1)
             for name, group in groups.items()
@@ -159,6 +162,7 @@ def _at_size(manifest, size, step):
         autoquant_state=replace(
             manifest.autoquant_state,
             total_score=math.fsum(group.importance for group in groups.values()),
+            score=math.fsum(groups[name].importance for name in groups if name in selected),
         ),
     )
 

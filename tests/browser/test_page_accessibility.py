@@ -67,7 +67,7 @@ def test_axe_finds_no_violation_in_any_section(new_page, sweep, open_report, sch
 def test_axe_finds_no_violation_among_failures(new_page, troubled, open_report, scheme):
     page = open_report(new_page(color_scheme=scheme), troubled)
     assert page.locator(".notice h2:visible").all_inner_texts() == ["Left out", "Failed"]
-    assert page.locator("#left-out + ul li").count() == 1
+    assert page.locator("#left-out ~ ul li").count() == 1
     assert page.locator("#failed + ul li").count() == 3
     assert violations_by_section(page, ("grid", "cases", "case")) == {}
     page.evaluate("document.documentElement.style.setProperty('--soft', '#777777')")

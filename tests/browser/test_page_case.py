@@ -1,7 +1,6 @@
 """One case: its layer map, its table and its files; and the table of all cases."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -156,18 +155,9 @@ def test_link_in_the_cases_table_opens_the_case_and_another_size_another_one(swe
 @pytest.mark.slow
 def test_score_that_is_not_finite_ranks_first(page, template, report_of, open_report):
     made = with_scores(template, {"layers.0.a": 1.0, "layers.0.b": 2.0})
-    name = "layers.0.b" + GROUP_SUFFIX
-    broken = replace(
-        with_case_names(made, size="medium", status="failed", problems=("a score is not finite",)),
-        layer_sensitivity={
-            **made.layer_sensitivity,
-            name: replace(made.layer_sensitivity[name], importance=None, scores=(None, 0.0)),
-        },
-        sensitivity_ranking=(
-            replace(made.sensitivity_ranking[0], importance=None),
-            made.sensitivity_ranking[1],
-        ),
-        autoquant_state=replace(made.autoquant_state, total_score=None, score=None),
+    broken = with_scores(template, {"layers.0.a": 1.0, "layers.0.b": None})
+    broken = with_case_names(
+        broken, size="medium", status="failed", problems=("a score is not finite",)
     )
     open_report(page, report_of(made, broken))
     open_case(page, broken.case.case_id)
@@ -202,7 +192,7 @@ def test_score_that_is_not_finite_ranks_first(page, template, report_of, open_re
     ids=["many", "zeros", "one"],
 )
 def test_scores_have_four_digits_and_exact_ranks(page, template, report_of, open_report, values):
-    report = report_of(with_scores(template, values, total=sum(values.values())))
+    report = report_of(with_scores(template, values))
     open_report(page, report)
     for section in SECTIONS:
         go(page, f"#{section}")

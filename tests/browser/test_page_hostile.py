@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from builders import with_scores
+from builders import changed, with_scores
 from page_reading import SECTIONS, cells, column, go, open_case, table, whole_table
 from pytest_autoquant.reports.rebuild import rebuild
 from pytest_autoquant.reports.write import write_case
@@ -19,8 +19,9 @@ NAMES = (SCRIPT, IMAGE, QUOTES, "\u202egpj.exe\u202c", "x" * 5000, "__proto__", 
 def hostile_case(template, index, name):
     """Write a name into every text of a manifest that the page shows."""
     scores = {f"{given}{index}": 2.0 ** -(place + index) for place, given in enumerate(NAMES)}
-    return replace(
+    made = replace(
         with_scores(template, scores),
+        scheme=replace(template.scheme, quant_formats=(name,)),
         case=replace(
             template.case,
             case_id="/".join((f"m{name}", f"p{name}", f"g{name}", "small", "gradient")),
@@ -39,6 +40,7 @@ def hostile_case(template, index, name):
         ),
         environment=replace(template.environment, device_name=name, platform=name),
     )
+    return changed(made, "case", weight="w")  # and the names that are repeated
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def labels(page, chart):
 
 @pytest.mark.slow
 def test_table_and_points_show_the_numbers_of_the_manifests(shown, schemes):
-    rows = shown.locator("#section-schemes tbody tr").all()
+    rows = shown.locator("table[data-name=schemes] tbody tr").all()
     found = {cells[0]: cells for cells in (r.locator("td").all_inner_texts() for r in rows)}
     assert set(found) == set(schemes) == set(SCHEMES)
     points = labels(shown, "schemes")
@@ -69,7 +70,8 @@ def test_table_and_points_show_the_numbers_of_the_manifests(shown, schemes):
         assert found[name][2] == f"{quantized} of {len(manifest['groups'])}"
         assert found[name][4] == f"{manifest['allocation']['effective_bits']:.4g}"
         assert found[name][6:8] == [score, kl]
-        assert found[name][10:] == ["not exported", "not tried"]
+        assert found[name][10:12] == ["not exported", "not tried"]
+        assert re.fullmatch(r"[\d-]+ [\d:]+ UTC, took .* s", found[name][12])
         point = f"{name}: predicted score {score} per token, measured KL {kl} nats per token"
         assert point in points
 

@@ -176,8 +176,8 @@ def test_size_stability_has_a_point_per_row_of_its_table(swept):
     rows = whole_table(swept, "size-stability")[1:]
     assert len(rows) == 30
     assert {cell["label"] for cell in cells(swept, "stability")} == {
-        f"{pair}, {granularity}: {value} between {sizes}"
-        for _, _, pair, granularity, sizes, value in rows
+        f"{pair}, {granularity}: {value} between {sizes}, {captions}"
+        for _, _, pair, granularity, sizes, captions, value in rows
     }
 
 

@@ -9,17 +9,23 @@ from pytest_autoquant.reports.write import write_case, write_comparison
 
 BEFORE = {"layers.0.a": 3.0, "layers.0.b": 2.0, "layers.1.a": 1.0}
 AFTER = {"layers.0.a": 3.0, "layers.0.b": 1.0, "layers.1.a": 2.0}
-#: Total scores of each case in both runs; None is not finite.
-TOTALS = {"a": (1.0, 1.1), "b": (1.0, None), "c": (1.0, 11.0), "d": (1.0, 3.0), "e": (1.0,)}
+#: Factors of each case's scores in both runs; with None, one score is not finite.
+FACTORS = {"a": (1.0, 1.1), "b": (1.0, None), "c": (1.0, 11.0), "d": (1.0, 3.0), "e": (1.0,)}
+
+
+def scaled(scores, factor):
+    if factor is None:
+        return {**scores, "layers.0.a": None}
+    return {name: score * factor for name, score in scores.items()}
 
 
 @pytest.fixture
 def compared(tmp_path, template):
     """The page of two runs, of which only the first has case ``e``."""
     for side, (folder, scores) in enumerate({"first": BEFORE, "second": AFTER}.items()):
-        for name, totals in TOTALS.items():
-            if side < len(totals):
-                made = with_scores(template, scores, total=totals[side])
+        for name, factors in FACTORS.items():
+            if side < len(factors):
+                made = with_scores(template, scaled(scores, factors[side]))
                 write_case(tmp_path / folder, with_case_names(made, granularity=name, size="small"))
     write_comparison(
         tmp_path / "compared.html", compare_runs(tmp_path / "first", tmp_path / "second")

@@ -46,7 +46,7 @@ def manifests(root):
     found = {}
     for path in find_manifests(root):
         document = json.loads(path.read_text())
-        del document["timing"], document["memory"]
+        del document["timing"], document["memory"], document["measured_at"]
         found[read_manifest(path).case.case_id] = document
     return found
 

@@ -227,7 +227,7 @@ def measured(root):
     floats, others = {}, {}
     for path in root.rglob(MANIFESTS):
         manifest = json.loads(path.read_text())
-        for part in ("timing", "memory", "environment"):
+        for part in ("timing", "memory", "environment", "measured_at"):
             del manifest[part]
         for keys, value in leaves(manifest, (path.relative_to(root).as_posix(),)):
             (floats if isinstance(value, float) else others)[keys] = value

@@ -211,10 +211,8 @@ def case_of():
             "total_score": sum(finite) if len(finite) == len(scores) else None,
             "selection": SelectionResult(),
         }
-        source = {
-            "manifest": "/".join((*names.values(), "x.json")),
-            "fingerprint": replace(known, captions=names["size"]),
-        }
+        source = {"manifest": "/".join((*names.values(), "x.json"))}
+        source["fingerprint"] = replace(known, captions=names["size"])
         source |= {name: given.pop(name) for name in CaseSource.__slots__ if name in given}
         return CaseResult(**names, **(values | given), source=CaseSource(**source))
 

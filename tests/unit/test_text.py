@@ -8,11 +8,15 @@ from hypothesis import strategies as st
 from pytest_autoquant.errors import UsageError
 from pytest_autoquant.text import (
     counted,
+    digits_apart,
     in_words,
     is_device_name,
     is_slug,
     one_line,
+    shown_duration,
+    shown_time,
     slug,
+    told_apart,
     unknown,
     well_formed,
 )
@@ -93,3 +97,40 @@ def test_exception_is_shown_with_type_and_message_on_one_line():
 )
 def test_numbers_agree_with_their_noun(count, noun, shown):
     assert counted(count, noun) == shown
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "least", "kind", "digits"),
+    [
+        (0.9799999, 0.98, 4, "f", 7),
+        (0.5, 0.98, 4, "f", 4),
+        (1.0, 1.0, 4, "f", 4),
+        (-1e-9, 0.0, 3, "%", 7),
+        (4.1249, 4.125, 4, "g", 5),
+        (float("inf"), 0.02, 2, "%", 2),
+    ],
+)
+def test_digits_are_those_at_which_two_numbers_look_different(first, second, least, kind, digits):
+    assert digits_apart(first, second, least, kind) == digits
+
+
+def test_texts_are_cut_behind_their_first_difference():
+    assert told_apart("abcdef", "abcdeg", 3) == ("abcdef", "abcdeg")
+    assert told_apart("abcdef", "xbcdef", 3) == ("abc", "xbc")
+    assert told_apart("abcdef", "abcdef", 3) == ("abc", "abc")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (42.4, "42 s"),
+        (200.0, "3 min 20 s"),
+        (3600.0, "60 min 0 s"),
+    ],
+)
+def test_duration_is_shown_in_minutes_and_seconds(seconds, shown):
+    assert shown_duration(seconds) == shown
+    assert shown_time("2026-11-27T03:08:14+00:00") == "2026-11-27 03:08:14 UTC"
+    assert shown_time(None) == "unknown"

@@ -166,7 +166,7 @@ def _chosen_within_bits(scheme: Scheme, groups: Sequence[ScoredGroup]) -> list[i
     selection = select_formats([group.with_unquantized() for group in groups], scheme.amount)
     if not selection.is_satisfied:
         raise UsageError(
-            f"scheme {scheme.name!r}: effective_bits {scheme.amount:g} cannot be reached with "
+            f"scheme {scheme.name!r}: effective_bits {scheme.amount:.15g} cannot be reached with "
             f"{', '.join(scheme.candidates)}; give at least "
             f"{rounded_up(selection.minimum_effective_bits)}, or a candidate with fewer bits"
         )

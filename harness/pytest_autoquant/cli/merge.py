@@ -19,8 +19,13 @@ def merge(arguments: argparse.Namespace) -> int:
     """Join the report folders of shards, or of other independent runs, into one."""
     from pytest_autoquant.reports import merge as reports
     from pytest_autoquant.reports.session_report import counts_sentence
+    from pytest_autoquant.reports.session_results import caution
 
     results = reports.merge(arguments.folders, arguments.into, partial=arguments.partial)
+    for reason in results.left_out:
+        print(f"left out: {reason}")
+    for sentence in filter(None, [caution(results)]):
+        print(sentence)
     print(f"{arguments.into}: {counts_sentence(results)}")
     return FAILED if results.failures or results.gated or results.lost else OK
 

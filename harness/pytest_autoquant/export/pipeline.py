@@ -50,7 +50,7 @@ from pytest_autoquant.scoring.build_manifest import dataset_record
 from pytest_autoquant.scoring.environment import memory_record
 from pytest_autoquant.scoring.notes import length_notes
 from pytest_autoquant.scoring.runner import MeasurementRunner
-from pytest_autoquant.text import in_words
+from pytest_autoquant.text import in_words, now_utc
 
 _HELD_OUT_BATCH_SIZE = 8
 
@@ -284,6 +284,7 @@ class SchemeRunner:
             environment=bench.environment,
             timing=phases.seconds(),
             memory=memory_record(peak_cuda_bytes(bench.device)),
+            measured_at=now_utc(),
         )
 
     def _finish(

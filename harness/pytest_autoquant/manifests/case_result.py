@@ -8,21 +8,28 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS
 from pytest_autoquant.manifests.fingerprint import Fingerprint, fingerprint_of
+from pytest_autoquant.manifests.group_names import short_names
 from pytest_autoquant.manifests.sensitivity_manifest import (
     GROUP_SUFFIX,
     AutoquantState,
     CaseStatus,
+    GroupSensitivity,
     Manifest,
-    RankedGroup,
 )
+from pytest_autoquant.text import shown_duration, shown_time
 
 UNKNOWN = "unknown"
+
+#: ``ModelRecord.weights`` of a model that was not trained.
+RANDOM = "random"
 
 _LAYER_INDEX = re.compile(r"(?:^|\.)(\d+)\.")
 
@@ -38,6 +45,7 @@ class Group:
         modules: the group's linears; empty if an old manifest does not record them.
         weights: number of weights in the group.
         selected: whether the bit budget keeps the group quantized.
+        bits: stored per weight where the group is quantized, scales included.
     """
 
     name: str
@@ -46,6 +54,7 @@ class Group:
     modules: tuple[str, ...]
     weights: int | None
     selected: bool | None
+    bits: float | None = None
 
     @property
     def layer(self) -> int | None:
@@ -70,10 +79,41 @@ class SelectionResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredCaptions:
+    """The captions that a case was scored on.
+
+    Attributes:
+        name: of the file or the built-in set.
+        count: number of captions; None if it is not recorded.
+        digests: one per caption, see ``DatasetRecord.scored_captions``; empty if not recorded.
+    """
+
+    name: str = UNKNOWN
+    count: int | None = None
+    digests: tuple[str, ...] = ()
+
+    def in_common(self, other: ScoredCaptions) -> int | None:
+        """Return how many captions both have; None if that is unknown.
+
+        Without digests: sizes are the first captions of a file, so of two cases on one file the
+        smaller set is part of the larger.
+        """
+        if self.digests and other.digests:
+            return (Counter(self.digests) & Counter(other.digests)).total()
+        if self.name != other.name or self.count is None or other.count is None:
+            return None
+        return min(self.count, other.count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CaseSource:
     """Where a case's numbers come from.
 
     Attributes:
+        scored: the captions that were scored.
+        weights: ``checkpoint`` or ``random``; None if it is not recorded.
+        measured_at: time in UTC, ISO 8601; None if it is not recorded.
+        seconds: what measuring the case took; None for an alias and if it is not recorded.
         manifest: path of the manifest below the report root, with ``/``.
         origin: model, data, versions and device, by label.
         fingerprint: None for a manifest from before the harness, which lacks the digests.
@@ -82,6 +122,10 @@ class CaseSource:
     manifest: str
     origin: Mapping[str, str] = field(default_factory=dict)
     fingerprint: Fingerprint | None = None
+    scored: ScoredCaptions = field(default_factory=ScoredCaptions)
+    weights: str | None = None
+    measured_at: str | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +176,23 @@ class CaseResult:
         return self.source.fingerprint
 
     @property
+    def scored(self) -> ScoredCaptions:
+        """The captions that were scored."""
+        return self.source.scored
+
+    @property
+    def has_random_weights(self) -> bool:
+        """Whether the model's weights are random."""
+        return self.source.weights == RANDOM
+
+    @property
+    def measured(self) -> str:
+        """When the case was measured and how long that took, as far as it is recorded."""
+        seconds = self.source.seconds
+        took = "" if seconds is None else f", took {shown_duration(seconds)}"
+        return shown_time(self.source.measured_at) + took
+
+    @property
     def is_old(self) -> bool:
         """Whether the manifest is from before the harness."""
         return self.fingerprint is None
@@ -151,6 +212,11 @@ class CaseResult:
         """The groups in model order."""
         by_name = {group.name: group for group in self.groups}
         return tuple(by_name[name] for name in self.module_order)
+
+    @property
+    def short_names(self) -> dict[str, str]:
+        """Each group's name without the model's path, by its name; see ``group_names``."""
+        return dict(zip(self.module_order, short_names(self.module_order), strict=True))
 
     @property
     def selected_groups(self) -> int:
@@ -186,7 +252,7 @@ def case_result_of(manifest: Manifest, path: Path | None = None) -> CaseResult:
         notes=case.notes,
         format_name=manifest.quantization.base_format_name,
         effective_bits=manifest.quantization.effective_bits,
-        groups=tuple(_group(manifest, ranked) for ranked in manifest.sensitivity_ranking),
+        groups=tuple(_group(manifest, ranked.name) for ranked in manifest.sensitivity_ranking),
         module_order=tuple(name.removesuffix(GROUP_SUFFIX) for name in manifest.layer_sensitivity),
         total_score=manifest.autoquant_state.total_score,
         selection=_selection(manifest.autoquant_state),
@@ -195,6 +261,14 @@ def case_result_of(manifest: Manifest, path: Path | None = None) -> CaseResult:
             manifest=(path or manifest.path).as_posix(),
             origin=_origin(manifest),
             fingerprint=fingerprint_of(manifest),
+            scored=ScoredCaptions(
+                name=manifest.dataset.name,
+                count=manifest.dataset.num_score_samples,
+                digests=manifest.dataset.scored_captions,
+            ),
+            weights=manifest.model.weights,
+            measured_at=manifest.measured_at,
+            seconds=manifest.timing.get("total"),
         ),
     )
 
@@ -204,17 +278,25 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _group(manifest: Manifest, ranked: RankedGroup) -> Group:
-    recorded = manifest.layer_sensitivity[ranked.name]
+def _group(manifest: Manifest, name: str) -> Group:
+    recorded = manifest.layer_sensitivity[name]
     members = [manifest.layers[name] for name in recorded.module_names]
     return Group(
-        name=ranked.name.removesuffix(GROUP_SUFFIX),
-        score=ranked.importance,
+        name=name.removesuffix(GROUP_SUFFIX),
+        score=recorded.importance,
         rank=recorded.rank,
         modules=recorded.module_names,
         weights=sum(layer.out_features * layer.in_features for layer in members),
         selected=all(layer.selected for layer in members),
+        bits=_stored_bits(recorded),
     )
+
+
+def _stored_bits(group: GroupSensitivity) -> float | None:
+    """Return the bits per weight in a group's costs, which are weights x bits / 16."""
+    if len(group.costs) != 2 or group.costs[1] <= 0:
+        return None
+    return finite(UNQUANTIZED_BITS * group.costs[0] / group.costs[1])
 
 
 def _selection(state: AutoquantState) -> SelectionResult:
@@ -245,6 +327,7 @@ def _origin(manifest: Manifest) -> dict[str, str]:
         ),
         "captions digest": f"{data.size}: {data.sha256}",
         "token ids digest": f"{data.size}: {data.tokens_sha256 or UNKNOWN}",
+        "date": (manifest.measured_at or UNKNOWN)[:10],
         "method": manifest.case.method,
         "engine": run.engine,
         "bit budget": f"{run.effective_bits:g} bits per weight",

@@ -13,6 +13,7 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
     ModelRecord,
     RunConfig,
 )
+from pytest_autoquant.text import told_apart
 
 #: Version of what is measured. Raise it by hand with every change that can change a score or a
 #: selection: capture, calibration, quantizers, score formula, solver. Changes to reports, options
@@ -25,6 +26,9 @@ HARNESS_VERSION = f"{__version__}+m{MEASUREMENT_VERSION}"
 
 #: What a difference shows for a value that an older manifest does not record.
 UNKNOWN = "unknown"
+
+#: Characters of a digest or a version that messages show; more where the values begin alike.
+_SHOWN = 16
 
 _MEASUREMENT_VERSION = re.compile(r"\+(m\d+)$")
 
@@ -79,8 +83,14 @@ class Difference:
         """Whether both values are known: where one is not, the inputs may still be equal."""
         return UNKNOWN not in (self.before, self.after)
 
+    @property
+    def shown(self) -> tuple[str, str]:
+        """Both values, cut where a difference is to be seen."""
+        return told_apart(self.before, self.after, _SHOWN)
+
     def __str__(self) -> str:
-        return f"{self.field} {self.before[:16]} -> {self.after[:16]}"
+        before, after = self.shown
+        return f"{self.field} {before} -> {after}"
 
 
 class Captions(Protocol):

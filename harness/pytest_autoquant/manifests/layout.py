@@ -9,8 +9,12 @@ from pathlib import Path
 from pytest_autoquant.grid.case import Case
 from pytest_autoquant.text import slug
 
-MANIFEST_SUFFIX = "_autoquant_lm_quant_manifest.json"
-STATE_SUFFIX = "_autoquant_lm_autoquant_state.pt"
+#: How the name of a sensitivity manifest ends, whatever wrote it: the rule of the practice.
+ANY_MANIFEST_SUFFIX = "_quant_manifest.json"
+
+#: How the name of a manifest of this harness ends.
+MANIFEST_SUFFIX = f"_autoquant_lm{ANY_MANIFEST_SUFFIX}"
+STATE_SUFFIX = "_autoquant_state.pt"
 SCHEMES_FOLDER = "schemes"
 SCHEME_MANIFEST = "scheme_manifest.json"
 
@@ -74,7 +78,7 @@ def case_path(case: Case) -> Path:
 
 def state_path(manifest: Path) -> Path:
     """Return where ModelOpt's search state lies beside a manifest file."""
-    return manifest.with_name(manifest.name.replace(MANIFEST_SUFFIX, STATE_SUFFIX))
+    return manifest.with_name(manifest.name.removesuffix(ANY_MANIFEST_SUFFIX) + STATE_SUFFIX)
 
 
 def find_manifests(root: Path) -> list[Path]:
@@ -82,8 +86,20 @@ def find_manifests(root: Path) -> list[Path]:
 
     Those under ``root/tmp`` and ``root/baseline`` are left out: ``reports`` does not publish them.
     """
-    found = sorted(path for path in root.rglob(f"*{MANIFEST_SUFFIX}") if not path.is_dir())
-    return [path for path in found if path.relative_to(root).parts[0] not in _UNPUBLISHED]
+    return [path for path in _all_manifests(root) if not _is_unpublished(path, root)]
+
+
+def find_unpublished(root: Path) -> list[Path]:
+    """Return the sensitivity manifests that ``find_manifests`` leaves out, in path order."""
+    return [path for path in _all_manifests(root) if _is_unpublished(path, root)]
+
+
+def _all_manifests(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob(f"*{ANY_MANIFEST_SUFFIX}") if not path.is_dir())
+
+
+def _is_unpublished(path: Path, root: Path) -> bool:
+    return path.relative_to(root).parts[0] in _UNPUBLISHED
 
 
 def scheme_folder(model: str, scheme: str) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 from pytest_autoquant.files import load_json, read_bytes
+from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS
 from pytest_autoquant.manifests.case_result import (
     UNKNOWN,
     CaseResult,
@@ -21,8 +22,9 @@ from pytest_autoquant.manifests.case_result import (
     SelectionResult,
     case_result_of,
 )
+from pytest_autoquant.manifests.consistency import ranking_disagreements
 from pytest_autoquant.manifests.json_record import invalid_record, validate_record
-from pytest_autoquant.manifests.layout import MANIFEST_SUFFIX
+from pytest_autoquant.manifests.layout import ANY_MANIFEST_SUFFIX
 from pytest_autoquant.manifests.sensitivity_manifest import (
     GROUP_SUFFIX,
     Manifest,
@@ -31,13 +33,17 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
 from pytest_autoquant.text import slug
 
 NOTE = (
-    "a manifest from before the harness: its ranking compares with other cases, its scores do not"
+    "a manifest from before the harness: its ranking compares with other cases, its scores do not, "
+    "and its bits per weight may leave out block scales"
 )
 #: What such a record is called in error messages.
 _PRE_HARNESS = "manifest from before the harness"
 
 _UNQUANTIZED = "NONE"
 _BITS = re.compile(r"effective-bits: ([0-9.]+)\)")
+#: Bits of the weights' dtype in a pair's name, ``wint8_aint4``, or in a config's: ``W4A8_...``,
+#: ``INT8_WEIGHT_INT4_ACT_CFG``, ``NVFP4_DEFAULT_CFG``.
+_WEIGHT_BITS = re.compile(r"(?:w(?:nv|mx)?(?:int|fp)?|(?:nv|mx)?(?:int|fp))(\d+)(?=_|a)", re.ASCII)
 _SCHEME_SUFFIX = "_autoquant_lm"
 _LENIENT = {"extra": "ignore", "allow_inf_nan": False}
 
@@ -104,6 +110,13 @@ class _Group:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Ranked:
+    __pydantic_config__ = _LENIENT
+    name: str | None = None
+    importance: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Constraints:
     __pydantic_config__ = _LENIENT
     effective_bits: float | None = None
@@ -123,6 +136,7 @@ class _OldManifest:
 
     __pydantic_config__ = _LENIENT
     layer_sensitivity: dict[str, _Group]
+    sensitivity_ranking: tuple[_Ranked, ...] = ()
     scheme: _Scheme = field(default_factory=_Scheme)
     model: _Model = field(default_factory=_Model)
     dataset: _Dataset = field(default_factory=_Dataset)
@@ -153,10 +167,28 @@ def read_any(path: Path, root: Path) -> Manifest | CaseResult:
     if raw is None or "layer_sensitivity" not in raw:
         return load_manifest(content, source=name)
     old = validate_record(_OldManifest, raw, source=name, name=_PRE_HARNESS)
+    for problem in _disagreements(old):
+        raise invalid_record(problem, source=name, name=_PRE_HARNESS)
     found = _case_result(old, PurePosixPath(name), path.parts)
     if not found.groups:
         raise invalid_record("no layer group was quantized", source=name, name=_PRE_HARNESS)
     return found
+
+
+def _disagreements(old: _OldManifest) -> Iterator[str]:
+    """Yield where the two copies of a score disagree; what is not recorded twice agrees."""
+    return ranking_disagreements(
+        {
+            name: group.importance
+            for name, group in old.layer_sensitivity.items()
+            if group.importance is not None
+        },
+        [
+            (ranked.name, ranked.importance)
+            for ranked in old.sensitivity_ranking
+            if ranked.name is not None and ranked.importance is not None
+        ],
+    )
 
 
 def _mapping(content: bytes) -> Mapping[str, Any] | None:
@@ -171,6 +203,8 @@ def _case_result(old: _OldManifest, relative: PurePosixPath, parts: tuple[str, .
     groups = tuple(_ranked(old.layer_sensitivity))
     formats = old.scheme.quant_formats
     name = _case_name(old, relative, parts)
+    recorded = _recorded_bits(old.layer_sensitivity)
+    bits, remarks = _stored_bits(recorded, (name.pair, old.quantization.base_format_name, *formats))
     return CaseResult(
         case_id="/".join(name),
         model=name.model,
@@ -178,9 +212,9 @@ def _case_result(old: _OldManifest, relative: PurePosixPath, parts: tuple[str, .
         granularity=name.granularity,
         size=name.size,
         method=name.method,
-        notes=(NOTE,),
+        notes=(NOTE, *remarks),
         format_name=old.quantization.base_format_name or (formats[0] if formats else UNKNOWN),
-        effective_bits=_effective_bits(old.layer_sensitivity),
+        effective_bits=bits,
         groups=groups,
         module_order=tuple(
             name.removesuffix(GROUP_SUFFIX)
@@ -209,7 +243,7 @@ class _Name(NamedTuple):
 
 def _case_name(old: _OldManifest, relative: PurePosixPath, parts: tuple[str, ...]) -> _Name:
     """Return the case's name; the file's name and folder stand in for what is not recorded."""
-    pair = _last_part(old.scheme.name or relative.name.removesuffix(MANIFEST_SUFFIX))
+    pair = _last_part(old.scheme.name or relative.name.removesuffix(ANY_MANIFEST_SUFFIX))
     size = _last_part(old.dataset.size)
     granularity = old.quantization.quant_granularity.name or _granularity_folder(parts, size)
     return _Name(
@@ -255,7 +289,30 @@ def _score(group: _Group) -> float | None:
     return by_format.get(group.quantized_format or "")
 
 
-def _effective_bits(groups: Mapping[str, _Group]) -> float | None:
+def _stored_bits(
+    recorded: float | None, names: Sequence[str | None]
+) -> tuple[float | None, tuple[str, ...]]:
+    """Return the bits stored per weight, with a note where they are not those recorded.
+
+    ModelOpt takes the smaller of the weights' and the inputs' bits where a config does not set
+    ``effective_bits`` (``estimate_quant_compression`` in modelopt/torch/quantization/algorithms.py,
+    0.47.0): 8-bit weights with 4-bit activations count 4.
+
+    Args:
+        names: of the pair and the format; the first that tells the weights' dtype counts.
+    """
+    found = (_WEIGHT_BITS.match(name.lower()) for name in names if name)
+    stored = next((float(match[1]) for match in found if match is not None), None)
+    if recorded is None or stored is None or recorded >= stored or stored > UNQUANTIZED_BITS:
+        return recorded, ()
+    note = (
+        f"the manifest records {recorded:g} bits per weight, the smaller of weights and "
+        f"activations: the weights store {stored:g}"
+    )
+    return stored, (note,)
+
+
+def _recorded_bits(groups: Mapping[str, _Group]) -> float | None:
     """Return the bits in the formats' names, if all names agree."""
     names = {group.quantized_format for group in groups.values() if group.quantized_format}
     bits = {found[1] for name in names if (found := _BITS.search(name))}

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from pytest_autoquant.files import read_bytes
+from pytest_autoquant.manifests.consistency import scheme_disagreements
 from pytest_autoquant.manifests.json_record import (
     SCHEMA_VERSION,
     STRICT,
     dump_record,
+    invalid_record,
     load_record,
 )
 from pytest_autoquant.manifests.layout import SCHEME_MANIFEST, scheme_folder
@@ -172,7 +174,8 @@ class ExportRecord:
 class SchemeManifest:
     """One scheme applied to one model.
 
-    ``export`` is None if no export was requested; ``timing`` has seconds by phase.
+    ``export`` is None if no export was requested; ``timing`` has seconds by phase. ``measured_at``
+    is in UTC, ISO 8601; None in manifests from before it was recorded.
 
     Attributes:
         notes: what a reader of the decisions should know, e.g. that a linear is all zero.
@@ -193,6 +196,7 @@ class SchemeManifest:
     environment: EnvironmentRecord
     timing: Mapping[str, float]
     memory: MemoryRecord
+    measured_at: str | None = None
 
     @property
     def path(self) -> Path:
@@ -209,10 +213,13 @@ def load_scheme(text: str | bytes, *, source: str) -> SchemeManifest:
     """Read a scheme manifest from JSON.
 
     Raises:
-        RecordError: the text is not JSON, has no schema version or a newer one, or a field is
-            missing or malformed. The message starts with ``source``.
+        RecordError: the text is not JSON, has no schema version or a newer one, a field is missing
+            or malformed, or two copies of one fact disagree. The message starts with ``source``.
     """
-    return load_record(SchemeManifest, text, source=source, name="scheme manifest")
+    found = load_record(SchemeManifest, text, source=source, name="scheme manifest")
+    for problem in scheme_disagreements(found):
+        raise invalid_record(problem, source=source, name="scheme manifest")
+    return found
 
 
 def read_scheme_manifest(path: Path, root: Path) -> SchemeManifest:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from pytest_autoquant.files import read_bytes
+from pytest_autoquant.manifests.consistency import manifest_disagreements
 from pytest_autoquant.manifests.json_record import (
     SCHEMA_VERSION,
     STRICT,
@@ -103,6 +105,9 @@ class DatasetRecord:
         num_duplicates: captions with the tokens of an earlier one; None in older manifests.
         num_truncated: captions that were cut to ``max_tokens``; both are None in older manifests,
             which have no limit.
+        scored_captions: of every scored caption the first 8 hexadecimal digits of a sha256 over its
+            token ids, sorted; empty in manifests from before it was recorded. It tells which
+            captions two cases have in common.
     """
 
     __pydantic_config__ = STRICT
@@ -123,6 +128,7 @@ class DatasetRecord:
     num_duplicates: int | None = None
     num_truncated: int | None = None
     max_tokens: int | None = None
+    scored_captions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,7 +297,12 @@ class RunConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """One case's record; ``timing`` has seconds by phase."""
+    """One case's record; ``timing`` has seconds by phase.
+
+    ``measured_at`` is in UTC, ISO 8601; None in manifests from before it was recorded.
+    ``layer_sensitivity`` is the truth about scores. ``sensitivity_ranking`` and the totals repeat
+    it for readers; a manifest whose copies disagree is not valid, see ``consistency``.
+    """
 
     __pydantic_config__ = STRICT
     schema_version: int = SCHEMA_VERSION
@@ -309,6 +320,7 @@ class Manifest:
     timing: Mapping[str, float] = field(default_factory=dict)
     memory: MemoryRecord
     run_config: RunConfig
+    measured_at: str | None = None
 
     @property
     def path(self) -> Path:
@@ -336,12 +348,13 @@ def load_manifest(text: str | bytes, *, source: str) -> Manifest:
     """Read a manifest from JSON.
 
     Raises:
-        RecordError: the text is not JSON, has no schema version or a newer one, or a field is
-            missing, malformed or names a group or layer that is not there. The message starts
-            with ``source``.
+        RecordError: the text is not JSON, has no schema version or a newer one, a field is
+            missing, malformed or names a group or layer that is not there, or two copies of one
+            fact disagree. The message starts with ``source``.
     """
     manifest = load_record(Manifest, text, source=source, name="manifest")
-    for problem in (*_serialization_problems(manifest), *_reference_problems(manifest)):
+    checks = (_serialization_problems, _reference_problems, manifest_disagreements)
+    for problem in chain.from_iterable(check(manifest) for check in checks):
         raise invalid_record(problem, source=source, name="manifest")
     return manifest
 

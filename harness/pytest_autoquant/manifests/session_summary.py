@@ -51,6 +51,9 @@ class SummaryCase:
         selected_groups: groups that the bit budget keeps quantized, out of ``num_groups``.
         selection_bits: bits per weight that the selection under the budget stores.
         manifest: path of the manifest below the report root, with ``/``.
+        weights: of the model, ``checkpoint`` or ``random``; None if unknown, as the next two.
+        measured_at: time in UTC, ISO 8601.
+        seconds: what measuring the case took.
     """
 
     __pydantic_config__ = STRICT
@@ -70,15 +73,22 @@ class SummaryCase:
     num_groups: int
     selection_bits: float | None
     is_satisfied: bool | None
+    weights: str | None = None
+    measured_at: str | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupShare:
-    """A layer group's mean share of a measured case's total score."""
+    """A layer group's mean share of a measured case's total score, over the cases of a model.
+
+    ``model`` is None in summaries from before rankings were by model.
+    """
 
     __pydantic_config__ = STRICT
     group: str
     mean_share: float
+    model: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +102,8 @@ class LastRun:
         cases: ids of the cases and schemes that sent an outcome or were lost, sorted.
         structure: quant pair and granularity of every structure case, sorted.
         is_finished: False from the first case until the summary at the end is written.
+        started: time in UTC, ISO 8601; None if unknown.
+        seconds: what the run took, None if it is not finished or unknown.
     """
 
     __pydantic_config__ = STRICT
@@ -101,6 +113,8 @@ class LastRun:
     cases: tuple[str, ...] = ()
     structure: tuple[tuple[str, str], ...] = ()
     is_finished: bool = True
+    started: str | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

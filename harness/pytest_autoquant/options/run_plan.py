@@ -31,6 +31,7 @@ from pytest_autoquant.grid.vocabulary import (
 from pytest_autoquant.models.registry import ModelSource, find_model
 from pytest_autoquant.options.settings import Settings
 from pytest_autoquant.options.table import BY_NAME
+from pytest_autoquant.text import digits_apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,22 +167,16 @@ class RunPlan:
     def check_budget(self, selected: Sequence[Case]) -> None:
         """Refuse a bit budget, other than the default, that no selected case can reach.
 
-        Bits are those of the composed config; a pair on a ModelOpt preset of its own is not checked
-        here, as its bits are known only to ModelOpt.
+        Bits are those of the composed config; with a pair on a ModelOpt preset of its own, whose
+        bits are known only to ModelOpt, the measuring process checks before the first case.
 
         Raises:
             UsageError: with the smallest budget that a selected case can reach.
         """
         known = [case for case in selected if not case.combination.pair.from_preset]
         least = min((_composed_bits(case.combination) for case in known), default=0.0)
-        budget = self.settings.effective_bits
-        if budget == BY_NAME["effective_bits"].default:
-            return
-        if len(known) == len(selected) and least > budget:
-            raise UsageError(
-                f"--aq-effective-bits {budget:g}: too small for every selected case; the least is "
-                f"{least:g} bits per weight: give at least that, or select a pair with fewer bits"
-            )
+        if len(known) == len(selected):
+            refuse_small_budget(self.settings.effective_bits, least)
 
     def _shard_of(self, selected: tuple[Case, ...]) -> tuple[Case, ...]:
         shard = self.settings.shard
@@ -193,6 +188,21 @@ class RunPlan:
     def _takes(self, index: int) -> bool:
         shard = self.settings.shard
         return shard is None or index % shard.count == shard.index - 1
+
+
+def refuse_small_budget(budget: float, least: float) -> None:
+    """Refuse a bit budget, other than the default, below the least bits of the selected cases.
+
+    Raises:
+        UsageError: with the smallest budget that a selected case can reach.
+    """
+    if budget == BY_NAME["effective_bits"].default or least <= budget:
+        return
+    digits = digits_apart(budget, least, 6, "g")
+    raise UsageError(
+        f"--aq-effective-bits {budget:.{digits}g}: too small for every selected case; the least is "
+        f"{least:.{digits}g} bits per weight: give at least that, or select a pair with fewer bits"
+    )
 
 
 def _composed_bits(combination: Combination) -> float:

@@ -17,6 +17,7 @@ from pytest_autoquant.manifests.selection import with_budget
 from pytest_autoquant.manifests.sensitivity_manifest import Manifest, dump_manifest, read_manifest
 from pytest_autoquant.regression.comparison import GroupDrift, compare
 from pytest_autoquant.regression.tolerances import Tolerances, find_drifts
+from pytest_autoquant.text import digits_apart
 
 #: What the gate does with a case that has no baseline.
 Missing = Literal["fail", "skip", "write"]
@@ -188,13 +189,19 @@ def _worst_groups(groups: Sequence[GroupDrift]) -> list[str]:
     return [
         "worst groups, score per token:",
         *(
-            f"  {group.name}: {_score(group.before)} -> {_score(group.after)} "
-            f"({group.drift:+.2%}), rank {group.rank_before} -> {group.rank_after}"
+            f"  {group.name}: {_scores(group)}, rank {group.rank_before} -> {group.rank_after}"
             for group in groups
             if group.drift
         ),
     ]
 
 
-def _score(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.4g}"
+def _scores(group: GroupDrift) -> str:
+    """Return both scores and the drift, with enough digits to see that they differ."""
+    drift = f"{group.drift:+.{digits_apart(group.drift, 0.0, 2, '%')}%}"
+    before, after = group.before, group.after
+    digits = 4 if before is None or after is None else digits_apart(before, after, 4, "g")
+    first, second = (
+        "not finite" if score is None else f"{score:.{digits}g}" for score in (before, after)
+    )
+    return f"{first} -> {second} ({drift})"

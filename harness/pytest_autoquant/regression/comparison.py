@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,8 @@ class Comparison:
         top_ten: share of the first result's ten most sensitive groups that are among the
             second's ten.
         total_drift: relative drift of the total score.
+        aligned: groups whose names end alike only, each with its name in the first and in the
+            second result; they are among ``groups``.
         selection_changes: groups whose selection under the bit budget changed.
         differing: fingerprint fields that are known to differ.
         budgets: bits per weight under which each result's groups are selected.
@@ -70,6 +72,7 @@ class Comparison:
     selection_changes: tuple[str, ...]
     differing: tuple[Difference, ...]
     budgets: tuple[float | None, float | None] = (None, None)
+    aligned: tuple[tuple[str, str], ...] = ()
     is_comparable: bool = True
 
     @property
@@ -83,25 +86,31 @@ class Comparison:
 
 
 def compare(before: CaseResult, after: CaseResult) -> Comparison:
-    """Compare two results of one case, or of two cases with groups in common."""
+    """Compare two results of one case, or of two cases with groups in common.
+
+    Groups have equal names, or names that are equal from the list of layers on.
+    """
     first = {group.name: group for group in before.groups}
     second = {group.name: group for group in after.groups}
     floor = _FLOOR * _mean([group.score for group in before.groups])
-    common = [(first[name], second[name]) for name in second if name in first]
+    names = _names_before(before, after)
+    common = [(first[names[name]], second[name]) for name in second if name in names]
     groups = tuple(_group_drift(*pair, floor) for pair in common)
+    found = set(names.values())
     return Comparison(
         cases=(before.case_id, after.case_id),
         groups=groups,
-        new=tuple(name for name in second if name not in first),
-        vanished=tuple(name for name in first if name not in second),
+        new=tuple(name for name in second if name not in names),
+        vanished=tuple(name for name in first if name not in found),
         spearman=spearman([(group.before, group.after) for group in groups]),
-        top_ten=_top_ten(before, after),
+        top_ten=_top_ten(before, after, names),
         total_drift=_drift(before.total_score, after.total_score, 0.0),
         selection_changes=tuple(
             new.name for old, new in common if {old.selected, new.selected} == {True, False}
         ),
         differing=_differing(before, after),
         budgets=(before.selection.budget, after.selection.budget),
+        aligned=tuple((old.name, new.name) for old, new in common if old.name != new.name),
         is_comparable=not (before.is_old or after.is_old),
     )
 
@@ -164,8 +173,20 @@ def _order(score: float | None) -> float:
     return math.inf if score is None else score
 
 
-def _top_ten(before: CaseResult, after: CaseResult) -> float:
-    first, second = ({group.name for group in side.groups[:TOP]} for side in (before, after))
+def _names_before(before: CaseResult, after: CaseResult) -> dict[str, str]:
+    """Return the first result's name of every group that both have, by its name in the second."""
+    first = before.short_names
+    alike = {short: name for name, short in first.items() if name not in after.short_names}
+    return {
+        name: name if name in first else alike[short]
+        for name, short in after.short_names.items()
+        if name in first or short in alike
+    }
+
+
+def _top_ten(before: CaseResult, after: CaseResult, names: Mapping[str, str]) -> float:
+    first = {group.name for group in before.groups[:TOP]}
+    second = {names.get(group.name) for group in after.groups[:TOP]}
     return len(first & second) / len(first) if first else 1.0
 
 

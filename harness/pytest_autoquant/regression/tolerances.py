@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 
 from pytest_autoquant.errors import UsageError
 from pytest_autoquant.regression.comparison import Comparison
-from pytest_autoquant.text import counted
+from pytest_autoquant.text import counted, digits_apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,32 +81,41 @@ def _group_changes(comparison: Comparison) -> Iterator[str]:
     for kind, names in (("new", comparison.new), ("vanished", comparison.vanished)):
         if names:
             yield f"{counted(len(names), 'group')} {kind}, such as {names[0]}"
+    if comparison.aligned:
+        before, after = comparison.aligned[0]
+        renamed = counted(len(comparison.aligned), "group")
+        yield f"{renamed} named otherwise, such as {before}, now {after}"
 
 
 def _order_drifts(comparison: Comparison, tolerances: Tolerances) -> Iterator[str]:
     if comparison.spearman < tolerances.spearman:
+        digits = digits_apart(comparison.spearman, tolerances.spearman, 4, "f")
         yield (
-            f"rank correlation of the groups {comparison.spearman:.4f}, at least "
-            f"{tolerances.spearman:g} required (--aq-tol-spearman)"
+            f"rank correlation of the groups {comparison.spearman:.{digits}f}, at least "
+            f"{tolerances.spearman:.15g} required (--aq-tol-spearman)"
         )
     if comparison.top_ten < tolerances.top_ten:
+        digits = digits_apart(comparison.top_ten, tolerances.top_ten, 0, "%")
         yield (
-            f"{comparison.top_ten:.0%} of the ten most sensitive groups kept, at least "
-            f"{tolerances.top_ten:.0%} required (--aq-tol-top-ten)"
+            f"{comparison.top_ten:.{digits}%} of the ten most sensitive groups kept, at least "
+            f"{tolerances.top_ten:.{digits}%} required (--aq-tol-top-ten)"
         )
 
 
 def _score_drifts(comparison: Comparison, tolerances: Tolerances) -> Iterator[str]:
     if abs(comparison.total_drift) > tolerances.total:
+        digits = digits_apart(abs(comparison.total_drift), tolerances.total, 2, "%")
         yield (
-            f"total score {comparison.total_drift:+.2%}, {tolerances.total:.2%} allowed "
-            "(--aq-tol-total)"
+            f"total score {comparison.total_drift:+.{digits}%}, {tolerances.total:.{digits}%} "
+            "allowed (--aq-tol-total)"
         )
     drifted = [group for group in comparison.groups if abs(group.drift) > tolerances.group]
     if drifted:
+        digits = digits_apart(comparison.largest_drift, tolerances.group, 2, "%")
         yield (
             f"{len(drifted)} of {len(comparison.groups)} groups drifted by more than "
-            f"{tolerances.group:.2%} (--aq-tol-group)"
+            f"{tolerances.group:.{digits}%}, up to {comparison.largest_drift:.{digits}%} "
+            "(--aq-tol-group)"
         )
 
 

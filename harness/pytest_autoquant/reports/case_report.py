@@ -14,12 +14,22 @@ from pytest_autoquant.reports.markdown import (
     GROUPS_MEAN,
     KL_SCORE_MEANS,
     SCORE_MEANS,
+    bits,
     code,
     number,
+    numbers_apart,
     percent,
+    random_weights_caution,
     table,
     text,
 )
+from pytest_autoquant.reports.selection_tables import (
+    SELECTION_MEANS,
+    budget_rows,
+    kept_rows,
+    score_per_megabit,
+)
+from pytest_autoquant.text import digits_apart
 
 LAYERS_MARKDOWN = "layer-sensitivity-report.md"
 LAYERS_JSON = "layer-sensitivity-report.json"
@@ -50,6 +60,7 @@ class LayerRow:
         share: of the case's total score; ``cumulative_share`` includes the groups ranked before.
         weights: number of stored weights.
         selected: whether the bit budget keeps the group quantized.
+        score_per_megabit: score per million bits that quantizing the group saves.
     """
 
     rank: int
@@ -60,6 +71,7 @@ class LayerRow:
     cumulative_share: float | None
     weights: int | None
     selected: bool | None
+    score_per_megabit: float | None
 
 
 def layer_rows(case: CaseResult) -> tuple[LayerRow, ...]:
@@ -80,6 +92,7 @@ def layer_rows(case: CaseResult) -> tuple[LayerRow, ...]:
                 cumulative_share=finite(running) if total else None,
                 weights=group.weights,
                 selected=group.selected,
+                score_per_megabit=finite(score_per_megabit(group)),
             )
         )
     return tuple(rows)
@@ -94,10 +107,15 @@ def layer_report_json(manifest: Manifest, case: CaseResult) -> bytes:
         "case": case.case_id,
         "status": case.status,
         "alias_of": case.alias_of,
+        "weights": case.source.weights,
+        "measured_at": case.source.measured_at,
+        "seconds": case.source.seconds,
         "format": case.format_name,
         "effective_bits": case.effective_bits,
         "num_scored_tokens": manifest.dataset.num_scored_tokens,
         "autoquant_state": manifest.autoquant_state,
+        "budgets": budget_rows(case),
+        "kept": kept_rows(case),
         "groups": layer_rows(case),
     }
     return to_json(report, indent=2) + b"\n"
@@ -110,11 +128,13 @@ def layer_report_markdown(manifest: Manifest, case: CaseResult) -> str:
     """
     parts = [
         f"# Layer sensitivity: {code(case.pair)}, {code(case.granularity)}, {text(case.size)}",
-        _facts(manifest),
+        *filter(None, [text(_caution(case))]),
+        _facts(manifest, case),
         KL_SCORE_MEANS if case.method == "kl_div" else SCORE_MEANS,
         *_notes(manifest),
         "## Selection",
         text(selection_sentence(case)),
+        *_selection_tables(case),
         "## Layer map",
         f"![Score of every layer group, by decoder layer and projection: {_alternative_text(case)}]"
         f"({LAYERS_PICTURE})",
@@ -138,25 +158,32 @@ def selection_sentence(case: CaseResult) -> str:
     if chosen.budget is None or chosen.bits is None or chosen.minimum_bits is None:
         return ""
     if not chosen.is_satisfied:
+        digits = digits_apart(chosen.budget, chosen.minimum_bits, 4, "g")
         return (
-            f"The budget of {chosen.budget:g} bits per weight cannot be met: the smallest "
+            f"The budget of {chosen.budget:.{digits}g} bits per weight cannot be met: the smallest "
             f"reachable is {rounded_up(chosen.minimum_bits)}, with every group quantized."
         )
+    digits = digits_apart(chosen.budget, chosen.bits, 4, "g")
+    score, total = numbers_apart(chosen.score, case.total_score)
     return (
-        f"Within {chosen.budget:g} bits per weight, {case.selected_groups} of {len(case.groups)} "
-        f"groups stay quantized: {chosen.bits:.4g} bits, score {number(chosen.score)} of "
-        f"{number(case.total_score)} with all of them."
+        f"Within {chosen.budget:.{digits}g} bits per weight, {case.selected_groups} of "
+        f"{len(case.groups)} groups stay quantized: {chosen.bits:.{digits}g} bits, score {score} "
+        f"of {total} with all of them."
     )
 
 
-def _facts(manifest: Manifest) -> str:
+def _caution(case: CaseResult) -> str:
+    return random_weights_caution([case.model] if case.has_random_weights else [])
+
+
+def _facts(manifest: Manifest, result: CaseResult) -> str:
     case, data, env = manifest.case, manifest.dataset, manifest.environment
     experimental = ", experimental" if case.experimental else ""
-    bits = manifest.quantization.effective_bits
+    stored = manifest.quantization.effective_bits
     rows = [
         ("model", f"{code(manifest.model.id)} ({text(manifest.model.weights)} weights)"),
         ("format", f"{code(manifest.quantization.base_format_name)}{experimental}"),
-        ("weights stored in", f"{bits:.4g} bits, block scales included"),
+        ("weights stored in", f"{stored:.4g} bits, block scales included"),
         ("status", text(case.status) + (f" of {code(case.alias_of)}" if case.alias_of else "")),
         ("method", f"{text(case.method)}, engine {text(manifest.run_config.engine)}"),
         (
@@ -164,6 +191,7 @@ def _facts(manifest: Manifest) -> str:
             f"{data.num_calib_samples} calibrated, {data.num_score_samples} scored "
             f"({data.num_scored_tokens} tokens) of {code(data.name)}",
         ),
+        ("measured", text(result.measured)),
         ("device", f"{text(env.device_name)}, {text(manifest.run_config.dtype)}"),
         (
             "versions",
@@ -179,6 +207,30 @@ def _notes(manifest: Manifest) -> list[str]:
     return ["\n".join(lines)] if lines else []
 
 
+def _selection_tables(case: CaseResult) -> list[str]:
+    budgets, kept = budget_rows(case), kept_rows(case)
+    if not budgets:
+        return []
+    return [
+        SELECTION_MEANS,
+        "### By budget",
+        table(
+            ("budget", "groups quantized", "bits stored", "score", "share of the whole"),
+            [
+                (f"{r.budget:.6g}", r.quantized, bits(r.bits), number(r.score), percent(r.share))
+                for r in budgets
+            ],
+            right="rrrrr",
+        ),
+        "### With the most sensitive groups in 16 bits",
+        table(
+            ("kept in 16 bits", "bits stored", "score left", "share of the whole"),
+            [(r.kept, bits(r.bits), number(r.score), percent(r.share)) for r in kept],
+            right="rrrr",
+        ),
+    ]
+
+
 def _groups(case: CaseResult) -> str:
     rows = [
         (
@@ -189,9 +241,13 @@ def _groups(case: CaseResult) -> str:
             percent(row.share),
             percent(row.cumulative_share),
             f"{row.weights:,}",
+            number(row.score_per_megabit),
             "quantized" if row.selected else "16-bit",
         )
         for row in layer_rows(case)
     ]
-    headers = ("rank", "group", "linears", "score", "share", "running", "weights", "selection")
-    return table(headers, rows, right="r rrrrr ")
+    headers = (
+        *("rank", "group", "linears", "score", "share", "running", "weights"),
+        *("score per Mbit saved", "selection"),
+    )
+    return table(headers, rows, right="r rrrrrr ")

@@ -6,7 +6,15 @@ from collections.abc import Iterator, Sequence
 
 from pytest_autoquant.manifests.fingerprint import Difference
 from pytest_autoquant.regression.comparison import Comparison
-from pytest_autoquant.reports.markdown import code, number, table
+from pytest_autoquant.reports.markdown import (
+    code,
+    correlation,
+    drift_shown,
+    numbers_apart,
+    random_weights_caution,
+    table,
+    text,
+)
 from pytest_autoquant.reports.run_comparison import RunComparison
 from pytest_autoquant.text import counted
 
@@ -37,19 +45,26 @@ def compare_markdown(comparison: RunComparison) -> str:
     ]
     if len(ordered) == 1:
         parts.append(_groups(ordered[0][1]))
+    cases = (*comparison.before.values(), *comparison.after.values())
+    parts += filter(
+        None, [text(random_weights_caution({c.model for c in cases if c.has_random_weights}))]
+    )
     parts += _remarks([found for _, found in ordered])
     parts += _names("Only in the first", comparison.only_before)
     parts += _names("Only in the second", comparison.only_after)
+    if comparison.left_out:
+        reasons = "\n".join(f"- {text(reason)}" for reason in comparison.left_out)
+        parts += [f"{counted(len(comparison.left_out), 'file')} left out:", reasons]
     return "\n\n".join(parts) + "\n"
 
 
 def _row(case_id: str, found: Comparison) -> tuple[str, ...]:
     return (
         code(case_id),
-        f"{found.total_drift:+.3%}",
-        f"{found.spearman:.4f}",
+        drift_shown(found.total_drift),
+        correlation(found.spearman),
         f"{found.top_ten:.0%}",
-        f"{found.largest_drift:.3%}",
+        drift_shown(found.largest_drift).removeprefix("+"),
         f"{len(found.selection_changes)} changed",
     )
 
@@ -68,6 +83,13 @@ def _remarks(comparisons: Sequence[Comparison]) -> Iterator[str]:
                 f"{after:g} in the second: give both runs one --aq-effective-bits to compare "
                 "selections; scores do not depend on it."
             )
+    aligned = [pair for found in comparisons for pair in found.aligned]
+    if aligned:
+        old, new = map(code, aligned[0])
+        yield (
+            f"The runs name {counted(len(set(aligned)), 'group')} otherwise; they are matched by "
+            f"the end of their names, such as {old} and {new}."
+        )
     fields = sorted({_in_words(each) for found in comparisons for each in found.differing})
     if fields:
         yield "Measured on something else: " + "; ".join(fields)
@@ -77,7 +99,8 @@ def _in_words(difference: Difference) -> str:
     """Return a difference without characters that Markdown would need escaped."""
     field = "measurement version" if difference.field == "harness" else difference.field
     name = field.replace("_", " ")
-    return f"{name} {code(difference.before[:16])}, then {code(difference.after[:16])}"
+    before, after = map(code, difference.shown)
+    return f"{name} {before}, then {after}"
 
 
 def _names(title: str, names: Sequence[str]) -> list[str]:
@@ -91,9 +114,8 @@ def _groups(found: Comparison) -> str:
     rows = [
         (
             code(group.name),
-            number(group.before),
-            number(group.after),
-            f"{group.drift:+.3%}",
+            *numbers_apart(group.before, group.after),
+            drift_shown(group.drift),
             f"{group.rank_before} to {group.rank_after}",
         )
         for group in found.worst(_MOST_GROUPS)

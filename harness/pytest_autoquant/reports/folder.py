@@ -11,24 +11,19 @@ A case is in one of these states, from the manifests, the outcome log and the la
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.manifests import outcome_log
-from pytest_autoquant.manifests.case_result import CaseResult, case_result_of
-from pytest_autoquant.manifests.layout import find_manifests, find_schemes
+from pytest_autoquant.manifests.layout import find_schemes
 from pytest_autoquant.manifests.outcome_log import LoggedOutcome
 from pytest_autoquant.manifests.outcomes import KeptCase, StructureCheck
-from pytest_autoquant.manifests.pre_harness import read_any
 from pytest_autoquant.manifests.scheme_manifest import read_scheme_manifest
-from pytest_autoquant.manifests.sensitivity_manifest import Manifest
 from pytest_autoquant.manifests.session_summary import SUMMARY_JSON, SessionSummary, read_summary
+from pytest_autoquant.reports.found_cases import Visit, find_cases
 from pytest_autoquant.reports.session_results import SessionResults, last_run_of
-from pytest_autoquant.text import well_formed
-
-Visit = Callable[[Path, Manifest, CaseResult], None]
 
 
 def read_folder(root: Path, visit: Visit | None = None) -> SessionResults:
@@ -110,7 +105,7 @@ def expected_summary(root: Path, session: SessionResults) -> SessionSummary:
         counts=replace(before.counts, kept=0, lost=len(session.lost)),
         shard=session.shard,
         command=session.command,
-        last_run=replace(last_run_of(session), is_finished=False),
+        last_run=replace(last_run_of(session), is_finished=False, seconds=None),
         reruns={},
         kept=(),
         lost=session.lost,
@@ -120,50 +115,9 @@ def expected_summary(root: Path, session: SessionResults) -> SessionSummary:
 
 def _add_manifests(folder: SessionResults, root: Path, *, visit: Visit | None = None) -> None:
     """Add every case but those of ``folder``, whose manifests need not be read."""
-    known = {root / case.manifest for case in folder.cases.values()}
-    old = []
-    for path in find_manifests(root):
-        if path in known:
-            continue
-        try:
-            case = _read_case(root, path, visit)
-        except RecordError as error:
-            folder.left_out.append(str(error))
-            continue
-        if case.is_old:
-            old.append(case)
-        else:
-            _add_case(folder, case)
-    for case in old:
-        _add_old_case(folder, case)
-
-
-def _read_case(root: Path, path: Path, visit: Visit | None) -> CaseResult:
-    found = read_any(path, root)
-    if isinstance(found, CaseResult):
-        return found
-    case = case_result_of(found, path.relative_to(root))
-    if visit is not None:
-        visit(path, found, case)
-    return case
-
-
-def _add_case(folder: SessionResults, case: CaseResult) -> None:
-    """Add a case; of two manifests of one case, the first in path order is used."""
-    known = folder.cases.setdefault(case.case_id, case)
-    if known is not case:
-        folder.left_out.append(f"{case.manifest}: is the same case as {known.manifest}; delete one")
-
-
-def _add_old_case(folder: SessionResults, case: CaseResult) -> None:
-    """Add a case from before the harness; its folder tells it from others with the same names."""
-    file = PurePosixPath(well_formed(case.manifest))
-    for place in (None, file.parent, file):
-        suffix = "" if place is None else f" ({place})"
-        named = replace(case, case_id=case.case_id + suffix, granularity=case.granularity + suffix)
-        if named.case_id not in folder.cases:
-            folder.cases[named.case_id] = named
-            return
+    found = find_cases(root, known=folder.cases, visit=visit)
+    folder.cases = found.by_id()
+    folder.left_out += found.left_out
 
 
 def _add_schemes(folder: SessionResults, root: Path) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from pytest_autoquant.text import one_line
+from pytest_autoquant.text import digits_apart, one_line
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~&])")
 
@@ -20,16 +20,42 @@ GROUPS_MEAN = (
     "A group is named after its first linear: q_proj stands for q, k and v together, gate_proj for "
     "gate and up."
 )
+STABILITY_MEANS = (
+    "Spearman rank correlation of the layer groups between two calibration sizes; 1 is the same "
+    "order. It compares what was scored. Where both sizes scored the same captions, only "
+    "calibration differs: the number says how much the ranking depends on calibrating with more "
+    "captions, and nothing of how it depends on the captions that are scored. Where they share "
+    "some, it is higher than for captions of their own, by an unknown amount. Only sizes that "
+    "share no scored caption show whether other captions rank the groups alike. Sizes that hold "
+    "the same captions are one measurement and are not compared."
+)
+SHARES_MEAN = "Mean share of a case's total score, every measured case of the model counted once."
+ALIGNED_MEANS = (
+    "The cases name groups in several ways; names are matched and shown from the list of layers on."
+)
 KL_SCORE_MEANS = (
     "A score is the KL divergence in nats per scored token between the model with one layer group "
     "quantized and the unquantized model. It ranks groups and compares configurations of one model "
     "on the same captions; it is not an accuracy."
 )
 
+RANDOM_WEIGHTS = "random weights: nothing here holds for a trained model"
+
 INFEASIBLE_MEANS = (
     "infeasible: more bits are stored than the budget allows even with every group quantized."
 )
 LOST_MEANS = "was to run and sent no outcome"
+
+
+def random_weights_caution(models: Iterable[str]) -> str:
+    """Return the caution on models with random weights; empty without one."""
+    names = ", ".join(sorted(models))
+    if not names:
+        return ""
+    return (
+        f"Caution: the weights of {names} are random. Scores, rankings, selections and schemes "
+        "rehearse a run; they say nothing of a trained model."
+    )
 
 
 def text(value: object) -> str:
@@ -68,6 +94,24 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, right: st
 def number(value: float | None) -> str:
     """Return a score with four significant digits, ``n/a`` for None."""
     return "n/a" if value is None else f"{value:.4g}"
+
+
+def numbers_apart(first: float | None, second: float | None) -> tuple[str, str]:
+    """Return two scores as ``number`` does, with more digits where they would look the same."""
+    if first is None or second is None:
+        return number(first), number(second)
+    digits = digits_apart(first, second, 4, "g")
+    return f"{first:.{digits}g}", f"{second:.{digits}g}"
+
+
+def drift_shown(drift: float) -> str:
+    """Return a relative drift as a signed percentage, with digits to tell it from none."""
+    return f"{drift:+.{digits_apart(drift, 0.0, 3, '%')}%}"
+
+
+def correlation(value: float) -> str:
+    """Return a rank correlation, with digits to tell it from that of equal orders."""
+    return f"{value:.{digits_apart(value, 1.0, 4, 'f')}f}"
 
 
 def bits(value: float | None) -> str:

@@ -8,13 +8,9 @@ from pathlib import Path
 
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.files import check_writable, write_atomic
-from pytest_autoquant.manifests.case_result import case_result_of
+from pytest_autoquant.manifests.case_result import CaseResult, case_result_of
 from pytest_autoquant.manifests.fingerprint import fingerprint_of
-from pytest_autoquant.manifests.layout import (
-    find_manifests,
-    find_schemes,
-    state_path,
-)
+from pytest_autoquant.manifests.layout import find_schemes, state_path
 from pytest_autoquant.manifests.outcome_log import LoggedOutcome
 from pytest_autoquant.manifests.outcomes import StructureCheck
 from pytest_autoquant.manifests.scheme_manifest import (
@@ -22,7 +18,7 @@ from pytest_autoquant.manifests.scheme_manifest import (
     dump_scheme,
     read_scheme_manifest,
 )
-from pytest_autoquant.manifests.sensitivity_manifest import Manifest, ModelRecord, read_manifest
+from pytest_autoquant.manifests.sensitivity_manifest import Manifest, ModelRecord
 from pytest_autoquant.manifests.session_summary import (
     SUMMARY_JSON,
     SessionSummary,
@@ -30,9 +26,11 @@ from pytest_autoquant.manifests.session_summary import (
 )
 from pytest_autoquant.regression.recorded_model import recorded_model
 from pytest_autoquant.reports.folder import add_outcomes, read_outcomes
+from pytest_autoquant.reports.found_cases import find_cases
 from pytest_autoquant.reports.ownership import refuse_foreign_files
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_summary
+from pytest_autoquant.text import told_apart
 
 #: Fingerprint fields that one report must not mix. Captions are compared per size; config, method
 #: and engine are the case's own.
@@ -47,12 +45,17 @@ _COMMON_FIELDS = (
 )
 
 
+#: Characters of a value that a message shows; more where two values begin alike.
+_SHOWN = 16
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """One report folder.
 
     Attributes:
         manifests: by path.
+        old: cases from before the harness, by id; they are named and not copied.
         outcomes: those without a manifest.
     """
 
@@ -60,6 +63,7 @@ class Source:
     summary: SessionSummary
     outcomes: tuple[LoggedOutcome, ...]
     manifests: Mapping[Path, Manifest]
+    old: Mapping[str, CaseResult]
     schemes: tuple[SchemeManifest, ...]
 
 
@@ -121,11 +125,20 @@ def _unusable(folders: Sequence[Path]) -> Iterator[str]:
 def _read(folder: Path) -> Source:
     path = folder / SUMMARY_JSON
     summary = read_summary(path)
+    manifests: dict[Path, Manifest] = {}
+
+    def keep(path: Path, manifest: Manifest, _case: CaseResult) -> None:
+        manifests[path] = manifest
+
+    found = find_cases(folder, visit=keep)
+    if found.left_out:
+        raise RecordError("\n".join(f"{folder}/{reason}" for reason in found.left_out))
     return Source(
         root=folder,
         summary=summary,
         outcomes=read_outcomes(folder, summary),
-        manifests={path: read_manifest(path) for path in find_manifests(folder)},
+        manifests=manifests,
+        old={case_id: case for case_id, case in found.by_id().items() if case.is_old},
         schemes=tuple(read_scheme_manifest(path, folder) for path in find_schemes(folder)),
     )
 
@@ -139,6 +152,11 @@ def _models(sources: Iterable[Source]) -> tuple[ModelRecord, ...]:
 
 def _take_lines(results: SessionResults, source: Source) -> None:
     add_outcomes(results, source.outcomes)
+    results.left_out += [
+        f"{source.root}/{case.manifest}: is from before the harness and was not copied; render "
+        "and compare read it where it is"
+        for case in source.old.values()
+    ]
     results.gated |= source.summary.gated
     results.lost += (*_lost_cases(source), *_without_manifest(source))
 
@@ -160,7 +178,7 @@ def _search_state(manifest_path: Path) -> bytes | None:
 
 def _without_manifest(source: Source) -> tuple[str, ...]:
     """Return the cases that a summary lists and whose manifest is not there."""
-    found = {manifest.case.case_id for manifest in source.manifests.values()}
+    found = {*source.old, *(manifest.case.case_id for manifest in source.manifests.values())}
     return tuple(case_id for case_id in source.summary.case_ids if case_id not in found)
 
 
@@ -201,7 +219,8 @@ def _incompatible(sources: Iterable[Source]) -> Iterator[str]:
                 first, where = seen.setdefault(field, (value, path))
                 if first != value and field not in reported:
                     reported.add(field)
-                    yield f"{field} differs: {first[:16]} in {where}, {value[:16]} in {path}"
+                    shown = told_apart(first, value, _SHOWN)
+                    yield f"{field} differs: {shown[0]} in {where}, {shown[1]} in {path}"
 
 
 def _common(manifest: Manifest) -> Iterator[tuple[str, str]]:

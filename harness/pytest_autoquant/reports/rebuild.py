@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.manifests.case_result import CaseResult
-from pytest_autoquant.manifests.layout import find_manifests
+from pytest_autoquant.manifests.layout import find_manifests, find_unpublished
 from pytest_autoquant.manifests.sensitivity_manifest import Manifest
 from pytest_autoquant.reports.folder import read_folder
 from pytest_autoquant.reports.ownership import refuse_foreign_files
 from pytest_autoquant.reports.page.render import PAGE
 from pytest_autoquant.reports.session_report import counts_sentence
-from pytest_autoquant.reports.session_results import SessionResults
+from pytest_autoquant.reports.session_results import SessionResults, caution
 from pytest_autoquant.reports.write import write_folder_reports, write_layer_reports
+from pytest_autoquant.text import counted
 
 
 def rebuild(root: Path) -> SessionResults:
@@ -44,6 +47,20 @@ def _write_layer_reports(path: Path, manifest: Manifest, case: CaseResult) -> No
 
 
 def rebuilt_report(root: Path, results: SessionResults) -> str:
-    """Return the files left out, the counts and the page's path, one line each."""
-    left_out = (f"left out: {reason}" for reason in results.left_out)
-    return "\n".join([*left_out, f"{root}: {counts_sentence(results)}", f"wrote {root / PAGE}"])
+    """Return the files left out by name and number, the counts and the page's path."""
+    left_out = [f"left out: {reason}" for reason in results.left_out]
+    counts = counts_sentence(results)
+    if left_out:
+        counts += f", {counted(len(left_out), 'file')} left out"
+    lines = [*left_out, *unpublished_lines(root), *filter(None, [caution(results)])]
+    return "\n".join([*lines, f"{root}: {counts}", f"wrote {root / PAGE}"])
+
+
+def unpublished_lines(root: Path) -> Iterator[str]:
+    """Yield one line per folder whose manifests are not read because it is not published."""
+    counts = Counter(path.relative_to(root).parts[0] for path in find_unpublished(root))
+    for folder, count in counts.items():
+        yield (
+            f"not read: {counted(count, 'manifest')} under {root / folder}, which is not "
+            "published; pass that folder to read them"
+        )

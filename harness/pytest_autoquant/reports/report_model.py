@@ -10,6 +10,7 @@ from pytest_autoquant.reports.charts.grid import (
     View,
     grid_cells,
     in_vocabulary_order,
+    view_of,
     views,
 )
 from pytest_autoquant.reports.charts.group_shares import GroupShares, group_shares
@@ -17,17 +18,27 @@ from pytest_autoquant.reports.charts.pareto import ParetoPoint, frontier
 from pytest_autoquant.reports.charts.size_stability import StabilityPoint, stability
 from pytest_autoquant.reports.markdown import SCORE_MEANS
 from pytest_autoquant.reports.scheme_report import agreement_sentence
-from pytest_autoquant.reports.session_results import SessionResults, most_sensitive_groups, origin
+from pytest_autoquant.reports.session_results import (
+    Ranking,
+    SessionResults,
+    caution,
+    most_sensitive_groups,
+    origin,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewModel:
-    """One model, method and size: its grid, its frontier and its groups by case."""
+    """One model, method and size: its grid, its frontier and its groups by case.
+
+    ``has_random_weights`` is true if a case of it was measured on random weights.
+    """
 
     view: View
     cells: tuple[GridCell, ...]
     frontier: tuple[ParetoPoint, ...]
     groups: GroupShares
+    has_random_weights: bool
 
     @property
     def is_measured(self) -> bool:
@@ -40,8 +51,9 @@ class ReportModel:
     """What the reports of a session or of a folder show.
 
     Attributes:
-        sensitive: the most sensitive groups, each with its mean share of a case's total score.
+        sensitive: the most sensitive groups by model.
         origin: where the numbers come from: each label with its distinct values.
+        caution: names the models with random weights; empty if there is none.
         agreement: how well predictions rank the schemes; empty with fewer than two schemes.
         structures: structure cases in the order in which the vocabulary is documented.
     """
@@ -49,9 +61,10 @@ class ReportModel:
     results: SessionResults
     views: tuple[ViewModel, ...]
     stability: tuple[StabilityPoint, ...]
-    sensitive: tuple[tuple[str, float], ...]
+    sensitive: tuple[Ranking, ...]
     origin: tuple[tuple[str, tuple[str, ...]], ...]
     agreement: str
+    caution: str
     structures: tuple[StructureCheck, ...]
 
     @property
@@ -68,8 +81,9 @@ def report_model(results: SessionResults) -> ReportModel:
         results=results,
         views=tuple(_view_model(results, view) for view in views(results)),
         stability=tuple(stability(results)),
-        sensitive=tuple(most_sensitive_groups(results.cases.values())),
+        sensitive=most_sensitive_groups(results.cases.values()),
         origin=tuple(origin(results)),
+        caution=caution(results),
         agreement=agreement_sentence(results.schemes),
         structures=in_vocabulary_order(results.structures.values()),
     )
@@ -81,4 +95,7 @@ def _view_model(results: SessionResults, view: View) -> ViewModel:
         cells=grid_cells(results, view),
         frontier=frontier(results, view),
         groups=group_shares(results, view),
+        has_random_weights=any(
+            case.has_random_weights for case in results.cases.values() if view_of(case) == view
+        ),
     )

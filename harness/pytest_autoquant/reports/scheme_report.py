@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pytest_autoquant.manifests.case_result import RANDOM
 from pytest_autoquant.manifests.scheme_manifest import (
     ExportRecord,
     SchemeManifest,
     ViolationRecord,
 )
 from pytest_autoquant.regression.comparison import spearman
-from pytest_autoquant.reports.markdown import bits, code, number, percent, table, text
-from pytest_autoquant.text import counted
+from pytest_autoquant.reports.markdown import (
+    bits,
+    code,
+    number,
+    percent,
+    random_weights_caution,
+    table,
+    text,
+)
+from pytest_autoquant.reports.scheme_decisions import (
+    DECISION_HEADERS,
+    decisions,
+    rule_sentence,
+)
+from pytest_autoquant.text import counted, shown_duration, shown_time
 
 SCHEMES_MARKDOWN = "schemes.md"
 
@@ -54,13 +69,17 @@ def agreement_sentence(schemes: Mapping[str, SchemeManifest]) -> str:
 def schemes_markdown(schemes: Mapping[str, SchemeManifest]) -> str:
     """Return every scheme as Markdown."""
     parts = ["# Mixed-precision schemes", MEANING]
+    random = {found.model.name for found in schemes.values() if found.model.weights == RANDOM}
+    parts += filter(None, [text(random_weights_caution(random))])
     sentence = agreement_sentence(schemes)
     if sentence:
         parts.append(text(sentence))
-    parts.append(table(HEADERS, [_row(found) for found in schemes.values()], right="  rrrrrrrr  "))
+    parts.append(table(HEADERS, [_row(found) for found in schemes.values()], right="  rrrrrrrr   "))
     for found in schemes.values():
         parts += _notes(found)
         parts += _violations(found)
+    for found in schemes.values():
+        parts += _decisions(found)
     return "\n\n".join(parts) + "\n"
 
 
@@ -77,6 +96,7 @@ HEADERS = (
     "top-1 agreement",
     "static check",
     "vLLM",
+    "measured",
 )
 
 
@@ -106,7 +126,12 @@ def cells(found: SchemeManifest) -> tuple[Cell, ...]:
         Cell(text=percent(measured.agreement), order=measured.agreement),
         Cell(text=check_sentence(export)),
         Cell(text=load_sentence(export)),
+        Cell(text=f"{shown_time(found.measured_at)}, took {shown_duration(_seconds(found))}"),
     )
+
+
+def _seconds(found: SchemeManifest) -> float:
+    return math.fsum(found.timing.values())
 
 
 def check_sentence(export: ExportRecord | None) -> str:
@@ -128,6 +153,18 @@ def load_sentence(export: ExportRecord | None) -> str:
     if export is None:
         return "not tried"
     return f"{export.load}: {export.load_text}"
+
+
+def _decisions(found: SchemeManifest) -> list[str]:
+    rows = [
+        [code(group), code(chosen), score, share, text(reason)]
+        for group, chosen, score, share, reason in (d.cells for d in decisions(found))
+    ]
+    return [
+        f"## Decisions of {code(found.scheme.name)}, {text(found.model.name)}",
+        text(rule_sentence(found)),
+        table(DECISION_HEADERS, rows, right="  rr "),
+    ]
 
 
 def _row(found: SchemeManifest) -> Sequence[str]:

@@ -19,11 +19,15 @@ from pytest_autoquant.manifests.session_summary import (
 from pytest_autoquant.reports.case_report import report_links
 from pytest_autoquant.reports.charts.grid import grid_file
 from pytest_autoquant.reports.markdown import (
+    ALIGNED_MEANS,
     GROUPS_MEAN,
     INFEASIBLE_MEANS,
     LOST_MEANS,
+    SHARES_MEAN,
+    STABILITY_MEANS,
     bits,
     code,
+    correlation,
     number,
     percent,
     table,
@@ -31,8 +35,8 @@ from pytest_autoquant.reports.markdown import (
 )
 from pytest_autoquant.reports.report_model import ReportModel
 from pytest_autoquant.reports.scheme_report import SCHEMES_MARKDOWN
-from pytest_autoquant.reports.session_results import SessionResults
-from pytest_autoquant.text import counted
+from pytest_autoquant.reports.session_results import SessionResults, caution
+from pytest_autoquant.text import counted, shown_duration, shown_time
 
 SUMMARY_MARKDOWN = "summary.md"
 
@@ -54,7 +58,9 @@ def session_summary(model: ReportModel) -> SessionSummary:
         lost=results.lost,
         structure=tuple(results.structures.values()),
         most_sensitive_groups=tuple(
-            GroupShare(group=group, mean_share=share) for group, share in model.sensitive
+            GroupShare(group=group, mean_share=share, model=ranking.model)
+            for ranking in model.sensitive
+            for group, share in ranking.groups
         ),
         left_out=tuple(results.left_out),
         write_errors=tuple(results.write_errors),
@@ -79,6 +85,9 @@ def _summary_case(case: CaseResult) -> SummaryCase:
         num_groups=len(case.groups),
         selection_bits=case.selection.bits,
         is_satisfied=case.selection.is_satisfied,
+        weights=case.source.weights,
+        measured_at=case.source.measured_at,
+        seconds=case.source.seconds,
     )
 
 
@@ -87,10 +96,15 @@ def summary_markdown(model: ReportModel) -> str:
     results = model.results
     parts = ["# Quantization sensitivity", text(counts_sentence(results))]
     parts += [text(sentence) for sentence in last_run_sentences(results)]
+    parts += filter(None, [_bold(caution(results))])
     parts.append(model.introduction)
     for section in _SECTIONS:
         parts += section(model)
     return "\n\n".join(parts) + "\n"
+
+
+def _bold(sentence: str) -> str:
+    return f"**{text(sentence)}**" if sentence else ""
 
 
 def counts_sentence(results: SessionResults) -> str:
@@ -131,7 +145,14 @@ def last_run_sentences(results: SessionResults) -> tuple[str, ...]:
         if results.is_from_one_run
         else "all other outcomes here are from earlier runs."
     )
-    return (f"Last run: {_run(results.last_run)}; {rest}",)
+    return (f"Last run: {_run(results.last_run)}{_when(results.last_run)}; {rest}",)
+
+
+def _when(run: LastRun) -> str:
+    if run.started is None:
+        return ""
+    took = "" if run.seconds is None else f", took {shown_duration(run.seconds)}"
+    return f", started {shown_time(run.started)}{took}"
 
 
 def _run(run: LastRun) -> str:
@@ -188,7 +209,8 @@ def _left_out(model: ReportModel) -> list[str]:
     reasons = model.results.left_out
     if not reasons:
         return []
-    return ["## Left out", "\n".join(f"- {text(reason)}" for reason in reasons)]
+    count = f"{counted(len(reasons), 'file')} not used:"
+    return ["## Left out", count, "\n".join(f"- {text(reason)}" for reason in reasons)]
 
 
 def _grids(model: ReportModel) -> list[str]:
@@ -203,22 +225,25 @@ def _grids(model: ReportModel) -> list[str]:
 
 
 def _stability(model: ReportModel) -> list[str]:
-    """Show per two sizes how similar their rankings are, over all cases."""
-    found: dict[tuple[str, str, str], list[float]] = {}
+    """Show per two sizes how similar their rankings are, and on which captions."""
+    found: dict[tuple[str, str, str, str], list[float]] = {}
     for point in model.stability:
-        found.setdefault((point.model, point.method, point.sizes), []).append(point.spearman)
+        key = (point.model, point.method, point.sizes, point.captions)
+        found.setdefault(key, []).append(point.spearman)
     if not found:
         return []
     rows = [
-        (code(model), text(method), text(sizes), len(values), *map(_correlation, _spread(values)))
-        for (model, method, sizes), values in found.items()
+        (
+            *(code(model), text(method), text(sizes), text(captions), len(values)),
+            *map(correlation, _spread(values)),
+        )
+        for (model, method, sizes, captions), values in found.items()
     ]
-    headers = ("model", "method", "sizes", "cases", "lowest", "median", "highest")
+    headers = ("model", "method", "sizes", "captions", "cases", "lowest", "median", "highest")
     return [
         "## Size stability",
-        "Spearman rank correlation of the layer groups between two calibration sizes; 1 is the "
-        "same order. The page has it per case.",
-        table(headers, rows, right="   rrrr"),
+        f"{STABILITY_MEANS} The page has it per case.",
+        table(headers, rows, right="    rrrr"),
     ]
 
 
@@ -237,10 +262,6 @@ def _spread(values: Sequence[float]) -> tuple[float, float, float]:
     return min(values), median(values), max(values)
 
 
-def _correlation(value: float) -> str:
-    return f"{value:.4f}"
-
-
 def _origin(model: ReportModel) -> list[str]:
     rows = [(text(label), ", ".join(map(text, values))) for label, values in model.origin]
     if model.results.command is not None:
@@ -251,15 +272,16 @@ def _origin(model: ReportModel) -> list[str]:
 def _sensitive(model: ReportModel) -> list[str]:
     if not model.sensitive:
         return []
-    rows = [
-        (place, code(group), percent(share))
-        for place, (group, share) in enumerate(model.sensitive, start=1)
-    ]
-    return [
-        "## Most sensitive groups",
-        f"Mean share of a case's total score, every measured case counted once. {GROUPS_MEAN}",
-        table(("rank", "group", "mean share"), rows, right="r r"),
-    ]
+    parts = ["## Most sensitive groups", f"{SHARES_MEAN} {GROUPS_MEAN}"]
+    for ranking in model.sensitive:
+        parts += [f"### {text(ranking.model)}"] if len(model.sensitive) > 1 else []
+        parts += [ALIGNED_MEANS] if ranking.is_aligned else []
+        rows = [
+            (place, code(group), percent(share))
+            for place, (group, share) in enumerate(ranking.groups, start=1)
+        ]
+        parts.append(table(("rank", "group", "mean share"), rows, right="r r"))
+    return parts
 
 
 _CASE_HEADERS = (

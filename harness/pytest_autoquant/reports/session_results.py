@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pytest_autoquant.grid.case import is_scheme_id
-from pytest_autoquant.manifests.case_result import CaseResult
+from pytest_autoquant.manifests.case_result import RANDOM, CaseResult
 from pytest_autoquant.manifests.outcome_log import LoggedOutcome
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
 from pytest_autoquant.manifests.session_summary import LastRun, OutcomeCounts
 from pytest_autoquant.redact import without_paths
-from pytest_autoquant.reports.markdown import LOST_MEANS
+from pytest_autoquant.reports.markdown import LOST_MEANS, random_weights_caution
 
 #: Quant pair and granularity of a structure case.
 StructureKey = tuple[str, str]
@@ -39,6 +40,7 @@ class SessionResults:
         left_out: files that could not be read, and why.
         command: what started the session.
         shard: ``I/N`` where the session ran a part of the cases only.
+        started: when the session began; None if that is not known.
         last_run: of a folder, what its last run did; None of a session, and if unknown.
         logged: of a folder, what its outcome log holds; None if the log cannot be read.
     """
@@ -58,6 +60,7 @@ class SessionResults:
     command: str | None = None
     shard: str | None = None
     write_errors: list[str] = field(default_factory=list)
+    started: datetime | None = None
     last_run: LastRun | None = None
     logged: tuple[LoggedOutcome, ...] | None = ()
 
@@ -169,8 +172,11 @@ class SessionResults:
 
 
 def last_run_of(session: SessionResults) -> LastRun:
-    """Return the record of a session, for the folder that it writes to."""
+    """Return the record of a session that ends now, for the folder that it writes to."""
+    started = session.started
     return LastRun(
+        started=None if started is None else started.isoformat(timespec="seconds"),
+        seconds=None if started is None else (datetime.now(UTC) - started).total_seconds(),
         command=session.command,
         shard=session.shard,
         counts=session.counts,
@@ -179,19 +185,60 @@ def last_run_of(session: SessionResults) -> LastRun:
     )
 
 
-def most_sensitive_groups(cases: Iterable[CaseResult], most: int = 10) -> list[tuple[str, float]]:
-    """Return the groups with the largest mean share of a measured case's total score.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """The most sensitive groups of one model.
 
-    Totals differ by orders of magnitude between formats; shares let every case count once.
+    Attributes:
+        groups: name and mean share of a measured case's total score, the largest first.
+        is_aligned: whether the cases name groups in several ways; the names are then shortened.
     """
-    shares: dict[str, list[float]] = defaultdict(list)
-    for line in cases:
-        if line.status == "measured":
-            for group, share in line.shares.items():
-                shares[group].append(share)
-    means = {group: sum(values) / len(values) for group, values in shares.items()}
-    finite = [(group, mean) for group, mean in means.items() if math.isfinite(mean)]
-    return sorted(finite, key=lambda item: -item[1])[:most]
+
+    model: str
+    groups: tuple[tuple[str, float], ...]
+    is_aligned: bool
+
+
+def most_sensitive_groups(cases: Iterable[CaseResult], most: int = 10) -> tuple[Ranking, ...]:
+    """Return per model the groups with the largest mean share of a measured case's total score.
+
+    Totals differ by orders of magnitude between formats; shares let every case count once. A
+    group that a case did not search has no share of its total, so shares add up to at most 1.
+    """
+    models: dict[str, list[CaseResult]] = defaultdict(list)
+    for case in cases:
+        if case.status == "measured" and case.shares:
+            models[case.model].append(case)
+    return tuple(_ranking(model, found, most) for model, found in sorted(models.items()))
+
+
+def _ranking(model: str, cases: Sequence[CaseResult], most: int) -> Ranking:
+    names: dict[str, dict[str, None]] = defaultdict(dict)
+    totals: dict[str, float] = defaultdict(float)
+    for case in cases:
+        short = case.short_names
+        for group, share in case.shares.items():
+            names[short[group]][group] = None
+            totals[short[group]] += share / len(cases)
+    is_aligned = any(len(found) > 1 for found in names.values())
+    finite = [(short, mean) for short, mean in totals.items() if math.isfinite(mean)]
+    ranked = sorted(finite, key=lambda item: -item[1])[:most]
+    return Ranking(
+        model=model,
+        groups=tuple(
+            (short if is_aligned else next(iter(names[short])), mean) for short, mean in ranked
+        ),
+        is_aligned=is_aligned,
+    )
+
+
+def caution(results: SessionResults) -> str:
+    """Return a sentence that names the models whose weights are random; empty if there is none."""
+    found = {case.model for case in results.cases.values() if case.has_random_weights}
+    found |= {
+        scheme.model.name for scheme in results.schemes.values() if scheme.model.weights == RANDOM
+    }
+    return random_weights_caution(found)
 
 
 def origin(results: SessionResults) -> list[tuple[str, tuple[str, ...]]]:

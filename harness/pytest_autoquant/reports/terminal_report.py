@@ -9,7 +9,7 @@ from pytest_autoquant.manifests.scheme_manifest import ExportRecord, SchemeManif
 from pytest_autoquant.reports.markdown import LOST_MEANS, number
 from pytest_autoquant.reports.scheme_report import SCHEMES_MARKDOWN
 from pytest_autoquant.reports.session_report import SUMMARY_MARKDOWN, counts_sentence
-from pytest_autoquant.reports.session_results import SessionResults, most_sensitive_groups
+from pytest_autoquant.reports.session_results import SessionResults, caution, most_sensitive_groups
 from pytest_autoquant.text import counted, one_line
 
 #: Aliases and lost cases that the terminal lists by name; more are counted.
@@ -18,7 +18,7 @@ _MOST_NAMES = 5
 
 def terminal_lines(results: SessionResults) -> list[str]:
     """Return the summary that ends a pytest run; ``results`` are those of the session."""
-    lines = [counts_sentence(results)]
+    lines = [counts_sentence(results), *filter(None, [caution(results)])]
     lines += [
         f"  skipped {count:4d}  {status}: {reason}"
         for status, reason, count in results.skip_counts()
@@ -78,11 +78,17 @@ def _group_lines(results: SessionResults) -> list[str]:
     ranked = most_sensitive_groups(results.cases.values())
     if not ranked:
         return []
-    return [
+    lines = [
         "most sensitive groups (q_proj is q, k and v; gate_proj is gate and up), by",
         "mean share of a case's total score:",
-        *(f"  {i:2d}. {share:6.1%}  {group}" for i, (group, share) in enumerate(ranked, start=1)),
     ]
+    for ranking in ranked:
+        lines += [f"  {ranking.model}:"] if len(ranked) > 1 else []
+        lines += [
+            f"  {i:2d}. {share:6.1%}  {group}"
+            for i, (group, share) in enumerate(ranking.groups, start=1)
+        ]
+    return lines
 
 
 def _rerun_lines(results: SessionResults) -> list[str]:

@@ -25,6 +25,7 @@ from pytest_autoquant.reports.charts.grid import GRID_FILES, grid_file
 from pytest_autoquant.reports.charts.layer_map import draw_layer_map
 from pytest_autoquant.reports.charts.static_svg import picture
 from pytest_autoquant.reports.folder import cover, expected_summary
+from pytest_autoquant.reports.markdown import RANDOM_WEIGHTS
 from pytest_autoquant.reports.ownership import (
     is_marked,
     marked,
@@ -137,7 +138,9 @@ def _write_outcomes(root: Path, folder: SessionResults) -> None:
 def _grid_pictures(model: ReportModel) -> dict[str, str]:
     """Draw the grids in which something was measured, by file name."""
     return {
-        grid_file(shown.view): picture("grid", shown.cells)
+        grid_file(shown.view): picture(
+            "grid", shown.cells, title=RANDOM_WEIGHTS if shown.has_random_weights else ""
+        )
         for shown in model.views
         if shown.is_measured
     }

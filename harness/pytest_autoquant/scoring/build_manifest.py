@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
 )
 from pytest_autoquant.models.layers import Linear, bits_per_weight
 from pytest_autoquant.scoring.engine import GroupScore, Measurement, silent_groups
-from pytest_autoquant.text import counted, first_few
+from pytest_autoquant.text import counted, first_few, now_utc
 
 UNQUANTIZED_FORMAT = f"NONE(effective-bits: {UNQUANTIZED_BITS})"
 
@@ -101,6 +102,7 @@ def build_manifest(findings: Findings) -> Manifest:
         timing=_timing(findings),
         memory=findings.memory,
         run_config=findings.run_config,
+        measured_at=now_utc(),
     )
 
 
@@ -188,6 +190,14 @@ def dataset_record(data: CalibrationData) -> DatasetRecord:
         num_duplicates=data.num_duplicates,
         num_truncated=data.num_truncated,
         max_tokens=data.max_tokens,
+        scored_captions=_caption_digests(data),
+    )
+
+
+def _caption_digests(data: CalibrationData) -> tuple[str, ...]:
+    rows = (row for batch in data.scored for row in batch.rows)
+    return tuple(
+        sorted(hashlib.sha256(" ".join(map(str, row)).encode()).hexdigest()[:8] for row in rows)
     )
 
 

@@ -40,6 +40,7 @@ from pytest_autoquant.models.layers import (
 )
 from pytest_autoquant.models.loading import LoadedModel, load_model
 from pytest_autoquant.models.registry import ModelSource
+from pytest_autoquant.options.run_plan import refuse_small_budget
 from pytest_autoquant.options.settings import Settings
 from pytest_autoquant.regression.recorded_model import RecordedModel
 from pytest_autoquant.regression.resume import Earlier
@@ -252,6 +253,7 @@ class MeasurementRunner:
             AutoquantError: the model cannot be loaded or the case cannot be measured.
         """
         started = time.perf_counter()
+        self._check_budget()
         config, data = self.config(case.combination), self.data(case.size)
         measurement = self._measurement(case, config)
         original, linears = self._original(case), self.model.linears
@@ -320,6 +322,19 @@ class MeasurementRunner:
         """
         before = self._earlier.get(case.case_id)
         return None if before is None else differences(before, self.fingerprint(case))
+
+    def _check_budget(self) -> None:
+        """Refuse a bit budget that no selected case can reach, before the model is loaded.
+
+        The run itself is refused where the bits are known without ModelOpt.
+        """
+        try:
+            bits = [
+                self.config(case.combination).effective_bits for case in self._assignment.selected
+            ]
+        except AutoquantError:  # of another case, which fails by itself
+            return
+        refuse_small_budget(self._settings.effective_bits, min(bits, default=0.0))
 
     def _measurement(self, case: Case, config: EffectiveConfig) -> Measurement:
         if self._key(case.size, config) not in self._outcomes:

@@ -37,11 +37,13 @@ def scheme(derived):
         warnings=(ViolationRecord(rule="files", tensor="d", text="is missing"),),
         not_checked="the rules fusion: <i>",
     )
+    fractions = {"fraction_of_groups": 0.5, "fraction_of_weights": 8 / 72}
     left_out = {"wint4_afp16": "vllm cannot load wint4_afp16, exported as W4A16_AWQ"}
     return replace(
         derived,
         scheme=replace(derived.scheme, left_out=left_out, target="vllm"),
         groups=(*derived.groups, unquantized),
+        allocation=replace(derived.allocation, **fractions),
         export=export,
     )
 

@@ -120,6 +120,7 @@ def test_origin_has_model_data_versions_and_device(case, manifest):
         "captions": "mine.txt, small: 4 calibrated, 3 scored (10 tokens)",
         "captions digest": f"small: {'c' * 64}",
         "token ids digest": f"small: {manifest.dataset.tokens_sha256}",
+        "date": case.source.measured_at[:10],
         "method": "gradient",
         "engine": "modelopt",
         "bit budget": "8 bits per weight",

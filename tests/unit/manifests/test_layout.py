@@ -15,6 +15,7 @@ from pytest_autoquant.manifests.layout import (
     case_path,
     find_manifests,
     find_schemes,
+    find_unpublished,
     manifest_path,
     scheme_folder,
     state_path,
@@ -104,9 +105,12 @@ def check_parts(path, count):
 
 def test_manifests_are_found_in_path_order(tmp_path):
     found = touch(tmp_path, f"b/{NAME}", f"a/x/{NAME}", f"c/tmp/{NAME}")
-    touch(tmp_path, f"tmp/{NAME}", f"baseline/{NAME}", "quant_manifest.json")
+    found += touch(tmp_path, "c/int8_autoquant_lm_default_quant_manifest.json")
+    left_out = touch(tmp_path, f"tmp/{NAME}", f"baseline/{NAME}")
+    touch(tmp_path, "quant_manifest.json")
     (tmp_path / "folder" / NAME).mkdir(parents=True)
     assert find_manifests(tmp_path) == sorted(found)
+    assert find_unpublished(tmp_path) == sorted(left_out)
     assert find_manifests(tmp_path / "missing") == []
 
 

@@ -234,6 +234,38 @@ def test_effective_bits_are_those_in_the_formats_names(read, formats, bits):
     assert read(old_manifest() | {"layer_sensitivity": groups}).effective_bits == bits
 
 
+@pytest.mark.parametrize(
+    ("pair", "config", "recorded", "bits"),
+    [
+        ("wint8_aint4", "X_CFG", 4.0, 8.0),
+        ("wfp8_aint4", "X_CFG", 4.0, 8.0),
+        ("wfp16_afp8", "X_CFG", 8.0, 16.0),
+        ("wint8_aint8", "X_CFG", 8.0, 8.0),
+        ("wnvfp4_afp8", "X_CFG", 4.0, 4.0),
+        ("wfp4_afp8", "X_CFG", 4.25, 4.25),
+        ("mine", "INT8_WEIGHT_INT4_ACT_CFG", 4.0, 8.0),
+        ("mine", "W4A8_NVFP4_FP8_CFG", 4.0, 4.0),
+        ("mine", "CUSTOM_CFG", 4.0, 4.0),
+    ],
+)
+def test_old_bits_below_those_of_the_weights_are_corrected_with_a_note(
+    read, pair, config, recorded, bits
+):
+    document = old_manifest()
+    document["scheme"] |= {"name": f"{pair}_autoquant_lm", "quant_formats": [config]}
+    document["quantization"]["base_format_name"] = config
+    formats = [f"{config}(effective-bits: {recorded})", NONE]
+    document["layer_sensitivity"] = {
+        name: {"formats": formats, "importance": 1.0} for name in SCORES
+    }
+    document["sensitivity_ranking"] = []
+    case = read(document)
+    assert case.effective_bits == bits
+    assert [f"the weights store {bits:g}" in note for note in case.notes[1:]] == (
+        [True] if bits != recorded else []
+    )
+
+
 def test_effective_bits_are_unknown_if_formats_differ(read):
     document = old_manifest()
     document["layer_sensitivity"][f"{GATE}{SUFFIX}"]["formats"][0] = "B(effective-bits: 8.0)"
@@ -273,9 +305,19 @@ def test_field_of_another_type_is_named(read, path, value):
     assert message.startswith(start)
 
 
-@pytest.mark.parametrize("path", [("layers",), ("dataset", "batch_size"), ("sensitivity_ranking",)])
+@pytest.mark.parametrize("path", [("layers",), ("dataset", "batch_size")])
 def test_field_that_is_not_read_may_have_any_type(read, path):
     assert read(changed("many", *path)).total_score == 4.875
+
+
+def test_ranking_with_other_scores_is_refused_with_both_values(read):
+    (first, *_) = [r for r in old_manifest()["sensitivity_ranking"] if r["name"].startswith(GATE)]
+    place = old_manifest()["sensitivity_ranking"].index(first)
+    message = refusal(read, changed(99.5, "sensitivity_ranking", place, "importance"))
+    assert f"group '{GATE}{SUFFIX}': importance in layer_sensitivity is {first['importance']}" in (
+        message
+    )
+    assert "sensitivity_ranking says 99.5" in message
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
@@ -358,7 +400,7 @@ def test_old_manifests_of_one_case_get_their_folder_in_the_name(tmp_path, read):
     results = rebuild(tmp_path)
     assert results.left_out == []
     assert {name: case.granularity for name, case in results.cases.items()} == {
-        CASE_ID: "w_group64",
+        f"{CASE_ID} (a)": "w_group64 (a)",
         f"{CASE_ID} (b)": "w_group64 (b)",
         f"{CASE_ID} (c)": "w_group64 (c)",
     }

@@ -2,9 +2,13 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+from builders import changed
+from pytest_autoquant.errors import RecordError
 from pytest_autoquant.manifests.scheme_manifest import dump_scheme, load_scheme
 
 
@@ -25,3 +29,18 @@ def test_manifest_of_a_version_without_warnings_is_read(scheme):
         del document["export"][name]
     expected = replace(scheme, export=replace(scheme.export, warnings=(), not_checked=None))
     assert load_scheme(json.dumps(document), source="x") == expected
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "said"),
+    [
+        ("scheme", {"candidates": ("wint4_afp16",)}, "group 'a' has scores of wfp8_afp8, "),
+        ("allocation", {"score": 0.25}, "in groups is 0.5, but allocation.score says 0.25"),
+        ("allocation", {"fraction_of_groups": 1.0}, "is 0.5, but allocation.fraction_of_groups"),
+        ("allocation", {"fraction_of_weights": 1.0}, "allocation.fraction_of_weights says 1.0"),
+    ],
+)
+def test_copies_of_a_fact_that_disagree_are_refused(scheme, part, values, said):
+    assert load_scheme(dump_scheme(scheme), source="x") == scheme
+    with pytest.raises(RecordError, match=re.escape(said)):
+        load_scheme(dump_scheme(changed(scheme, part, **values)), source="x")

@@ -81,7 +81,8 @@ def test_keys_are_stable(manifest):
     document = strict(dump_manifest(manifest))
     assert " ".join(document) == (
         "schema_version case scheme model dataset quantization num_quantized_layers layers "
-        "layer_sensitivity sensitivity_ranking autoquant_state environment timing memory run_config"
+        "layer_sensitivity sensitivity_ranking autoquant_state environment timing memory "
+        "run_config measured_at"
     )
     assert " ".join(document["quantization"]) == (
         "base_format_name base_is_modelopt_preset quant_granularity effective_quant_cfg "
@@ -95,8 +96,8 @@ def test_non_finite_number_is_written_as_null(manifest):
     text = dump_manifest(
         changed(manifest, "autoquant_state", score=float("nan"), total_score=float("inf"))
     )
-    assert strict(text)["autoquant_state"]["score"] is None
-    assert load_manifest(text, source="x").autoquant_state.total_score is None
+    state = strict(text)["autoquant_state"]
+    assert (state["score"], state["total_score"]) == (None, None)
 
 
 def test_missing_file_and_folder_are_refused(tmp_path):
@@ -143,7 +144,7 @@ def test_config_loads_unless_it_is_too_deep_to_be_written_again(document, path):
 @pytest.mark.parametrize(
     "path",
     [
-        ("autoquant_state", "total_score"),
+        ("autoquant_state", "minimum_effective_bits"),
         ("quantization", "effective_bits"),
         ("layer_sensitivity", MLP, "costs", 0),
     ],
@@ -159,3 +160,62 @@ def test_any_text_loads_unchanged(document, data):
     path = data.draw(st.sampled_from(TEXTS))
     text = data.draw(hostile_texts | st.sampled_from(HOSTILE_NAMES))
     assert reloaded(put(copy.deepcopy(document), path, text), path) == text
+
+
+OUTPUT = f"{LAYER}.self_attn.o_proj.quant_recipe"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (
+            ("layer_sensitivity", MLP, "importance"),
+            9.0,
+            [f"group '{MLP}'", "layer_sensitivity is 9.0", "sensitivity_ranking says 6.0"],
+        ),
+        (
+            ("sensitivity_ranking", 0, "importance"),
+            9.0,
+            [f"group '{MLP}'", "layer_sensitivity is 6.0", "sensitivity_ranking says 9.0"],
+        ),
+        (
+            ("layer_sensitivity", MLP, "scores", 0),
+            9.0,
+            [f"group '{MLP}'", "importance is 6.0", "first of its scores says 9.0"],
+        ),
+        (("layer_sensitivity", OUTPUT, "rank"), 1, [f"group '{OUTPUT}'", "is 1", "says 3"]),
+        (("sensitivity_ranking", 2, "name"), MLP, ["sensitivity_ranking says 1.0"]),
+        (("num_quantized_layers",), 5, ["is 6", "num_quantized_layers says 5"]),
+        (("layers", UP, "group"), OUTPUT, [f"layer '{UP}'", f"is '{MLP}'", f"says '{OUTPUT}'"]),
+        (("layers", UP, "quantized"), False, ["is 5", "num_quantized_layers says 6"]),
+        (("autoquant_state", "total_score"), 15.0, ["is 10.0", "total_score says 15.0"]),
+        (("autoquant_state", "total_score"), None, ["is 10.0", "total_score says None"]),
+        (("autoquant_state", "score"), 1.0, ["is 7.0", "autoquant_state.score says 1.0"]),
+        (
+            ("autoquant_state", "constraints", "effective_bits"),
+            4.5,
+            ["run_config.effective_bits is 8.0", "says 4.5"],
+        ),
+        (("scheme", "auto_quantize_bits"), 4.5, ["is 8.0", "scheme.auto_quantize_bits says 4.5"]),
+        (("scheme", "quant_formats"), ["F", "G"], ["scheme.quant_formats says ('F', 'G')"]),
+        (("dataset", "size"), "large", ["case.size is 'small'", "dataset.size says 'large'"]),
+        (("dataset", "num_calib_samples"), 16, ["is 4", "num_calib_samples says 16"]),
+        (("dataset", "num_tokens"), 100, ["is 16", "num_tokens says 100"]),
+        (("run_config", "dtype"), "bfloat16", ["is 'float32'", "says 'bfloat16'"]),
+    ],
+    ids=lambda value: dotted(map(str, value)) if isinstance(value, tuple) else None,
+)
+def test_copies_of_a_fact_that_disagree_are_refused_with_both_values(document, path, value, said):
+    message = refusal(encode(put(document, path, value)))
+    assert message.startswith(INVALID)
+    assert [part for part in said if part not in message] == []
+
+
+def test_ranking_that_lacks_a_group_or_is_in_another_order_is_refused(document):
+    ranking = document["sensitivity_ranking"]
+    shorter = encode(document | {"sensitivity_ranking": ranking[:2]})
+    assert f"group '{OUTPUT}' is once in layer_sensitivity and 0 times" in refusal(shorter)
+    first, *_, last = ranking
+    document["layer_sensitivity"][MLP]["rank"], document["layer_sensitivity"][OUTPUT]["rank"] = 3, 1
+    swapped = encode(document | {"sensitivity_ranking": [last, ranking[1], first]})
+    assert "the most sensitive comes first" in refusal(swapped)

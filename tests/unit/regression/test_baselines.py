@@ -1,5 +1,6 @@
 """The regression gate: what passes, what fails, and what it reports and writes."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -79,7 +80,7 @@ def test_drifted_case_fails_with_values_limits_files_and_the_option_to_accept(bl
     assert verdict.text.splitlines() == [
         f"{CASE} drifted from its baseline:",
         "  total score +11.11%, 2.00% allowed (--aq-tol-total)",
-        "  1 of 3 groups drifted by more than 10.00% (--aq-tol-group)",
+        "  1 of 3 groups drifted by more than 10.00%, up to 25.00% (--aq-tol-group)",
         "worst groups, score per token:",
         "  a: 4 -> 5 (+25.00%), rank 1 -> 1",
         f"baseline: {path}",
@@ -276,3 +277,16 @@ def test_skipped_case_passes_without_a_baseline_and_when_baselines_are_updated(
     assert gate().judge_skip("toy/other", "needs-cuda: no CUDA") == PASSED
     assert gate(update=True).judge_skip(CASE, "needs-cuda: no CUDA") == PASSED
     assert read_manifest(path) == manifest
+
+
+def test_baseline_whose_copies_of_a_score_disagree_is_refused_with_both_values(bless, gate, scored):
+    path = bless(scored({"a": 4.0, "b": 3.0}))
+    document = json.loads(path.read_text())
+    document["layer_sensitivity"]["a.quant_recipe"]["importance"] *= 1.5
+    path.write_text(json.dumps(document))
+    with pytest.raises(RecordError) as caught:
+        gate()
+    assert str(caught.value).startswith(
+        f"{path}: is not a valid manifest: group 'a.quant_recipe': importance in "
+        "layer_sensitivity is 6.0, but sensitivity_ranking says 4.0"
+    )

@@ -204,3 +204,19 @@ def test_rank_correlation_equals_scipy(pairs):
         assert spearman(pairs) == pytest.approx(expected, abs=1e-12)
     else:
         assert spearman(pairs) == (len(set(before)) == len(set(after)))
+
+
+def test_groups_are_matched_by_the_end_of_their_names_and_said_so(case_of):
+    scores = {"layers.0.a": 3.0, "layers.1.a": 2.0, "lm_head": 1.0, "layers.2.a": 1.0}
+    longer = {f"model.language_model.{name}": score for name, score in scores.items()}
+    longer.pop("model.language_model.layers.2.a")
+    found = compare_sensitivities(case_of(scores), case_of({**longer, "visual.blocks.0.a": 4.0}))
+    assert [(group.name, group.before, group.drift) for group in found.groups] == [
+        ("model.language_model.layers.0.a", 3.0, 0.0),
+        ("model.language_model.layers.1.a", 2.0, 0.0),
+        ("model.language_model.lm_head", 1.0, 0.0),
+    ]
+    assert (found.new, found.vanished) == (("visual.blocks.0.a",), ("layers.2.a",))
+    assert found.aligned[0] == ("layers.0.a", "model.language_model.layers.0.a")
+    assert (found.spearman, found.top_ten) == (1.0, 0.75)
+    assert compare_sensitivities(case_of(scores), case_of(scores)).aligned == ()

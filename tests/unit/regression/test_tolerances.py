@@ -70,6 +70,25 @@ def test_marker_with_other_arguments_is_refused(args, kwargs, refused):
             "rank correlation of the groups 0.8000, at least 0.98 required (--aq-tol-spearman)",
         ),
         (
+            {"spearman": 0.8000000001},
+            {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0},
+            {"a": 3.0, "b": 4.0, "c": 2.0, "d": 1.0},
+            "rank correlation of the groups 0.8000000000, at least 0.8000000001 required "
+            "(--aq-tol-spearman)",
+        ),
+        (
+            {"total": 0.125},
+            {"a": 4.0, "b": 4.0},
+            {"a": 4.0, "b": 5.00001},
+            "total score +12.5001%, 12.5000% allowed (--aq-tol-total)",
+        ),
+        (
+            {"group": 0.25},
+            {"a": 4.0, "b": 4.0},
+            {"a": 4.0, "b": 5.00001},
+            "1 of 2 groups drifted by more than 25.0000%, up to 25.0002% (--aq-tol-group)",
+        ),
+        (
             {"top_ten": 0.9},
             {"g0": 1.0, "a": 5.0, "b": 5.0, **PLATEAU, "z": 0.2},
             {"g0": 2.0, "a": 0.1, "b": 0.1, **PLATEAU, "z": 1.2},
@@ -91,7 +110,7 @@ def test_marker_with_other_arguments_is_refused(args, kwargs, refused):
             {"group": 0.1},
             {"a": 4.0, "b": 4.0, "c": 4.0},
             {"a": 4.8, "b": 3.2, "c": 4.2},
-            "2 of 3 groups drifted by more than 10.00% (--aq-tol-group)",
+            "2 of 3 groups drifted by more than 10.00%, up to 20.00% (--aq-tol-group)",
         ),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 from builders import changed
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.reports import case_report
+from pytest_autoquant.reports.selection_tables import budget_rows, kept_rows
 from pytest_autoquant.scoring.build_manifest import build_manifest
 
 PREFIX = "model.language_model.layers.0"
@@ -46,8 +47,11 @@ def test_infeasible_budget_names_the_smallest_reachable_one(findings):
 
 
 def test_tables_show_the_manifests_numbers(render, manifest):
+    manifest = replace(
+        manifest, measured_at="2026-11-27T03:08:14+00:00", timing={"score": 70.0, "total": 72.4}
+    )
     page = render(layer_report_markdown(manifest))
-    facts, groups = page.tables
+    facts, budgets, kept, groups = page.tables
     assert dict(facts[1:]) == {
         "model": "toy-org/toy (checkpoint weights)",
         "format": "INT4_WEIGHT_INT8_ACT_CFG, experimental",
@@ -55,15 +59,42 @@ def test_tables_show_the_manifests_numbers(render, manifest):
         "status": "measured",
         "method": "gradient, engine modelopt",
         "captions": "4 calibrated, 3 scored (10 tokens) of mine.txt",
+        "measured": "2026-11-27 03:08:14 UTC, took 1 min 12 s",
         "device": "CPU, float32",
         "versions": "modelopt 0.47.0, torch 2.11.0, transformers 5.14.0",
     }
     assert groups == [
-        ["rank", "group", "linears", "score", "share", "running", "weights", "selection"],
-        ["1", f"{PREFIX}.mlp.gate_proj", "2", "6", "60.0%", "60.0%", "262,144", "quantized"],
-        ["2", f"{PREFIX}.self_attn.q_proj", "3", "3", "30.0%", "90.0%", "131,072", "16-bit"],
-        ["3", f"{PREFIX}.self_attn.o_proj", "1", "1", "10.0%", "100.0%", "65,536", "quantized"],
+        [
+            *("rank", "group", "linears", "score", "share", "running", "weights"),
+            *("score per Mbit saved", "selection"),
+        ],
+        [
+            *("1", f"{PREFIX}.mlp.gate_proj", "2", "6", "60.0%", "60.0%", "262,144"),
+            *("1.927", "quantized"),
+        ],
+        [
+            *("2", f"{PREFIX}.self_attn.q_proj", "3", "3", "30.0%", "90.0%", "131,072"),
+            *("1.927", "16-bit"),
+        ],
+        [
+            *("3", f"{PREFIX}.self_attn.o_proj", "1", "1", "10.0%", "100.0%", "65,536"),
+            *("1.285", "quantized"),
+        ],
     ]
+    assert budgets[:3] + budgets[5:6] == [
+        ["budget", "groups quantized", "bits stored", "score", "share of the whole"],
+        ["4.125", "3", "4.125", "10", "100.0%"],
+        ["5", "3", "4.125", "10", "100.0%"],
+        ["8", "2", "7.518", "7", "70.0%"],
+    ]
+    assert kept == [
+        ["kept in 16 bits", "bits stored", "score left", "share of the whole"],
+        ["0", "4.125", "10", "100.0%"],
+        ["1", "10.91", "4", "40.0%"],
+        ["2", "14.3", "1", "10.0%"],
+        ["3", "16", "0", "0.0%"],
+    ]
+    assert "weighs a group's score against the bits that quantizing it saves" in page.text
     assert "Note: mine.txt holds 5 captions, size small needs 16: measured on 5" in page.text
     assert (
         "Within 8 bits per weight, 2 of 3 groups stay quantized: 7.518 bits, score 7 of 10 with "
@@ -84,6 +115,22 @@ def test_json_report_carries_the_manifests_numbers_unrounded(manifest):
     ]
     members = [m for row in report["groups"] for m in row["modules"]]
     assert sorted(members) == sorted(manifest.layers)
+
+
+def test_budgets_in_between_have_the_best_selection_and_the_cases_own_is_among_them(line):
+    own = replace(line, selection=replace(line.selection, budget=6.5))
+    found = [(row.budget, row.quantized, row.score) for row in budget_rows(own)]
+    assert found == [
+        *((4.125, 3, 10.0), (5.0, 3, 10.0), (6.0, 2, 9.0), (6.5, 2, 9.0), (7.0, 2, 9.0)),
+        *((8.0, 2, 7.0), (9.0, 2, 7.0), (10.0, 1, 6.0), (11.0, 2, 4.0), (12.0, 2, 4.0)),
+        *((13.0, 1, 3.0), (14.0, 1, 3.0), (15.0, 1, 1.0), (16.0, 0, 0.0)),
+    ]
+
+
+@pytest.mark.parametrize("values", [{"score": None}, {"bits": None}, {"score": 1e308}])
+def test_tables_of_selections_are_left_out_where_a_number_is_missing_or_too_large(line, values):
+    case = replace(line, groups=tuple(replace(group, **values) for group in line.groups))
+    assert (budget_rows(case), kept_rows(case)) == ((), ())
 
 
 def test_failed_case_shows_its_problem_and_missing_numbers(render, findings):

@@ -10,7 +10,7 @@ from pytest_autoquant.manifests import outcome_log
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
 from pytest_autoquant.manifests.scheme_manifest import dump_scheme
-from pytest_autoquant.reports import folder as folder_module
+from pytest_autoquant.reports import found_cases
 from pytest_autoquant.reports.folder import read_folder
 from pytest_autoquant.reports.rebuild import rebuild
 from pytest_autoquant.reports.session_results import SessionResults
@@ -150,13 +150,13 @@ def test_rebuilding_changes_no_file(tmp_path, run, derived):
 def test_manifests_of_the_session_are_not_read_again(tmp_path, run, monkeypatch):
     run(MEASURED)
     read = []
-    original = folder_module.read_any
+    original = found_cases.read_any
 
     def counting(path, root):
         read.append(path.relative_to(root).parts[2])
         return original(path, root)
 
-    monkeypatch.setattr(folder_module, "read_any", counting)
+    monkeypatch.setattr(found_cases, "read_any", counting)
     run(OTHER)
     assert read == ["default"]
 

@@ -31,10 +31,13 @@ def hostile_documents(manifest, text):
         hostile["case"] |= {"problems": [text, text], "pair": text, "granularity": text}
         hostile["case"] |= {"weight": text, "activation": text, "size": text}
         plain["case"] |= {"notes": ["n"], "size": "odd"}
+        plain["dataset"]["size"] = "odd"
         for part in ("model", "dataset", "environment", "run_config", "scheme", "quantization"):
             for key, value in hostile[part].items():
                 if isinstance(value, str) and key not in ("weights", "coverage_mode"):
                     hostile[part][key] = text
+        hostile["quantization"]["quant_granularity"]["name"] = text
+        hostile["scheme"] |= {"auto_quantize_method": "gradient", "quant_formats": [text]}
         hostile["environment"] |= {"host": text, "user": text, "cuda": text}
         for name in list(hostile["layers"]):
             hostile = renamed(hostile, name, name.replace(LAYER, f"{LAYER}{text}"))

@@ -183,6 +183,8 @@ def test_cases_measured_on_different_things_are_refused_with_a_file_of_each(
 ):
     first, second = measured["default"], changed(measured["w_group64"], part, **values)
     third = changed(measured["w_group128"], part, **values)
+    if field == "dtype":
+        second, third = (changed(case, "run_config", **values) for case in (second, third))
     folders = [ran("a", first), ran("b", second, third)]
     assert refusal(folders, tmp_path / "merged", partial=True) == (
         f"{field} differs: {shown[0]} in {folders[0] / first.path}, "

@@ -1,5 +1,6 @@
 """Two runs side by side: which cases are compared, and what the page shows of them."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -108,17 +109,44 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path, run, two_files, mani
     assert refusal(before, away) == f"{away}: does not exist; pass a report folder or a manifest"
     assert refusal(empty, after) == f"{empty}: holds no manifest; run some cases first"
     assert refusal(before, after) == (
-        f"{before} and {after} have no case in common; choose runs of the same cases"
+        f"{before} and {after} have no case in common; choose runs of the same cases. The first "
+        "has toy/a; the second has toy/b"
     )
     one, two = two_files(scored({"a": 1.0}), scored({"b": 1.0}))
     assert refusal(one, two) == (
         f"{one} and {two} have no layer group in common; choose models of one architecture"
     )
-    run("before/copy", named(manifest, "a"))
-    assert refusal(before, before) == f"{before}: holds two manifests of toy/a"
     broken = after / named(manifest, "b").path
     broken.write_text("{")
-    assert refusal(after, after).startswith(f"{broken}: is not JSON: ")
+    assert refusal(after, after).startswith(f"{after}: holds no manifest; left out: ")
+    assert refusal(broken, after).startswith(f"{broken}: is not JSON: ")
+
+
+def test_files_that_are_not_used_are_named_and_counted(run, manifest, render):
+    before, after = (run(folder, named(manifest, "a")) for folder in ("before", "after"))
+    run("before/copy", named(manifest, "a"))
+    broken = after / "x_quant_manifest.json"
+    broken.write_text("{")
+    found = compare_runs(before, after)
+    copy = named(manifest, "a").path.as_posix()
+    assert found.left_out[0].startswith(f"{before}/{copy}: is the same case as copy/{copy}")
+    assert found.left_out[1].startswith(f"{broken}: is not JSON: ")
+    assert "2 files left out:" in render(compare_markdown(found)).text
+
+
+def test_old_cases_of_one_name_are_matched_by_their_folders(tmp_path, manifest):
+    groups = {
+        f"{name}.quant_recipe": {"formats": ["F"], "importance": score, "module_names": [name]}
+        for name, score in (("layers.0.a", 2.0), ("layers.0.b", 1.0))
+    }
+    for run_folder, folders in (("before", "xy"), ("after", "y")):
+        for folder in folders:
+            path = tmp_path / run_folder / folder / "int8_default_quant_manifest.json"
+            write_atomic(path, json.dumps({"layer_sensitivity": groups}))
+    found = compare_runs(tmp_path / "before", tmp_path / "after")
+    case_id = "unknown/int8_default/unknown/unknown/unknown"
+    assert list(found.cases) == [f"{case_id} (y)"]
+    assert found.only_before == (f"{case_id} (x)",)
 
 
 def test_most_drifted_case_comes_first_with_every_measure(page, scored):
@@ -140,7 +168,8 @@ def test_most_drifted_case_comes_first_with_every_measure(page, scored):
 
 def test_selection_changes_are_counted(page, manifest):
     layers = {name: replace(layer, selected=True) for name, layer in manifest.layers.items()}
-    tables = page([manifest], [replace(manifest, layers=layers)]).tables
+    after = changed(replace(manifest, layers=layers), "autoquant_state", score=10.0)
+    tables = page([manifest], [after]).tables
     assert tables[0][1][5] == "1 changed"
 
 

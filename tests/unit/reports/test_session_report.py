@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from builders import results_of, structure_check
@@ -11,9 +12,11 @@ from pytest_autoquant.manifests.session_summary import dump_summary
 from pytest_autoquant.reports.report_model import report_model
 from pytest_autoquant.reports.scheme_report import schemes_markdown
 from pytest_autoquant.reports.session_report import (
+    last_run_sentences,
     session_summary,
     summary_markdown,
 )
+from pytest_autoquant.reports.session_results import last_run_of
 from pytest_autoquant.reports.terminal_report import terminal_lines
 
 MLP = "model.language_model.layers.0.mlp.gate_proj"
@@ -80,8 +83,8 @@ def test_json_summary_is_strict_and_complete(results, line):
     assert "shares" not in cases["alias"]
     assert document["errors"] == [{"case_id": "raised", "problem": "out of memory"}]
     assert document["most_sensitive_groups"][:2] == [
-        {"group": MLP, "mean_share": 0.6},
-        {"group": OUTPUT, "mean_share": pytest.approx((0.1 + 1.0) / 2)},
+        {"group": OUTPUT, "mean_share": pytest.approx((0.1 + 1.0) / 2), "model": "toy"},
+        {"group": MLP, "mean_share": pytest.approx((0.6 + 0.0) / 2), "model": "toy"},
     ]
     assert len(document["structure"]) == 3
     assert document["write_errors"] == results.write_errors
@@ -97,9 +100,9 @@ def test_markdown_has_every_section(render, results, line):
         ["not written", "reports/x.json: cannot be written: No space left on device"],
     ]
     assert sensitive[1:] == [
-        ["1", MLP, "60.0%"],
-        ["2", OUTPUT, "55.0%"],
-        ["3", "model.language_model.layers.0.self_attn.q_proj", "30.0%"],
+        ["1", OUTPUT, "55.0%"],
+        ["2", MLP, "30.0%"],
+        ["3", "model.language_model.layers.0.self_attn.q_proj", "15.0%"],
     ]
     assert measured[1:] == [
         [
@@ -113,7 +116,9 @@ def test_markdown_has_every_section(render, results, line):
     ]
     assert page.links[0].startswith("toy/weight-int4-act-int8/a_per_token_dynamic/small/")
     text = " ".join(page.text.split())
-    assert "Left out a/x.json: is not JSON b/y.json: is the same case as c" in text
+    assert (
+        "Left out 2 files not used: a/x.json: is not JSON b/y.json: is the same case as c" in text
+    )
     assert aliases[1:] == [["alias", line.case_id]]
     assert skipped[1:] == [["needs-cuda", "RuntimeError: no CUDA", "12"]]
     assert ["torch", "2.11.0"] in came_from
@@ -133,9 +138,9 @@ def test_terminal_ends_with_counts_reasons_failures_and_the_worst_groups(results
         "  failed raised: out of memory",
         "most sensitive groups (q_proj is q, k and v; gate_proj is gate and up), by",
         "mean share of a case's total score:",
-        f"   1.  60.0%  {MLP}",
-        f"   2.  55.0%  {OUTPUT}",
-        "   3.  30.0%  model.language_model.layers.0.self_attn.q_proj",
+        f"   1.  55.0%  {OUTPUT}",
+        f"   2.  30.0%  {MLP}",
+        "   3.  15.0%  model.language_model.layers.0.self_attn.q_proj",
         "left out: a/x.json: is not JSON",
         "left out: b/y.json: is the same case as c",
         "NOT WRITTEN: reports/x.json: cannot be written: No space left on device",
@@ -267,3 +272,12 @@ def test_infeasible_has_a_footnote(render, results, line):
     note = "infeasible: more bits are stored than the budget allows"
     assert note in render(markdown_of(results)).text
     assert note not in render(markdown_of(results_of(line))).text
+
+
+def test_summary_says_when_the_last_run_started_and_what_it_took(line):
+    started = datetime.now(UTC) - timedelta(seconds=90)
+    results = results_of(line)
+    results.last_run = last_run_of(results_of(line, started=started))
+    (sentence,) = last_run_sentences(results)
+    assert f", started {started:%Y-%m-%d %H:%M:%S} UTC, took 1 min 3" in sentence
+    assert 90 <= results.last_run.seconds < 95

@@ -25,11 +25,32 @@ def test_mean_shares_count_every_measured_case_once_whatever_its_total(case_of):
         case_of({"mlp": 1.0}, status="alias"),
         case_of({"mlp": 1.0}, status="failed"),
     ]
-    ranked = most_sensitive_groups(lines)
-    assert [group for group, _ in ranked] == ["output", "mlp"]
-    assert dict(ranked) == pytest.approx({"output": 0.6, "mlp": 0.4})
-    assert most_sensitive_groups(lines, most=1) == ranked[:1]
-    assert most_sensitive_groups([]) == []
+    (ranking,) = most_sensitive_groups(lines)
+    assert (ranking.model, ranking.is_aligned) == ("toy", False)
+    assert [group for group, _ in ranking.groups] == ["output", "mlp"]
+    assert dict(ranking.groups) == pytest.approx({"output": 0.6, "mlp": 0.4})
+    assert most_sensitive_groups(lines, most=1)[0].groups == ranking.groups[:1]
+    assert most_sensitive_groups([]) == ()
+
+
+def test_rankings_are_by_model_and_align_names_so_that_shares_never_exceed_the_whole(case_of):
+    prefixes = ("", "language_model.", "model.language_model.")
+    cases = [
+        case_of({f"{prefix}layers.0.up": 3.0, f"{prefix}layers.1.up": 1.0}, pair=prefix + "p")
+        for prefix in prefixes
+    ]
+    cases.append(case_of({"layers.0.up": 1.0, "lm_head": 1.0}, pair="head"))
+    cases.append(case_of({"layers.0.up": 1.0}, model="other"))
+    other, toy = most_sensitive_groups(cases)
+    assert (other.model, other.groups, other.is_aligned) == (
+        "other",
+        (("layers.0.up", 1.0),),
+        False,
+    )
+    assert (toy.model, toy.is_aligned) == ("toy", True)
+    assert dict(toy.groups) == pytest.approx(
+        {"layers.0.up": (3 * 0.75 + 0.5) / 4, "layers.1.up": 3 * 0.25 / 4, "lm_head": 0.5 / 4}
+    )
 
 
 def test_skips_are_counted_by_status_and_reason_most_frequent_first():

@@ -12,6 +12,7 @@ from pytest_autoquant.calibration.batches import Batch
 from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.formats.granularity import Granularity
 from pytest_autoquant.formats.quant_pair import builtin_pairs
+from pytest_autoquant.grid.case import Combination
 from pytest_autoquant.manifests.sensitivity_manifest import (
     RankedGroup,
     dump_manifest,
@@ -337,7 +338,9 @@ def test_quantization_is_recorded_in_json_types(
 ):
     plain = config_of(pair, granularity)
     config = Prober(torch.device("cpu"), torch.float32).resolve(plain.pair, plain.granularity)
-    manifest = build_manifest(replace(findings, config=config))
+    named = Combination(pair=config.pair, granularity=config.granularity)
+    case = replace(findings.case, combination=named)
+    manifest = build_manifest(replace(findings, config=config, case=case))
     record = manifest.quantization
     entries = {entry["quantizer_name"]: entry for entry in record.effective_quant_cfg}
     assert entries["*weight_quantizer"]["cfg"] == weight_cfg

@@ -8,7 +8,7 @@ import pytest
 from builders import one_thread, run_plan
 from odd_model import save_odd_model
 from pytest_autoquant.calibration.captions import CaptionSet
-from pytest_autoquant.errors import MeasurementError, ModelError, NotReplayableError
+from pytest_autoquant.errors import MeasurementError, ModelError, NotReplayableError, UsageError
 from pytest_autoquant.grid.assignment import Assignment
 from pytest_autoquant.manifests.fingerprint import fingerprint_of
 from pytest_autoquant.modelopt_support.status import Status
@@ -464,3 +464,17 @@ def test_model_whose_name_is_taken_is_refused_before_anything_is_measured(int8):
     assert bench.phases == []  # the second case does not load it again
     same = Bench(plan=bench.plan, recorded=RecordedModel(record=record, manifest="a/b.json"))
     assert same.runner.model.record == record
+
+
+def test_budget_that_no_selected_case_reaches_is_refused_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "quant_pair").mkdir()
+    (tmp_path / "quant_pair" / "mine.yaml").write_text(
+        "name: mine\nweight: fp8\nactivation: fp8\nformat_name: FP8_PER_CHANNEL_PER_TOKEN_CFG\n"
+    )
+    bench = bench_of(conf=str(tmp_path), pairs="mine", effective_bits="3")
+    bench.plan.check_budget(bench.plan.cases)
+    with pytest.raises(
+        UsageError, match="--aq-effective-bits 3: too small for every selected case"
+    ):
+        bench.measure("mine-default-small")
+    assert "model" not in vars(bench.runner)

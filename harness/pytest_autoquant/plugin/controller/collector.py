@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pytest_autoquant.errors import AnotherModelError, AutoquantError, RecordError
@@ -83,7 +84,7 @@ class Collector:
     def __init__(self, plan: RunPlan) -> None:
         self._plan = plan
         self._root = plan.root
-        self.results = SessionResults()
+        self.results = SessionResults(started=datetime.now(UTC))
         baseline = plan.settings.baseline
         self.gate = None if baseline is None else Gate(plan.settings, baseline, plan.root)
         self._collected = CollectedCases()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from pytest_autoquant.manifests.case_result import CaseResult, finite
+from pytest_autoquant.manifests.case_result import finite
 from pytest_autoquant.reports.charts.grid import View, view_of
 from pytest_autoquant.reports.markdown import percent
 from pytest_autoquant.reports.session_results import SessionResults
@@ -16,12 +16,15 @@ class ShareSummary:
     """A layer group over several cases.
 
     Attributes:
+        group: its name; the short one where the cases name groups in several ways.
+        key: its short name, by which cases of other names have it.
         cases: number of cases that have the group.
         mean: of the group's shares of a case's total, 1 being all of it; None if not finite.
         shown: mean, lowest and highest as percentages.
     """
 
     group: str
+    key: str
     cases: int
     mean: float | None
     lowest: float | None
@@ -31,10 +34,14 @@ class ShareSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupShares:
-    """The groups of a view, largest mean share first; ``cases`` are ids, least damage first."""
+    """The groups of a view, largest mean share first; ``cases`` are ids, least damage first.
+
+    ``is_aligned`` is true where the cases name groups in several ways.
+    """
 
     cases: tuple[str, ...] = ()
     groups: tuple[ShareSummary, ...] = ()
+    is_aligned: bool = False
 
 
 def group_shares(results: SessionResults, view: View) -> GroupShares:
@@ -45,27 +52,31 @@ def group_shares(results: SessionResults, view: View) -> GroupShares:
         if view_of(case) == view and case.status == "measured" and case.total_score
     ]
     cases.sort(key=lambda case: case.total_score or 0.0)
+    names: dict[str, dict[str, None]] = defaultdict(dict)
     shares: dict[str, list[float]] = defaultdict(list)
     for case in cases:
-        for group, share in _in_module_order(case):
-            shares[group].append(share)
+        of_case = case.shares
+        for name, key in case.short_names.items():
+            names[key][name] = None
+            shares[key].append(of_case[name])
+    is_aligned = any(len(found) > 1 for found in names.values())
     ordered = sorted(shares.items(), key=lambda item: -sum(item[1]) / len(item[1]))
     return GroupShares(
         cases=tuple(case.case_id for case in cases),
-        groups=tuple(_summary(group, values) for group, values in ordered),
+        groups=tuple(
+            _summary(key if is_aligned else next(iter(names[key])), key, values)
+            for key, values in ordered
+        ),
+        is_aligned=is_aligned,
     )
 
 
-def _in_module_order(case: CaseResult) -> list[tuple[str, float]]:
-    shares = case.shares
-    return [(name, shares[name]) for name in case.module_order]
-
-
-def _summary(group: str, values: list[float]) -> ShareSummary:
+def _summary(group: str, key: str, values: list[float]) -> ShareSummary:
     mean = finite(sum(values) / len(values))
     lowest, highest = finite(min(values)), finite(max(values))
     return ShareSummary(
         group=group,
+        key=key,
         cases=len(values),
         mean=mean,
         lowest=lowest,

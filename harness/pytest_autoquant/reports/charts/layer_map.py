@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pytest_autoquant.manifests.case_result import CaseResult, Group
 from pytest_autoquant.reports.charts.static_svg import framed_picture
+from pytest_autoquant.reports.markdown import RANDOM_WEIGHTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,4 +64,5 @@ def layer_cells(case: CaseResult) -> tuple[LayerCell, ...]:
 
 def draw_layer_map(case: CaseResult) -> str:
     """Return the layer map as SVG."""
-    return framed_picture("layers", layer_cells(case))
+    title = RANDOM_WEIGHTS if case.has_random_weights else ""
+    return framed_picture("layers", layer_cells(case), title=title)

@@ -57,16 +57,17 @@ def _marks(scene: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield from _marks(mark)
 
 
-def picture(chart: str, cells: Sequence[DataclassInstance]) -> str:
+def picture(chart: str, cells: Sequence[DataclassInstance], *, title: str = "") -> str:
     """Return a chart as SVG on a white background, for readers that run no scripts.
 
     Args:
         cells: dataclasses with the fields that the specification names.
+        title: drawn above the chart, unless it is empty.
     """
-    return _draw(_static(chart), _rows(cells))
+    return _draw(_titled(_static(chart), title), _rows(cells))
 
 
-def framed_picture(chart: str, cells: Sequence[DataclassInstance]) -> str:
+def framed_picture(chart: str, cells: Sequence[DataclassInstance], *, title: str = "") -> str:
     """Return a chart of one kind of mark, without its legend, for each of many cases.
 
     Equal to ``picture`` mark by mark (a test compares them) and three times as fast: 12 ms instead
@@ -79,7 +80,7 @@ def framed_picture(chart: str, cells: Sequence[DataclassInstance]) -> str:
         ValueError: the chart draws no marks.
     """
     rows = _rows(cells)
-    frame = _frame(chart, tuple(tuple({**row, "score": None}.items()) for row in rows))
+    frame = _frame(chart, tuple(tuple({**row, "score": None}.items()) for row in rows), title)
     marks = _MARKS.search(_draw(_marks_alone(chart), rows))
     if marks is None:
         raise ValueError(f"chart {chart!r} has no marks to put into a frame")
@@ -130,5 +131,10 @@ def _marks_alone(chart: str) -> Mapping[str, Any]:
 
 
 @lru_cache(maxsize=64)
-def _frame(chart: str, rows: tuple[tuple[tuple[str, object], ...], ...]) -> str:
-    return _draw({**_static(chart), "legends": []}, [dict(row) for row in rows])
+def _frame(chart: str, rows: tuple[tuple[tuple[str, object], ...], ...], title: str) -> str:
+    still = _titled({**_static(chart), "legends": []}, title)
+    return _draw(still, [dict(row) for row in rows])
+
+
+def _titled(still: Mapping[str, Any], title: str) -> Mapping[str, Any]:
+    return {**still, "title": {"text": title, "anchor": "start"}} if title else still

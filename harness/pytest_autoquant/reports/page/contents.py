@@ -23,7 +23,7 @@ from pytest_autoquant.reports.charts.schemes import (
     scheme_points,
 )
 from pytest_autoquant.reports.charts.size_stability import StabilityPoint
-from pytest_autoquant.reports.markdown import bits, number, percent
+from pytest_autoquant.reports.markdown import RANDOM_WEIGHTS, bits, number, percent
 from pytest_autoquant.reports.report_model import ReportModel, ViewModel
 
 #: Significant digits of a score in the page. They place colours and give the ratio of two scores,
@@ -47,9 +47,14 @@ class PageView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupSet:
-    """The groups of one model, in module order; cases refer to them by position."""
+    """The groups of one model, in module order; cases refer to them by position.
 
+    ``keys`` are the short names, by which cases of other names have the same groups.
+    """
+
+    model: str
     names: tuple[str, ...]
+    keys: tuple[str, ...]
     places: tuple[LayerPlace, ...]
     weights: tuple[int | None, ...]
     weights_shown: tuple[str, ...]
@@ -79,6 +84,7 @@ class CaseEntry:
 
     Attributes:
         bits: stored per weight, as text; ``total_shown`` likewise.
+        measured: when, and how long it took, as text.
         groups: position of its ``GroupSet``.
         scores: position of its ``ScoreSet``.
         selected: ``1`` or ``0`` per group, empty if unknown.
@@ -100,6 +106,7 @@ class CaseEntry:
     total: float | None
     total_shown: str
     unit: str
+    measured: str
     selection: str
     groups: int
     scores: int
@@ -131,7 +138,7 @@ def contents(model: ReportModel) -> Contents:
     entries = []
     for case in results.cases.values():
         ordered = case.in_module_order
-        groups = group_sets.setdefault(_group_set(ordered), len(group_sets))
+        groups = group_sets.setdefault(_group_set(case, ordered), len(group_sets))
         scores = score_sets.setdefault(_score_set(case, ordered), len(score_sets))
         entries.append(_entry(case, ordered, groups, scores, _remarks(model, case)))
     return Contents(
@@ -166,8 +173,10 @@ def _first_view(views: Sequence[ViewModel]) -> int:
     return measured[-1] if measured else max(len(views) - 1, 0)
 
 
-def _group_set(ordered: tuple[Group, ...]) -> GroupSet:
+def _group_set(case: CaseResult, ordered: tuple[Group, ...]) -> GroupSet:
     return GroupSet(
+        model=case.model,
+        keys=tuple(case.short_names.values()),
         names=tuple(group.name for group in ordered),
         places=layer_places(ordered),
         weights=tuple(group.weights for group in ordered),
@@ -201,7 +210,8 @@ def _remarks(model: ReportModel, case: CaseResult) -> tuple[str, ...]:
     error = model.results.errors.get(case.case_id)
     if error is not None:
         failures.append(f"Then failed: {error.problem}")
-    return (*failures, *case.notes)
+    random = [RANDOM_WEIGHTS.capitalize()] if case.has_random_weights else []
+    return (*random, *failures, *case.notes)
 
 
 def _entry(
@@ -223,6 +233,7 @@ def _entry(
         total=case.total_score,
         total_shown=number(case.total_score),
         unit=case.unit,
+        measured=case.measured,
         selection=selection_sentence(case),
         groups=groups,
         scores=scores,

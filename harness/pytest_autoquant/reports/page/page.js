@@ -16,12 +16,13 @@
 
   /** The layer groups of a case, the most sensitive first. */
   function groupsOf(entry) {
-    const { names, places, weights, weights_shown, linears } = data.group_sets[entry.groups];
+    const { names, keys, places, weights, weights_shown, linears } = data.group_sets[entry.groups];
     const { scores, shown, shares, order } = data.score_sets[entry.scores];
     const [texts, parts] = [split(shown), split(shares)];
     return order.map((i, place) => ({
       ...places[i],
       name: names[i],
+      key: keys[i],
       weights: weights[i],
       weightsShown: weights_shown[i],
       linears: linears[i],
@@ -61,6 +62,13 @@
       second += (y[i] - mean) ** 2;
     });
     return first && second ? both / Math.sqrt(first * second) : null;
+  }
+
+  /** A number with `digits` or more: as many as it takes not to look like 1 where it is not. */
+  function notOne(value, format, digits) {
+    let more = digits;
+    while (value !== 1 && more < 17 && Number(value[format](more)) === 1) more += 1;
+    return value[format](more);
   }
 
   // --- pieces of the document ----------------------------------------------------------------
@@ -347,6 +355,7 @@
       ...of("weights stored in", `${entry.bits} bits per weight, block scales included`),
       ...of("total score", `${entry.total_shown} ${entry.unit}`),
       ...Object.entries(entry.quantizers).flatMap(([name, text]) => of(name, text)),
+      ...of("measured", entry.measured),
       ...of("files", ...Object.entries(entry.links).map(([text, href]) => link(text, href))),
     ];
   }
@@ -367,7 +376,7 @@
   function showGroups() {
     const { cases: ids, groups } = shownView().groups;
     const most = Number(byId("rows").value) || groups.length;
-    const rowOf = new Map(groups.slice(0, most).map(({ group }, row) => [group, row]));
+    const rowOf = new Map(groups.slice(0, most).map(({ key }, row) => [key, row]));
     const cells = ids.flatMap((id, column) => groupCells(cases.get(id), column, rowOf));
     const [mean, lowest, highest] = [0, 1, 2].map((i) => (row) => row.shown[i]);
     putTable(
@@ -396,9 +405,9 @@
   /** A case's column of the chart; the share is unrounded, because it is drawn on a log scale. */
   const groupCells = (entry, column, rowOf) =>
     groupsOf(entry)
-      .filter(({ name }) => rowOf.has(name))
-      .map(({ name, score, share }) => ({
-        row: rowOf.get(name),
+      .filter(({ key }) => rowOf.has(key))
+      .map(({ name, key, score, share }) => ({
+        row: rowOf.get(key),
         column,
         group: name,
         case: `${entry.pair} ${entry.granularity}`,
@@ -417,13 +426,16 @@
     return entry && runOf(entry) === "B" ? counterpart(entry) : entry;
   }
 
+  const keysOf = (entry) => data.group_sets[entry.groups].keys.join();
+  const haveTheSameGroups = (a, b) => a.groups === b.groups || keysOf(a) === keysOf(b);
+
   /** The case that B starts with: the same in the other run, else another one of the view. */
   function counterpart(entry) {
     const same = (other, ...names) => names.every((name) => other[name] === entry[name]);
     const others = data.cases.filter(
       (other) =>
         other !== entry &&
-        other.groups === entry.groups &&
+        haveTheSameGroups(other, entry) &&
         (!comparesRuns || runOf(other) !== runOf(entry)),
     );
     return (
@@ -442,20 +454,24 @@
     Object.assign(compared, { a, b });
     byId("case-a").value = a.id;
     byId("case-b").value = b.id;
-    const after = new Map(groupsOf(b).map((row) => [row.name, row]));
+    const inB = groupsOf(b);
+    const [byName, byKey] = ["name", "key"].map((of) => new Map(inB.map((row) => [row[of], row])));
     const rows = groupsOf(a)
-      .filter((row) => after.has(row.name))
-      .map((row) => ({ ...row, other: after.get(row.name), moved: after.get(row.name).rank - row.rank }));
+      .map((row) => ({ ...row, other: byName.get(row.name) ?? byKey.get(row.key) }))
+      .filter((row) => row.other)
+      .map((row) => ({ ...row, moved: row.other.rank - row.rank }));
+    const aligned = rows.find((row) => row.other.name !== row.name);
     const side = (of) => rows.map((row) => (isNumber(of(row)) ? of(row) : Infinity));
     const found = spearman(side((row) => row.score), side((row) => row.other.score));
     const top = rows.filter((row) => row.rank <= 10);
     const kept = top.filter((row) => row.other.rank <= 10).length;
     byId("correlation").textContent = rows.length
-      ? `${rows.length} groups in both. Spearman rank correlation ${found === null ? "n/a" : found.toFixed(4)}; ` +
-        `${kept} of A's ${top.length} most sensitive are among B's ten; total score ${a.total_shown} ${a.unit} and ${b.total_shown} ${b.unit}.`
+      ? `${rows.length} groups in both. Spearman rank correlation ${found === null ? "n/a" : notOne(found, "toFixed", 4)}; ` +
+        `${kept} of A's ${top.length} most sensitive are among B's ten; total score ${a.total_shown} ${a.unit} and ${b.total_shown} ${b.unit}.` +
+        (aligned ? ` Groups are matched by the end of their names: ${aligned.name} and ${aligned.other.name}.` : "")
       : "The two have no layer group in common.";
     const ratio = (row) => (row.score > 0 && isNumber(row.other.score) ? row.other.score / row.score : null);
-    const ratioShown = (row) => (ratio(row) === null ? "n/a" : String(Number(ratio(row).toPrecision(3))));
+    const ratioShown = (row) => (ratio(row) === null ? "n/a" : String(Number(notOne(ratio(row), "toPrecision", 3))));
     putTable(
       byId("table-movers"),
       "movers",

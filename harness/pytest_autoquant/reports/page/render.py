@@ -15,18 +15,25 @@ from urllib.parse import quote
 from pytest_autoquant.calibration.sizes import size_order
 from pytest_autoquant.grid.case import CaseId, is_scheme_id
 from pytest_autoquant.manifests.outcomes import StructureCheck
+from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
 from pytest_autoquant.reports.charts.static_svg import CHARTS, specification
 from pytest_autoquant.reports.markdown import (
+    ALIGNED_MEANS,
     GROUPS_MEAN,
     KL_SCORE_MEANS,
     LOST_MEANS,
+    SHARES_MEAN,
+    STABILITY_MEANS,
     bits,
+    correlation,
+    drift_shown,
     number,
     percent,
 )
 from pytest_autoquant.reports.page.contents import contents
 from pytest_autoquant.reports.report_model import ReportModel
 from pytest_autoquant.reports.run_comparison import RunComparison
+from pytest_autoquant.reports.scheme_decisions import DECISION_HEADERS, decisions, rule_sentence
 from pytest_autoquant.reports.scheme_report import HEADERS, MEANING, cells
 from pytest_autoquant.reports.session_report import (
     counts_sentence,
@@ -67,6 +74,8 @@ def render_page(model: ReportModel, comparison: RunComparison | None = None) -> 
         model=model,
         results=results,
         schemes=[(found, cells(found)) for found in results.schemes.values()],
+        decisions=[(found, decisions(found)) for found in results.schemes.values()],
+        decision_headers=DECISION_HEADERS,
         unfinished_schemes=results.unfinished_schemes,
         scheme_headers=HEADERS,
         schemes_meaning=MEANING,
@@ -75,6 +84,7 @@ def render_page(model: ReportModel, comparison: RunComparison | None = None) -> 
         marks_runs=not results.is_from_one_run,
         many={
             "models": len({view.model for view in shown.views}) > 1,
+            "scheme_models": len({_place(found) for found in results.schemes.values()}) > 1,
             "methods": len({view.method for view in shown.views}) > 1,
         },
         comparison=comparison,
@@ -84,6 +94,9 @@ def render_page(model: ReportModel, comparison: RunComparison | None = None) -> 
         infeasible_means=infeasible_note(results.cases.values()),
         kl_score_means=KL_SCORE_MEANS if _uses_kl(results) else "",
         groups_mean=GROUPS_MEAN,
+        shares_mean=SHARES_MEAN,
+        stability_means=STABILITY_MEANS,
+        aligned_means=ALIGNED_MEANS,
         parts={name: path.read_text(encoding="utf-8") for name, path in _PARTS.items()},
         hashes=_hashes(),
         licences=_LICENCES.read_text(encoding="utf-8"),
@@ -107,12 +120,15 @@ def _template() -> Template:
         "number": number,
         "percent": percent,
         "bits": bits,
+        "correlation": correlation,
+        "drift": lambda drift: drift_shown(drift).removesuffix("%"),
         "quantized": quantized,
         "counted": counted,
         "address": lambda text: quote(well_formed(text), safe=""),
         "case_name": CaseId.parse,
         "is_scheme_id": is_scheme_id,
         "problem": problem_of,
+        "rule": rule_sentence,
         "run_of": run_of,
         "run_of_check": _run_of_check,
         "size_place": lambda size: size_order(size)[0],
@@ -146,6 +162,10 @@ def _run_of_check(results: SessionResults, check: StructureCheck) -> str:
     last = results.last_run
     is_last = last is None or (check.pair, check.granularity) in last.structure
     return "last" if is_last else "earlier"
+
+
+def _place(found: SchemeManifest) -> tuple[str, str]:
+    return found.model.name, found.dataset.size
 
 
 def _uses_kl(results: SessionResults) -> bool:

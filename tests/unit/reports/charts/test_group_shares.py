@@ -44,3 +44,15 @@ def test_share_that_overflows_is_not_a_number(case_of):
 
 def test_view_without_cases_has_no_groups():
     assert shares_of() == GroupShares()
+
+
+def test_cases_that_name_groups_otherwise_share_their_rows(case_of):
+    found = shares_of(
+        case_of({"layers.0.up": 3.0, "layers.1.up": 1.0}),
+        case_of({"model.layers.0.up": 1.0, "model.layers.1.up": 1.0}, pair="p"),
+    )
+    assert found.is_aligned
+    assert [(g.group, g.key, g.cases, g.mean) for g in found.groups] == [
+        ("layers.0.up", "layers.0.up", 2, 0.625),
+        ("layers.1.up", "layers.1.up", 2, 0.375),
+    ]

@@ -1,7 +1,11 @@
 """Rank correlations between the sizes of a case."""
 
+from dataclasses import replace
+
 import pytest
 from builders import results_of
+from pytest_autoquant.calibration.sizes import SIZES
+from pytest_autoquant.manifests.case_result import ScoredCaptions
 from pytest_autoquant.reports.charts.size_stability import stability
 
 
@@ -34,7 +38,7 @@ def sized(case_of):
 )
 def test_known_orders_have_their_known_correlation(sized, small, large, expected):
     (point,) = found_in(sized("small", small), sized("large", large))
-    assert point.spearman == expected
+    assert point.spearman == pytest.approx(expected)
 
 
 def test_every_two_sizes_are_compared_the_smaller_one_first(sized):
@@ -54,7 +58,38 @@ def test_point_has_a_description_and_opens_the_larger_case(sized):
     assert (point.model, point.method) == ("toy", "gradient")
     assert (point.pair, point.granularity) == ("wint4_aint8", "default")
     assert point.case == "toy/wint4_aint8/default/medium/gradient"
-    assert point.detail == "wint4_aint8, default: 0.5000 between small and medium"
+    assert point.detail == (
+        "wint4_aint8, default: 0.5000 between small and medium, it is unknown which captions both "
+        "scored"
+    )
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "captions"),
+    [
+        ((16, "ab"), (128, "abcd"), "2 scored captions in common (16 and 128)"),
+        ((2, "ab"), (2, "ba"), "the same 2 captions scored"),
+        ((2, "aa"), (2, "ab"), "1 scored caption in common (2 and 2)"),
+        ((2, "ab"), (2, "cd"), "no scored caption in common (2 and 2)"),
+        ((16, ""), (128, "abcd"), "16 scored captions in common (16 and 128)"),
+        ((128, ""), (128, ""), "the same 128 captions scored"),
+        ((None, ""), (128, "ab"), "it is unknown which captions both scored"),
+    ],
+)
+def test_point_says_which_captions_both_sizes_scored(sized, small, large, captions):
+    scored = [ScoredCaptions(name="f", count=n, digests=tuple(d)) for n, d in (small, large)]
+    cases = [sized(size, [2, 1], scored=s) for size, s in zip(SIZES, scored, strict=False)]
+    (point,) = found_in(*cases)
+    assert point.captions == captions
+
+
+def test_sizes_that_hold_the_same_captions_are_not_compared(sized):
+    cases = [sized(size, [2, 1]) for size in ("small", "large")]
+    same = [
+        replace(case, source=replace(case.source, fingerprint=cases[0].fingerprint))
+        for case in cases
+    ]
+    assert found_in(*same) == []
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,20 @@ def test_cases_with_the_same_groups_and_scores_share_them(results):
     )
 
 
+def test_models_of_equal_names_have_group_sets_of_their_own(case_of):
+    narrow, wide, other = (case_of({"a": 1.0}, model=m) for m in ("narrow", "wide", "other"))
+    wide = replace(wide, groups=(replace(wide.groups[0], weights=1024),))
+    shown = contents_of(narrow, wide, other, replace(wide, case_id="twice"))
+    sets = [shown.group_sets[entry.groups] for entry in shown.cases]
+    assert [(found.model, found.weights) for found in sets] == [
+        ("narrow", (8,)),
+        ("wide", (1024,)),
+        ("other", (8,)),
+        ("wide", (1024,)),
+    ]
+    assert len(shown.group_sets) == 3
+
+
 def test_case_entry_carries_the_cases_own_facts(manifest):
     (entry,) = contents_of(case_result_of(manifest)).cases
     assert (entry.id, entry.status) == (manifest.case.case_id, "measured")
@@ -204,7 +218,15 @@ def test_tables_hold_every_case_and_skip_without_scripts(results):
     assert totals == {"4.5", "n/a"}
     assert {row[column["remark"]] for row in rows} == {"", "alias of toy/other", "NaN", "no CUDA"}
     assert page.table("size-stability")[1:] == [
-        ["toy", "gradient", "wint4_aint8", "default", "small and medium", "-1.0000"]
+        [
+            "toy",
+            "gradient",
+            "wint4_aint8",
+            "default",
+            "small and medium",
+            "it is unknown which captions both scored",
+            "-1.0000",
+        ]
     ]
 
 

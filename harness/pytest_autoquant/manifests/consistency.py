@@ -1,0 +1,303 @@
+"""Facts that a record holds more than once, and where the copies disagree.
+
+The keys of the practice stay, so a sensitivity manifest has every score in ``layer_sensitivity``
+and again in ``sensitivity_ranking``, and sums and counts of what it lists. ``layer_sensitivity``,
+``layers`` and ``groups`` are the truth. A record whose copies differ was changed by hand or
+damaged; readers refuse it, because every copy is read by somebody.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
+    from pytest_autoquant.manifests.sensitivity_manifest import Manifest
+
+#: Largest relative difference of two sums of the same numbers, added in another order.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copies:
+    """One fact in two places of a record; ``of`` names the group or layer, if it is one's own."""
+
+    true: object
+    at: str
+    copy: object
+    copy_at: str
+    of: str = ""
+
+    @property
+    def agree(self) -> bool:
+        """Whether both are the same value; sums may differ by rounding."""
+        if isinstance(self.true, float) and isinstance(self.copy, float):
+            return math.isclose(self.true, self.copy, rel_tol=_ROUNDING, abs_tol=0.0)
+        return self.true == self.copy
+
+    def __str__(self) -> str:
+        subject = f"{self.of}: " if self.of else ""
+        return (
+            f"{subject}{self.at} is {self.true!r}, but {self.copy_at} says "
+            f"{self.copy!r}; one of them was changed: restore the file, or measure again"
+        )
+
+
+def manifest_disagreements(manifest: Manifest) -> Iterator[str]:
+    """Yield every fact of a sensitivity manifest whose copies disagree, with both values."""
+    groups, ranking = manifest.layer_sensitivity, manifest.sensitivity_ranking
+    yield from ranking_disagreements(
+        {name: group.importance for name, group in groups.items()},
+        [(ranked.name, ranked.importance) for ranked in ranking],
+    )
+    yield from _disagreeing(_score_copies(manifest))
+    yield from _disagreeing(_rank_copies(manifest))
+    yield from _ranking_problems(manifest)
+    yield from _disagreeing(_layer_copies(manifest))
+    yield from _disagreeing(_total_copies(manifest))
+    yield from _disagreeing(_option_copies(manifest))
+    yield from _disagreeing(_caption_copies(manifest))
+
+
+def scheme_disagreements(found: SchemeManifest) -> Iterator[str]:
+    """Yield every fact of a scheme manifest whose copies disagree, with both values."""
+    yield from _candidate_problems(found)
+    yield from _disagreeing(_allocation_copies(found))
+
+
+def ranking_disagreements(
+    scores: Mapping[str, float | None], ranked: Iterable[tuple[str, float | None]]
+) -> Iterator[str]:
+    """Yield where a ranking gives a group another score; groups of one list only are not compared.
+
+    Args:
+        scores: by group, as ``layer_sensitivity`` has them.
+        ranked: group and score as ``sensitivity_ranking`` has them.
+    """
+    return _disagreeing(
+        Copies(
+            true=scores[name],
+            at="importance in layer_sensitivity",
+            copy=score,
+            copy_at="sensitivity_ranking",
+            of=f"group {name!r}",
+        )
+        for name, score in ranked
+        if name in scores
+    )
+
+
+def _disagreeing(copies: Iterable[Copies]) -> Iterator[str]:
+    return (str(each) for each in copies if not each.agree)
+
+
+def _score_copies(manifest: Manifest) -> Iterator[Copies]:
+    """A group's score: ``scores`` by format, and ``importance``."""
+    for name, group in manifest.layer_sensitivity.items():
+        yield Copies(
+            true=group.importance,
+            at="importance",
+            copy=group.scores[0] if group.scores else None,
+            copy_at="the first of its scores",
+            of=f"group {name!r} in layer_sensitivity",
+        )
+
+
+def _rank_copies(manifest: Manifest) -> Iterator[Copies]:
+    """A group's rank: recorded, and its place in the ranking."""
+    for place, ranked in enumerate(manifest.sensitivity_ranking, start=1):
+        yield Copies(
+            true=manifest.layer_sensitivity[ranked.name].rank,
+            at="rank in layer_sensitivity",
+            copy=place,
+            copy_at="its place in sensitivity_ranking",
+            of=f"group {ranked.name!r}",
+        )
+
+
+def _ranking_problems(manifest: Manifest) -> Iterator[str]:
+    """Yield groups that the ranking lacks or has twice, and two of them in the wrong order."""
+    names = [ranked.name for ranked in manifest.sensitivity_ranking]
+    places = Counter(names)
+    for name in manifest.layer_sensitivity:
+        if places[name] != 1:
+            yield (
+                f"group {name!r} is once in layer_sensitivity and {places[name]} times in "
+                "sensitivity_ranking"
+            )
+    for above, below in pairwise(names):
+        first, second = (manifest.layer_sensitivity[name].importance for name in (above, below))
+        if first is not None and (second is None or second > first):
+            yield (
+                f"sensitivity_ranking has group {above!r} with score {first!r} before {below!r} "
+                f"with {second!r}; the most sensitive comes first"
+            )
+
+
+def _layer_copies(manifest: Manifest) -> Iterator[Copies]:
+    """A layer's group, and the number of quantized layers."""
+    yield Copies(
+        true=sum(layer.quantized for layer in manifest.layers.values()),
+        at="the number of quantized layers in layers",
+        copy=manifest.num_quantized_layers,
+        copy_at="num_quantized_layers",
+    )
+    owners = {
+        member: name
+        for name, group in manifest.layer_sensitivity.items()
+        for member in group.module_names
+    }
+    for name, layer in manifest.layers.items():
+        yield Copies(
+            true=owners.get(name, ""),
+            at="its group in layer_sensitivity",
+            copy=layer.group,
+            copy_at="layers",
+            of=f"layer {name!r}",
+        )
+
+
+def _total_copies(manifest: Manifest) -> Iterator[Copies]:
+    """The scores of all groups together, and of those that the selection quantizes."""
+    groups, layers = manifest.layer_sensitivity.values(), manifest.layers
+    selected = [g for g in groups if any(layers[name].selected for name in g.module_names)]
+    state = manifest.autoquant_state
+    yield Copies(
+        true=_sum(group.importance for group in groups),
+        at="the sum of all scores in layer_sensitivity",
+        copy=state.total_score,
+        copy_at="autoquant_state.total_score",
+    )
+    yield Copies(
+        true=_sum(group.importance for group in selected),
+        at="the sum of the selected groups' scores",
+        copy=state.score,
+        copy_at="autoquant_state.score",
+    )
+
+
+def _option_copies(manifest: Manifest) -> Iterator[Copies]:
+    """Options and names that the practice's keys repeat."""
+    run, scheme, case = manifest.run_config, manifest.scheme, manifest.case
+    quantization = manifest.quantization
+    for true, at, copy, copy_at in (
+        (
+            run.effective_bits,
+            "run_config.effective_bits",
+            scheme.auto_quantize_bits,
+            "scheme.auto_quantize_bits",
+        ),
+        (
+            run.effective_bits,
+            "run_config.effective_bits",
+            manifest.autoquant_state.constraints.effective_bits,
+            "autoquant_state.constraints.effective_bits",
+        ),
+        (
+            run.score_size,
+            "run_config.score_size",
+            scheme.auto_quantize_score_size,
+            "scheme.auto_quantize_score_size",
+        ),
+        (case.method, "case.method", scheme.auto_quantize_method, "scheme.auto_quantize_method"),
+        (case.size, "case.size", manifest.dataset.size, "dataset.size"),
+        (
+            case.granularity,
+            "case.granularity",
+            quantization.quant_granularity.name,
+            "quantization.quant_granularity.name",
+        ),
+        (
+            (quantization.base_format_name,),
+            "quantization.base_format_name",
+            scheme.quant_formats,
+            "scheme.quant_formats",
+        ),
+        (manifest.model.dtype, "model.dtype", run.dtype, "run_config.dtype"),
+        (manifest.model.weights, "model.weights", run.weights, "run_config.weights"),
+        (
+            manifest.dataset.batch_size,
+            "dataset.batch_size",
+            run.batch_size,
+            "run_config.batch_size",
+        ),
+    ):
+        yield Copies(true=true, at=at, copy=copy, copy_at=copy_at)
+
+
+def _caption_copies(manifest: Manifest) -> Iterator[Copies]:
+    """Numbers of captions and tokens, which the lengths give."""
+    data = manifest.dataset
+    if data.scored_captions:
+        yield Copies(
+            true=len(data.scored_captions),
+            at="the number of captions in dataset.scored_captions",
+            copy=data.num_score_samples,
+            copy_at="dataset.num_score_samples",
+        )
+    yield Copies(
+        true=sum(data.token_lengths.values()),
+        at="the number of captions in dataset.token_lengths",
+        copy=data.num_calib_samples,
+        copy_at="dataset.num_calib_samples",
+    )
+    yield Copies(
+        true=sum(length * count for length, count in data.token_lengths.items()),
+        at="the number of tokens in dataset.token_lengths",
+        copy=data.num_tokens,
+        copy_at="dataset.num_tokens",
+    )
+
+
+def _candidate_problems(found: SchemeManifest) -> Iterator[str]:
+    """Yield groups whose scores or format are not of the scheme's candidates."""
+    candidates = sorted(found.scheme.candidates)
+    for group in found.groups:
+        if sorted(group.scores) != candidates:
+            yield (
+                f"group {group.name!r} has scores of {', '.join(sorted(group.scores))}, "
+                f"scheme.candidates are {', '.join(candidates)}"
+            )
+        if group.format is not None and group.format not in candidates:
+            yield (
+                f"group {group.name!r} has format {group.format!r}, scheme.candidates are "
+                f"{', '.join(candidates)}"
+            )
+
+
+def _allocation_copies(found: SchemeManifest) -> Iterator[Copies]:
+    """The predicted score and the quantized fractions, which the decisions give."""
+    quantized = [group for group in found.groups if group.format is not None]
+    weights = sum(group.weights for group in found.groups)
+    decided = found.allocation
+    yield Copies(
+        true=math.fsum(group.scores.get(group.format or "", math.nan) for group in quantized),
+        at="the sum of the chosen scores in groups",
+        copy=decided.score,
+        copy_at="allocation.score",
+    )
+    yield Copies(
+        true=len(quantized) / len(found.groups) if found.groups else 0.0,
+        at="the fraction of groups that is quantized",
+        copy=decided.fraction_of_groups,
+        copy_at="allocation.fraction_of_groups",
+    )
+    yield Copies(
+        true=sum(group.weights for group in quantized) / weights if weights else 0.0,
+        at="the fraction of weights that is quantized",
+        copy=decided.fraction_of_weights,
+        copy_at="allocation.fraction_of_weights",
+    )
+
+
+def _sum(scores: Iterable[float | None]) -> float | None:
+    """Return the sum; None if a score is not finite or the sum is not."""
+    known = list(scores)
+    finite = [score for score in known if score is not None]
+    total = float(sum(finite))
+    return total if len(finite) == len(known) and math.isfinite(total) else None
