@@ -103,7 +103,9 @@ def language_model_linears(module: Any) -> tuple[Linear, ...]:
 
 
 def bits_per_weight(linears: Collection[Linear], config: EffectiveConfig) -> float:
-    """Return the bits stored per weight of one or more linears, all of them quantized."""
+    """Return the bits stored per weight of linears, all of them quantized; nominal without any."""
+    if not linears:
+        return config.effective_bits
     stored = sum(linear.stored_bits(config) for linear in linears)
     return stored / sum(linear.num_weights for linear in linears)
 

@@ -182,8 +182,7 @@ class MeasurementRunner:
 
     def bits(self, combination: Combination) -> float:
         """Return the bits stored per weight of the model; nominal ones if no shape is known."""
-        config, linears = self.config(combination), self._known_linears
-        return bits_per_weight(linears, config) if linears else config.effective_bits
+        return bits_per_weight(self._known_linears, self.config(combination))
 
     def check(self, combination: Combination) -> StructureCheck:
         """Check a combination, also on the shapes of the model's layers where they are known.

@@ -8,6 +8,7 @@ from pytest_autoquant.errors import ModelError, RecordError, WriteError
 from pytest_autoquant.manifests import outcome_log
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
+from pytest_autoquant.manifests.selection import with_budget
 from pytest_autoquant.manifests.sensitivity_manifest import Manifest
 from pytest_autoquant.reports.merge import merge
 from pytest_autoquant.reports.session_results import SessionResults
@@ -173,9 +174,13 @@ def test_folder_passed_twice_is_refused(tmp_path, ran):
         ("torch", "environment", {"torch": "2.12.0"}, ("2.11.0", "2.12.0")),
         ("transformers", "environment", {"transformers": "5.1"}, ("5.14.0", "5.1")),
         ("harness", "environment", {"harness": "0.2.0"}, ("0.1.0", "0.2.0")),
-        ("bit budget", "run_config", {"effective_bits": 6.0}, ("8", "6")),
         ("captions of size small", "dataset", {"sha256": "e" * 64}, ("c" * 16, "e" * 16)),
-        ("scored captions of size small", "dataset", {"num_score_samples": 2}, ("3", "2")),
+        (
+            "scored captions of size small",
+            "dataset",
+            {"num_score_samples": 2, "scored_captions": ()},
+            ("3", "2"),
+        ),
     ],
 )
 def test_cases_measured_on_different_things_are_refused_with_a_file_of_each(
@@ -253,3 +258,10 @@ def test_folders_that_are_no_reports_or_passed_twice_are_all_named(tmp_path, ran
         f"{away}: no such folder; pass the report folder of a run",
         f"{empty}: holds no summary.json; pass the report folder of a run",
     ]
+
+
+def test_cases_selected_under_different_budgets_are_refused(tmp_path, ran, measured):
+    folders = [ran("a", "default"), ran("b", with_budget(measured["w_group64"], 6.0))]
+    text = refusal(folders, tmp_path / "merged", partial=True)
+    assert text.startswith(f"bit budget differs: 8 in {folders[0]}/")
+    assert f", 6 in {folders[1]}/" in text
