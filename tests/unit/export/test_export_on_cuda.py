@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import load_tiny
-from pytest_autoquant.calibration.captions import load_captions
+from builders import ignore_progress, load_tiny, settings_of
+from pytest_autoquant.allocation.scheme import Scheme
+from pytest_autoquant.calibration.captions import load_captions, load_held_out
 from pytest_autoquant.errors import ExportError
 from pytest_autoquant.export.apply_scheme import GroupFormat, applied
 from pytest_autoquant.export.exportable import ExportProbe
+from pytest_autoquant.export.pipeline import SchemeRunner
 from pytest_autoquant.export.verify_checkpoint import calibrated_input_scales, verify_checkpoint
 from pytest_autoquant.export.write_checkpoint import write_checkpoint
+from pytest_autoquant.grid.case import Combination, SchemeCase
 from pytest_autoquant.models.registry import REGISTRY
+from pytest_autoquant.scoring.runner import MeasurementRunner
 from safetensors.torch import load_file, save_file
 from scheme_model import DOWN, GATE_UP, OUT, QKV, batches_of, config_of
 
@@ -121,3 +125,29 @@ def test_mix_of_formats_is_read_back(exported, candidates):
     verified = verify()
     assert verified.num_quantized == sum(len(each) for each in groups[: len(candidates)])
     assert verified.largest_error <= 1e-3
+
+
+@pytest.mark.parametrize(
+    ("candidates", "amount"), [(("wnvfp4_anvfp4", "wfp8_afp8"), 6.0), (("wnvfp4_anvfp4",), 4.6)]
+)
+def test_scheme_in_nvfp4_is_exported_for_vllm(tmp_path, candidates, amount):
+    settings = settings_of(device="cuda")
+    bench = MeasurementRunner(settings, REGISTRY["tiny-qwen3-vl"], ignore_progress, print)
+    configs = [config_of(name) for name in candidates]
+    case = SchemeCase(
+        model="tiny-qwen3-vl",
+        scheme=Scheme(name="mine", candidates=candidates, measure="effective_bits", amount=amount),
+        candidates=tuple(Combination(pair=c.pair, granularity=c.granularity) for c in configs),
+        size="small",
+    )
+    schemes = SchemeRunner(
+        bench, held_out=load_held_out(None), target="vllm", root=tmp_path, may_replace=False
+    )
+    assert schemes.support(case).is_supported
+    manifest = schemes.derive(case)
+    assert {group.format for group in manifest.groups} == set(candidates)
+    assert manifest.allocation.effective_bits <= amount
+    assert manifest.export.num_quantized == len(bench.model.linears)
+    assert manifest.export.largest_error <= 1e-3
+    assert (manifest.export.violations, manifest.export.not_checked) == ((), None)
+    assert 0 < manifest.measured.kl < 1
