@@ -5,7 +5,8 @@ import torch
 from edited_export import DOWN, GATE, LAYER, UP, export_to, violations_of
 from pytest_autoquant.export.vllm_rules import read_export
 from pytest_autoquant.export.vllm_rules.architecture.known import ARCHITECTURES
-from pytest_autoquant.export.vllm_rules.module_names import fused_name
+from pytest_autoquant.export.vllm_rules.configs import CONFIG, MIXED, Quantization
+from pytest_autoquant.export.vllm_rules.module_names import DeclaredAlgorithms, fused_name
 from pytest_autoquant.models.registry import REGISTRY
 
 QWEN3, QWEN2_5 = "Qwen3VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"
@@ -98,6 +99,29 @@ def test_fused_layer_may_be_listed_instead_of_its_linears(edited):
     export = edited("formats")
     export.set_layers(**{GATE: None, UP: None, f"{LAYER}.mlp.gate_up_proj": "FP8"})
     assert reported(export) == set()
+
+
+@pytest.mark.parametrize(
+    ("listed", "expected"),
+    [
+        ("mlp.shared_expert.down_proj", "FP8"),
+        ("mlp.experts", "FP8"),
+        ("mlp.experts.1.down_proj", None),
+        ("self_attn.o_proj", None),
+    ],
+)
+def test_experts_that_are_not_listed_take_the_algorithm_of_a_shared_expert(listed, expected):
+    quantization = Quantization(
+        source=CONFIG,
+        method="modelopt",
+        algorithm=MIXED,
+        excluded=(),
+        layers={f"model.layers.0.{listed}": "FP8"},
+        group_sizes=frozenset(),
+        kv_cache=None,
+    )
+    declared = DeclaredAlgorithms(quantization, ARCHITECTURES["Qwen2MoeForCausalLM"])
+    assert declared.algorithm("model.layers.0.mlp.experts.0.down_proj") == expected
 
 
 def test_excluding_layer_1_by_name_excludes_layer_10(edited):

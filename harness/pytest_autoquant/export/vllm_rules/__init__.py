@@ -5,9 +5,9 @@ rule is applied to the files: every tensor, both configs, the files a server nee
 claimed about what no rule covers, and nothing is loaded in vLLM. Torch is not needed: what tensors
 there must be follows from the config's numbers.
 
-Source of all rules: vLLM 0.32, ``vllm/model_executor/layers/quantization/modelopt.py``, unless a
-rule names another file. One rule is stricter than that version, and says so where it is defined: a
-quantized vision tower.
+Source of all rules: vLLM 0.32.0 as it was published,
+``vllm/model_executor/layers/quantization/modelopt.py`` unless a rule names another file or version.
+Where a rule is stricter than that version, it says so where it is defined.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pytest_autoquant.export.checkpoint_files import (
@@ -22,7 +23,7 @@ HF_CONFIG = "hf_quant_config.json"
 #: The algorithm of a checkpoint whose layers name their own algorithms in ``quantized_layers``.
 MIXED = "MIXED_PRECISION"
 
-#: What vLLM loads: ``QUANT_ALGOS`` of vLLM 0.32's modelopt.py.
+#: What vLLM loads: ``QUANT_ALGOS`` of vLLM 0.32.0's modelopt.py.
 ALGORITHMS = (
     "FP8",
     "FP8_PER_CHANNEL_PER_TOKEN",
@@ -33,10 +34,16 @@ ALGORITHMS = (
     MIXED,
 )
 
-#: What a layer of a MIXED_PRECISION checkpoint may be in every version since 0.24, which leaves
-#: layers of any other algorithm unquantized. vLLM 0.32 takes every algorithm of ``ALGORITHMS``
-#: (``ModelOptMixedPrecisionConfig.get_quant_method``).
-MIXED_ALGORITHMS = ("FP8", "NVFP4", "W4A16_NVFP4")
+#: The version since which vLLM takes an algorithm in a layer of a MIXED_PRECISION checkpoint; the
+#: others of ``ALGORITHMS`` since 0.24 at the latest. An older version leaves the layer unquantized.
+#: Source: ``ModelOptMixedPrecisionConfig.get_quant_method`` of vLLM 0.24.0, 0.25.0, 0.28.0, 0.29.0,
+#: 0.30.0 and 0.32.0.
+MIXED_SINCE: Mapping[str, str] = MappingProxyType(
+    {"MXFP8": "0.25", "FP8_PB_WO": "0.29", "FP8_PER_CHANNEL_PER_TOKEN": "0.30"}
+)
+
+#: Number of bits of a KV cache of floats, and what ``hf_quant_config.json`` calls it.
+_FLOAT_CACHES = ((8, "FP8"), (4, "NVFP4"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +72,10 @@ class Quantization:
 def read_quantizations(config: Mapping[str, Any], folder: Path) -> tuple[Quantization, ...]:
     """Return what ``config.json``, which vLLM reads first, and ``hf_quant_config.json`` declare.
 
-    Source: ``ModelOptQuantConfigBase.from_config`` in vLLM 0.32's modelopt.py.
+    Source: ``ModelOptQuantConfigBase.from_config`` in vLLM 0.32.0's modelopt.py; the order is that
+    of ``get_config`` in ``vllm/transformers_utils/config.py``. Stricter: if ``config.json``
+    declares MIXED_PRECISION without ``quantized_layers``, vLLM reads ``hf_quant_config.json``
+    (``get_quant_config`` in ``vllm/model_executor/model_loader/weight_utils.py``).
 
     Args:
         config: content of ``config.json``.
@@ -108,9 +118,14 @@ def _of_hf_config(path: Path) -> Iterator[Quantization]:
 
 
 def _kv_cache_scheme(scheme: object) -> str | None:
-    """Return what ``hf_quant_config.json`` calls a ``kv_cache_scheme`` of ``config.json``."""
-    if isinstance(scheme, dict) and (scheme.get("type"), scheme.get("num_bits")) == ("float", 8):
-        return "FP8"
+    """Return what ``hf_quant_config.json`` calls a ``kv_cache_scheme`` of ``config.json``.
+
+    Source: ``get_kv_cache_quant_algo_string`` in ``vllm/utils/torch_utils.py`` of vLLM 0.32.0.
+    """
+    if isinstance(scheme, dict):
+        for bits, name in _FLOAT_CACHES:
+            if (scheme.get("type"), scheme.get("num_bits")) == ("float", bits):
+                return name
     if isinstance(scheme, str):
         return scheme.upper()
     return None if scheme is None else one_line(repr(scheme), QUOTE_LENGTH)

@@ -11,7 +11,7 @@ from pytest_autoquant.export.vllm_rules.exported_model import ExportedModel
 from pytest_autoquant.export.vllm_rules.problem import Problem
 
 #: Sets of files of which one must be complete. Source: ``AutoTokenizer`` of transformers, which
-#: ``vllm/tokenizers`` of vLLM 0.32 calls, and its own for Mistral's ``tekken.json``.
+#: ``vllm/tokenizers/hf.py`` of vLLM 0.32.0 calls; for ``tekken.json`` ``registry.py`` beside it.
 _TOKENIZERS = (
     ("tokenizer.json",),
     ("tokenizer.model",),
@@ -20,7 +20,7 @@ _TOKENIZERS = (
 )
 
 #: The same for images. Source: ``AutoImageProcessor`` of transformers, called by
-#: ``vllm/transformers_utils/processor.py`` of vLLM 0.32.
+#: ``vllm/transformers_utils/processor.py`` of vLLM 0.32.0.
 _PROCESSORS = (("preprocessor_config.json",), ("processor_config.json",))
 
 _TEMPLATES = ("chat_template.jinja", "chat_template.json")
@@ -31,8 +31,9 @@ _TOKENIZER_CONFIG = "tokenizer_config.json"
 def files(export: ExportedModel) -> Iterator[Problem]:
     """A tokenizer, an image processor and the source's chat template are there.
 
-    Source: ``vllm/tokenizers`` and ``vllm/transformers_utils/processor.py`` of vLLM 0.32; without a
-    chat template its chat endpoint refuses every request.
+    Source: ``vllm/tokenizers`` and ``vllm/transformers_utils/processor.py`` of vLLM 0.32.0. Without
+    a chat template its chat endpoint refuses every request (``vllm/renderers/hf.py``; none of
+    ``ARCHITECTURES`` has a template in ``vllm/transformers_utils/chat_templates``).
     """
     if not _has_one(export.folder, _TOKENIZERS):
         yield _missing(_TOKENIZERS, "vLLM cannot take a prompt")

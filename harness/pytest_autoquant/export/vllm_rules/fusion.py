@@ -11,8 +11,9 @@ from pytest_autoquant.export.vllm_rules.module_names import FUSED
 from pytest_autoquant.export.vllm_rules.problem import Problem
 
 #: Scales of which vLLM takes the largest for all shards: by algorithm and last part of the name,
-#: whether the numbers stay right. FP8 weights are quantized again with it, and a larger scale of
-#: inputs only rounds more coarsely; the block scales of NVFP4 are not adapted to it.
+#: whether the numbers stay right. FP8 weights are quantized again with it
+#: (``requantize_with_max_scale``), and a larger scale of inputs only rounds more coarsely; the
+#: block scales of NVFP4 are not adapted to it.
 _LARGEST_TAKEN = {
     ("FP8", "weight_scale"): True,
     ("FP8", "input_scale"): True,
@@ -26,7 +27,9 @@ def fusion(export: ExportedModel) -> Iterator[Problem]:
     """Linears that vLLM fuses are declared alike. The problem names the first of them.
 
     Source: ``is_layer_skipped`` in ``vllm/model_executor/layers/quantization/utils/quant_utils.py``
-    and ``ModelOptMixedPrecisionConfig._resolve_quant_algo``, which raise for a partial match.
+    raises if the names of some shards are excluded, and
+    ``ModelOptMixedPrecisionConfig._resolve_quant_algo`` for two algorithms. If only some shards are
+    listed in ``quantized_layers``, vLLM quantizes all of them.
     """
     linears = export.linears if export.is_declared else ()
     for _, members in groupby(sorted(linears, key=_fusion_order), lambda one: one.layer):
@@ -52,9 +55,11 @@ def _declared(shard: Linear) -> str:
 def shared_scales(export: ExportedModel) -> Iterator[Problem]:
     """Linears that vLLM fuses share their scales per tensor.
 
-    Source: ``process_weights_after_loading`` of ``ModelOptFp8LinearMethod``,
-    ``ModelOptNvFp4LinearMethod`` and ``ModelOptNvFp4W4A16LinearMethod``, which take the largest;
-    ``ModelOptNvFp4FusedMoE`` takes that of an expert's gate.
+    Source: ``process`` of ``KFp8StaticTensor``, ``KNvfp4Static`` and ``KNvfp4Dynamic``, and
+    ``process_weights_after_loading`` of ``ModelOptFp8MoEMethod``, which take the largest;
+    ``ModelOptNvFp4FusedMoE`` takes the ``weight_scale_2`` of an expert's gate. Of the input scales
+    of an expert's gate and up, FP8 keeps the one that is loaded last (``weight_loader`` in
+    ``vllm/model_executor/layers/fused_moe/routed_experts.py``).
     """
     linears = export.linears if export.is_declared else ()
     fused = (linear for linear in linears if last_part(linear.name) in FUSED)

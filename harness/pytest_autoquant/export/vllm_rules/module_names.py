@@ -16,7 +16,8 @@ from pytest_autoquant.text import one_line
 VISION = "visual."
 
 #: Linears that vLLM loads as one. Source: ``packed_modules_mapping`` of the models in
-#: ``ARCHITECTURES``, equal in all of them.
+#: ``ARCHITECTURES``, vLLM 0.32.0. The two with experts have ``gate_up_proj`` only if their config
+#: says that there are MLPs of that kind.
 FUSED = {
     "q_proj": "qkv_proj",
     "k_proj": "qkv_proj",
@@ -25,8 +26,9 @@ FUSED = {
     "up_proj": "gate_up_proj",
 }
 
-#: A linear of one expert; all of a layer's experts are one layer in vLLM. Source: ``FusedMoE`` in
-#: ``vllm/model_executor/models/qwen3_moe.py``.
+#: A linear of one expert; all of a layer's experts are one layer in vLLM. Source: vLLM 0.32.0,
+#: ``Qwen3MoeSparseMoeBlock`` in ``vllm/model_executor/models/qwen3_moe.py`` and ``RoutedExperts``
+#: in ``vllm/model_executor/layers/fused_moe/routed_experts.py``.
 EXPERT = re.compile(r"(.+\.experts)\.\d+\.\w+")
 
 
@@ -43,8 +45,10 @@ class DeclaredAlgorithms:
     """Which algorithm a config declares for each module, by vLLM's names and matching order.
 
     Source: ``is_layer_excluded`` and ``apply_vllm_mapper`` of ``ModelOptQuantConfigBase``,
-    ``ModelOptMixedPrecisionConfig._resolve_quant_algo``, in vLLM 0.32's modelopt.py, and
+    ``ModelOptMixedPrecisionConfig._resolve_quant_algo``, in vLLM 0.32.0's modelopt.py, and
     ``is_layer_skipped`` in ``vllm/model_executor/layers/quantization/utils/quant_utils.py``.
+    Unlike here, a fused layer of which ``quantized_layers`` lists some shards is quantized; the
+    rule ``fusion`` reports it.
 
     Raises:
         ExportError: an excluded module's name cannot be compiled as a pattern.
@@ -69,7 +73,8 @@ class DeclaredAlgorithms:
             return None
         if self._algorithm != MIXED:
             return self._algorithm
-        return next((self._layers[n] for n in self._listed_as(module) if n in self._layers), None)
+        listed = (self._layers[n] for n in self._listed_as(module) if n in self._layers)
+        return next(listed, None) or self._of_neighbours(module)
 
     def _listed_as(self, module: str) -> Iterator[str]:
         """Yield the names of ``quantized_layers`` that decide, the first one first."""
@@ -78,9 +83,21 @@ class DeclaredAlgorithms:
         if last_part(module) == "lm_head":
             yield "lm_head"
 
+    def _of_neighbours(self, module: str) -> str | None:
+        """Return what vLLM takes for experts of which none is listed, None for any other module.
+
+        It is the algorithm of the first module beside them that is listed, a shared expert's.
+        """
+        layer = fused_name(module)
+        parent = layer.removesuffix("experts")
+        if EXPERT.fullmatch(module) is None or any(n.startswith(f"{layer}.") for n in self._layers):
+            return None
+        return next((a for n, a in self._layers.items() if n.startswith(parent)), None)
+
     def names(self, module: str) -> bool:
-        """Whether the exact name of ``module`` is excluded."""
-        return module in self._patterns
+        """Whether the exact name of ``module`` is excluded, and not that of its fused layer."""
+        layer = fused_name(module)
+        return module in self._patterns and (layer == module or layer not in self._patterns)
 
     def _is_excluded(self, module: str) -> bool:
         """Match a shard's exact name; its fused layer also by substring and as a glob."""
@@ -104,10 +121,10 @@ class DeclaredAlgorithms:
 def _vllm_patterns(pattern: str, architecture: Architecture) -> tuple[str, ...]:
     """Rename a pattern, after ``a.b*`` was split into ``a.b`` and ``a.b.*``.
 
-    vLLM does neither for a model that renames no tensors.
+    Source: ``apply_vllm_mapper``, which ``configure_quant_config`` in
+    ``vllm/model_executor/model_loader/utils.py`` calls for every model that has a
+    ``hf_to_vllm_mapper``: all of ``ARCHITECTURES`` in vLLM 0.32.0, in 0.24.0 none of text.
     """
-    if not architecture.renamed:
-        return (pattern,)
     if len(pattern) < 2 or not pattern.endswith("*") or pattern.endswith(".*"):
         return (architecture.vllm_name(pattern),)
     stem = architecture.vllm_name(pattern[:-1])

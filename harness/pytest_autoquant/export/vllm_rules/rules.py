@@ -11,7 +11,7 @@ from pytest_autoquant.export.vllm_rules.configs import (
     ALGORITHMS,
     CONFIG,
     MIXED,
-    MIXED_ALGORITHMS,
+    MIXED_SINCE,
     Quantization,
 )
 from pytest_autoquant.export.vllm_rules.exported_model import ExportedModel, read_export
@@ -30,7 +30,8 @@ _KV_SCALES = {"k_proj": "k_scale", "v_proj": "v_scale"}
 def _configs(export: ExportedModel) -> Iterator[Problem]:
     """Both configs declare the same: vLLM reads one of them, other programs the other.
 
-    Source: ``ModelOptQuantConfigBase.from_config``, which reads either form.
+    Source: ``ModelOptQuantConfigBase.from_config``, which reads either form. Stricter than vLLM,
+    which never compares the two.
     """
     if len(export.quantizations) < 2:
         return
@@ -69,7 +70,9 @@ def _algorithm(export: ExportedModel) -> Iterator[Problem]:
     """The method and the algorithms are known to vLLM's ModelOpt loader.
 
     Source: ``QUANT_ALGOS``, ``_extract_modelopt_quant_algo`` and
-    ``ModelOptMixedPrecisionConfig._from_config``.
+    ``ModelOptMixedPrecisionConfig._from_config``. In MIXED_PRECISION vLLM leaves a layer of an
+    algorithm that it does not know unquantized, and so has no parameters for the layer's scales
+    (``get_quant_method``). Stricter: its ``B12X_BLOCK_CODECS`` are not known here.
     """
     quantization = export.quantization
     if quantization is None:
@@ -98,13 +101,20 @@ def _mixed_problems(quantization: Quantization) -> Iterator[Problem]:
         if algorithm not in STORED_FORMATS:
             text = f"is {algorithm!r}; in {MIXED} vLLM loads {', '.join(STORED_FORMATS)}"
             yield Problem(tensor=f"{name}.weight", text=text)
-        elif algorithm not in MIXED_ALGORITHMS:
-            text = f"is {algorithm!r}, which vLLM loads in {MIXED} since 0.30 only"
+        elif algorithm in MIXED_SINCE:
+            text = (
+                f"is {algorithm!r}, which vLLM loads in {MIXED} since {MIXED_SINCE[algorithm]} only"
+            )
             yield Problem(tensor=f"{name}.weight", text=text, is_tolerated=True)
 
 
 def _group_size_problems(quantization: Quantization) -> Iterator[Problem]:
-    """Yield a declared size of blocks that vLLM does not compute."""
+    """Yield a declared size of blocks that vLLM does not compute.
+
+    Source: ``kNvfp4Static`` in ``vllm/model_executor/layers/quantization/utils/quant_utils.py``,
+    ``KFp8Block128`` and ``MXFP8_BLOCK_SIZE``. vLLM takes NVFP4's size for the shape of the scales
+    without a check, but its kernels have 16 built in.
+    """
     declared = {quantization.algorithm, *quantization.layers.values()}
     blocks = {
         name: format.block[1]
@@ -120,7 +130,8 @@ def _exclusion(export: ExportedModel) -> Iterator[Problem]:
     """A linear has scales exactly when the config declares it quantized.
 
     Source: ``ModelOptQuantConfigBase.get_quant_method``: an excluded linear has no parameters for
-    scales; those of any other stay unset if the checkpoint lacks them.
+    scales; those of any other stay unset if the checkpoint lacks them. Only a missing
+    ``weight_scale`` of NVFP4 is refused (``KNvfp4Static.process``, since 0.30).
     """
     for linear in export.linears if export.is_declared else ():
         if linear.algorithm is None and linear.is_quantized:
@@ -146,7 +157,7 @@ def _why_unquantized(export: ExportedModel) -> str:
 def _scales(export: ExportedModel) -> Iterator[Problem]:
     """Weight and scales have the dtypes, shapes and values of the declared algorithm.
 
-    Source: the ``create_weights`` methods, see ``vllm_rules/stored_formats.py``.
+    Source: the classes of ``SCHEME_FOR``, see ``vllm_rules/stored_formats.py``.
     """
     for linear in export.linears if export.is_declared else ():
         if linear.algorithm in STORED_FORMATS and linear.is_quantized:
@@ -156,8 +167,9 @@ def _scales(export: ExportedModel) -> Iterator[Problem]:
 def _kv_cache(export: ExportedModel) -> Iterator[Problem]:
     """A quantized KV cache is FP8, with one scale for keys and one for values per attention.
 
-    Source: ``from_config``, which turns ``float`` of 8 bits into FP8, and
-    ``vllm/model_executor/layers/quantization/kv_cache.py`` of vLLM 0.32.
+    Source: vLLM 0.32.0, ``get_kv_cache_quant_algo_string`` in ``vllm/utils/torch_utils.py`` and
+    ``BaseKVCacheMethod`` in ``vllm/model_executor/layers/quantization/kv_cache.py``. It computes
+    without the scales too, but with others than those that were calibrated.
     """
     quantization = export.quantization
     if quantization is None:
@@ -167,8 +179,14 @@ def _kv_cache(export: ExportedModel) -> Iterator[Problem]:
     elif quantization.kv_cache == "FP8":
         yield from _kv_scale_problems(export)
     elif quantization.kv_cache is not None:
-        text = f"is {quantization.kv_cache}; vLLM loads float of 8 bits (FP8)"
-        yield Problem(tensor="kv_cache_scheme", text=text)
+        text = f"is {quantization.kv_cache}: {_other_cache(quantization.kv_cache)}"
+        yield Problem(tensor="kv_cache_scheme", text=text, is_tolerated=True)
+
+
+def _other_cache(kv_cache: str) -> str:
+    if kv_cache == "NVFP4":
+        return "vLLM takes it, and its scales are not checked here"
+    return "vLLM warns and keeps the cache in the model's dtype"
 
 
 def _kv_scale_problems(export: ExportedModel) -> Iterator[Problem]:
@@ -176,13 +194,27 @@ def _kv_scale_problems(export: ExportedModel) -> Iterator[Problem]:
         kind = _KV_SCALES.get(last_part(linear.name))
         if kind is not None:
             name = f"{linear.name}.{kind}"
-            yield from single_scale_problems(name, export.tensors.get(name))
+            scale = export.tensors.get(name)
+            if scale is None:
+                yield Problem(tensor=name, text=_missing_kv_scale(export, linear.name, kind))
+            else:
+                yield from single_scale_problems(name, scale)
+
+
+def _missing_kv_scale(export: ExportedModel, module: str, kind: str) -> str:
+    """Return what vLLM takes instead of a scale; that depends on the other of the two."""
+    parent, other = module.rpartition(".")[0], "v" if kind == "k_scale" else "k"
+    if f"{parent}.{other}_proj.{other}_scale" not in export.tensors:
+        return "is missing: vLLM takes 1.0"
+    if other == "k":
+        return "is missing: vLLM takes that of k_proj"
+    return "is missing: vLLM refuses the checkpoint"
 
 
 def _pre_quant_scale(export: ExportedModel) -> Iterator[Problem]:
     """No activation is smoothed: the loader has no parameter for the factors.
 
-    Source: no ``create_weights`` of the linear methods registers ``pre_quant_scale``.
+    Source: no class of ``SCHEME_FOR`` registers a parameter ``pre_quant_scale``.
     """
     for tensor in export.language_tensors():
         if tensor.kind == "pre_quant_scale":
@@ -192,9 +224,11 @@ def _pre_quant_scale(export: ExportedModel) -> Iterator[Problem]:
 def _vision(export: ExportedModel) -> Iterator[Problem]:
     """Nothing in the vision tower is quantized, and the config excludes it.
 
-    Stricter than vLLM 0.32, which reads a vision tower that is declared quantized and has scales.
+    Stricter than vLLM 0.32.0, which reads a vision tower that is declared quantized and has scales.
     Schemes never quantize the tower, so a quantized one is a defect of the export. A tower that the
-    config does not exclude becomes one of the declared algorithm, with scales that are not set.
+    config does not exclude becomes one of the declared algorithm, with scales that are not set:
+    ``get_quant_method`` leaves ``vision_tower`` and ``vision_model`` alone, not ``visual``, which
+    the models of ``qwen2_5_vl.py`` and ``qwen3_vl.py`` call theirs.
     """
     for tensor in export.vision_tensors():
         if tensor.is_scale or tensor.is_quantized_weight:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
-from pytest_autoquant.export.checkpoint_files import PLAIN_DTYPES, Tensor
+from pytest_autoquant.export.checkpoint_files import PLAIN_DTYPES, Tensor, last_part
 from pytest_autoquant.export.vllm_rules.exported_model import Linear
+from pytest_autoquant.export.vllm_rules.module_names import FUSED
 from pytest_autoquant.export.vllm_rules.problem import Problem
 from pytest_autoquant.export.vllm_rules.stored_formats import (
     STORED_FORMATS,
@@ -42,11 +43,12 @@ def scale_problems(linear: Linear) -> Iterator[Problem]:
         yield from _all_scales(linear, wanted)
 
 
-def single_scale_problems(name: str, scale: Tensor | None) -> Iterator[Problem]:
-    """Yield what is wrong with a scale that must have one element, shape ``()`` or ``(1,)``.
+def single_scale_problems(name: str, scale: Tensor) -> Iterator[Problem]:
+    """Yield what is wrong with a scale of a KV cache: one element, shape ``()`` or ``(1,)``.
 
-    Source: ``PerTensorScaleParameter`` in vLLM 0.32's ``vllm/model_executor/parameter.py``, which
-    takes the element of ``(1,)``, and copies it into an FP32 parameter.
+    Source: ``KVCacheScaleParameter`` in vLLM 0.32.0's
+    ``vllm/model_executor/layers/quantization/kv_cache.py``. Stricter: it takes one element in any
+    number of dimensions.
     """
     yield from _scale_problems(name, scale, ScaleFormat(dtype="F32"), ())
 
@@ -80,10 +82,15 @@ def _weight_problems(linear: Linear, wanted: StoredFormat) -> Iterator[Problem]:
         yield Problem(tensor=name, text=shape_text(linear.weight.shape, shape))
     if linear.is_expert and not wanted.takes_experts:
         yield Problem(tensor=name, text=f"is of an expert: vLLM has none in {linear.algorithm}")
+    if linear.shape[0] % wanted.block[0]:
+        text = f"has {linear.shape[0]} outputs, of which vLLM takes a partial block since 0.29 only"
+        yield Problem(tensor=name, text=text, is_tolerated=True)
 
 
 def _has_whole_blocks(linear: Linear, wanted: StoredFormat) -> bool:
-    return not any(size % block for size, block in zip(linear.shape, wanted.block, strict=True))
+    outputs, inputs = (size % block for size, block in zip(linear.shape, wanted.block, strict=True))
+    is_partial_taken = wanted.takes_partial_outputs and last_part(linear.name) not in FUSED
+    return not inputs and (not outputs or is_partial_taken)
 
 
 def shape_text(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
@@ -129,6 +136,12 @@ def _scale_problems(
 
 
 def _scale_shape(scale: Tensor, wanted: ScaleFormat, shape: tuple[int, ...]) -> str | None:
+    """Return what is wrong with a scale's shape.
+
+    Source: ``PerTensorScaleParameter`` and ``BasevLLMParameter._assert_and_load`` in vLLM 0.32.0's
+    ``vllm/model_executor/parameter.py``, which take one element of shape ``()`` or ``(1,)``, and
+    assert the shapes of all others.
+    """
     if wanted.shape is None:
         is_single = scale.shape in ((), (1,))
         return None if is_single else f"has shape {list(scale.shape)}; vLLM needs one element"

@@ -15,7 +15,8 @@ class ScaleFormat:
 
     Attributes:
         shape: from ``(out_features, in_features)``; None for one element, ``()`` or ``(1,)``.
-        is_converted: whether vLLM converts other floating dtypes to ``dtype``.
+        is_converted: whether other floating dtypes keep their values in ``dtype``, to which vLLM's
+            ``copy_`` converts all of them.
         may_be_zero: whether a block of zeros has the scale 0.
     """
 
@@ -38,7 +39,9 @@ class StoredFormat:
         discarded: scales that vLLM loads and does not use.
         values_per_element: weights in one element of the weight tensor, along ``in_features``.
         block: ``(out_features, in_features)`` that share a scale; both divide the weight.
-        takes_experts: whether vLLM has a kernel for experts.
+        takes_experts: whether vLLM reads the scales of experts.
+        takes_partial_outputs: whether the last block of ``out_features`` may be a smaller one, in a
+            linear that is not fused.
     """
 
     weight: str
@@ -47,6 +50,7 @@ class StoredFormat:
     values_per_element: int = 1
     block: tuple[int, int] = (1, 1)
     takes_experts: bool = True
+    takes_partial_outputs: bool = False
 
     def weight_shape(self, shape: Shape) -> Shape:
         """Return the shape of the weight tensor from ``(out_features, in_features)``."""
@@ -63,10 +67,13 @@ _NVFP4_SCALES: Mapping[str, ScaleFormat] = {
     "weight_scale_2": _ONE,
 }
 
-#: By algorithm. Source: the ``create_weights`` methods in vLLM 0.32's modelopt.py:
-#: ``ModelOptFp8LinearMethod``, ``ModelOptFp8PcPtLinearMethod``, ``ModelOptFp8PbWoLinearMethod``,
-#: ``ModelOptNvFp4LinearMethod``, ``ModelOptNvFp4W4A16LinearMethod``, ``ModelOptMxFp8LinearMethod``.
-#: Experts: ``FusedMoEMethodCls`` of the configs; that of FP8 has one scale per tensor.
+#: By algorithm. Source: ``resolve`` in vLLM 0.32.0's modelopt.py, and ``create_weights`` of the
+#: classes that it leads to: ``KFp8StaticTensor``, ``KFp8StaticChannel``, ``KFp8Block128``,
+#: ``KNvfp4Static``, ``KNvfp4Dynamic``, ``KMxfp8Static``; ``_DropInputScale`` discards. Before 0.30
+#: there was a class per algorithm (``ModelOptFp8LinearMethod``) with the same tensors; before 0.29
+#: FP8_PB_WO took whole blocks only. Experts: ``FusedMoEMethodCls`` of the configs, of which that of
+#: FP8 has one scale per tensor; ``get_quant_method`` of MIXED_PRECISION gives those of FP8_PB_WO to
+#: ``Fp8MoEMethod``, which reads ``weight_scale_inv`` only.
 STORED_FORMATS: Mapping[str, StoredFormat] = MappingProxyType(
     {
         "FP8": StoredFormat(weight="F8_E4M3", scales={"weight_scale": _ONE, "input_scale": _ONE}),
@@ -79,11 +86,13 @@ STORED_FORMATS: Mapping[str, StoredFormat] = MappingProxyType(
             weight="F8_E4M3",
             scales={
                 "weight_scale": ScaleFormat(
-                    dtype="F32", shape=lambda outputs, inputs: (outputs // 128, 1, inputs // 128, 1)
+                    dtype="F32",
+                    shape=lambda outputs, inputs: (-(-outputs // 128), 1, inputs // 128, 1),
                 )
             },
             block=(128, 128),
             takes_experts=False,
+            takes_partial_outputs=True,
         ),
         "NVFP4": StoredFormat(
             weight="U8",

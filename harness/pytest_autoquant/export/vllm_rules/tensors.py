@@ -20,11 +20,20 @@ _UNITS = (
     re.compile(r".*?\.(?:layers|blocks)\.\d+\."),
 )
 
-#: Tensors that vLLM skips. Source: ``load_weights`` in ``vllm/model_executor/models/llama.py``.
-_SKIPPED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
+#: Tensors that vLLM skips. Source: ``AutoWeightsLoader`` in vLLM 0.32.0's
+#: ``vllm/model_executor/models/utils.py``.
+_SKIPPED = (
+    "rotary_pos_emb.inv_freq",
+    "rotary_emb.inv_freq",
+    "rotary_emb.cos_cached",
+    "rotary_emb.sin_cached",
+)
 
 #: Other tensors of a linear that rules of their own look at.
 _OTHER_KINDS = (*LINEAR_SCALES, "k_scale", "v_scale", "pre_quant_scale")
+
+_UNSET = "vLLM loads the checkpoint and computes with memory that is not set"
+_MAYBE_UNSET = "vLLM refuses the checkpoint or computes with memory that is not set"
 
 #: safetensors' names of the dtypes that a config names.
 _CONFIG_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
@@ -33,29 +42,26 @@ _CONFIG_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 def tensor_set(export: ExportedModel) -> Iterator[Problem]:
     """The tensors are those that the architecture and the config say.
 
-    Source: vLLM leaves parameters without a tensor as ``torch.empty`` made them, and raises for a
-    tensor without a parameter: ``load_weights`` in the files of ``ARCHITECTURES`` and
-    ``AutoWeightsLoader`` in ``vllm/model_executor/models/utils.py`` of vLLM 0.32.
+    Source: vLLM raises for a tensor without a parameter, biases aside (``AutoWeightsLoader`` in
+    ``vllm/model_executor/models/utils.py`` of vLLM 0.32.0), and leaves a parameter without a tensor
+    as ``torch.empty`` made it. Only of an unquantized checkpoint does it refuse some of those
+    (``load_weights`` in ``vllm/model_executor/model_loader/default_loader.py``).
     """
     present = {export.vllm_name(name) for name in export.tensors}
     expected = {parameter.name: name for name, parameter in export.expected.items()}
     missing = [name for name, renamed in expected.items() if renamed not in present]
-    yield from _missing(missing, expected)
+    yield from _missing(missing, expected, _UNSET if export.quantizations else _MAYBE_UNSET)
     unknown = (name for name in export.tensors if export.vllm_name(name) not in export.expected)
     yield from _unknown(export, sorted(unknown))
 
 
-def _missing(names: Iterable[str], expected: Iterable[str]) -> Iterator[Problem]:
+def _missing(names: Iterable[str], expected: Iterable[str], effect: str) -> Iterator[Problem]:
     sizes = Counter(unit for name in expected for unit in _units(name))
     missing = Counter(unit for name in names for unit in _units(name))
     whole = {unit for unit, count in missing.items() if count == sizes[unit]}
     for unit, group in groupby(names, lambda name: _first_in(whole, name)):
         count = f" ({counted(len(list(group)), 'tensor')})" if unit.endswith("*") else ""
-        yield Problem(
-            tensor=unit,
-            text=f"is missing{count}: vLLM loads the checkpoint and computes with memory that is "
-            "not set",
-        )
+        yield Problem(tensor=unit, text=f"is missing{count}: {effect}")
 
 
 def _unknown(export: ExportedModel, names: Iterable[str]) -> Iterator[Problem]:
@@ -90,9 +96,12 @@ def _unknown_problem(export: ExportedModel, name: str, count: int) -> Problem:
 
 
 def _is_tied_output(export: ExportedModel, name: str) -> bool:
-    """Whether it belongs to an output layer that the config declares to be the embedding."""
-    output = export.vllm_name("lm_head.weight")
-    return name.startswith("lm_head.") and output not in export.expected
+    """Whether it is an output layer that the config declares to be the embedding.
+
+    Source: ``_get_tied_embedding_params`` in vLLM 0.32.0's ``vllm/model_executor/models/utils.py``.
+    vLLM 0.24.0 skipped the scales of such a layer too.
+    """
+    return name == "lm_head.weight" and export.vllm_name(name) not in export.expected
 
 
 def _units(name: str) -> Iterator[str]:
@@ -111,7 +120,7 @@ def unquantized(export: ExportedModel) -> Iterator[Problem]:
     """Tensors that are not quantized have the architecture's shapes and a floating dtype.
 
     Source: the weight loaders assert equal shapes and convert dtypes: ``default_weight_loader`` in
-    ``vllm/model_executor/model_loader/weight_utils.py`` of vLLM 0.32.
+    ``vllm/model_executor/model_loader/weight_utils.py`` of vLLM 0.32.0.
     """
     quantized = {linear.weight.name for linear in export.linears if linear.is_quantized}
     quantized |= {one.name for one in export.vision_tensors() if one.is_quantized_weight}
@@ -135,7 +144,9 @@ def _plain_problems(tensor: Tensor, parameter: Parameter, dtype: str | None) -> 
 def values(export: ExportedModel) -> Iterator[Problem]:
     """No tensor holds NaN or infinity.
 
-    Source: no loader of vLLM 0.32 looks at values; a NaN in an FP8 weight makes every logit NaN.
+    Source: of all values vLLM 0.32.0 looks at one kind only: it refuses a linear with NaN in the
+    block scales of NVFP4 (``KNvfp4Static.process``). That it loads NaN in an FP8 weight was seen by
+    loading tampered checkpoints in vLLM 0.32 on a CPU.
     """
     for name in sorted(export.tensors):
         count = export.tensors[name].values.num_non_finite

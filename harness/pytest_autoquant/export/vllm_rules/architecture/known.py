@@ -77,30 +77,33 @@ _QWEN3_VL = (
 )
 
 _WITH_BIASES = TextModel(qkv_bias="attention_bias", o_bias="attention_bias")
-_QWEN3 = replace(_WITH_BIASES, has_head_norms=True, head_dim=128)
-_GEMMA = replace(_WITH_BIASES, head_dim=256, is_tied=True)
+_QWEN2 = TextModel(qkv_bias=True, reads_head_dim=False)
+_QWEN3 = TextModel(qkv_bias="attention_bias", has_head_norms=True, head_dim=128)
+_GEMMA = TextModel(head_dim=256, is_tied=True)
+_GEMMA2 = replace(_WITH_BIASES, head_dim=256, is_tied=True, has_mlp_norms=True)
 
-#: By the class that a config names. Source: vLLM 0.32, ``vllm/model_executor/models/``:
-#: ``llama.py`` (also Mistral), ``qwen2.py``, ``qwen2_moe.py``, ``qwen3.py``, ``qwen3_moe.py``,
-#: ``gemma.py``, ``gemma2.py``, ``gemma3.py``, ``qwen2_5_vl.py``, ``qwen3_vl.py``. The models of
-#: text have no ``hf_to_vllm_mapper`` that renames tensors of a transformers checkpoint.
+#: By the class that a config names. Source: vLLM 0.32.0, ``vllm/model_executor/models/``:
+#: ``llama.py``, ``mistral.py``, ``qwen2.py``, ``qwen2_moe.py``, ``qwen3.py``, ``qwen3_moe.py``,
+#: ``gemma.py``, ``gemma2.py``, ``gemma3.py``, ``qwen2_5_vl.py``, ``qwen3_vl.py``. The
+#: ``hf_to_vllm_mapper`` of the models of text only fuses linears; it renames nothing. The width of
+#: a head and whether the embedding is tied, where a config says neither, are those of transformers.
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
         "LlamaForCausalLM": Architecture(text=replace(_WITH_BIASES, mlp_bias="mlp_bias")),
         "MistralForCausalLM": Architecture(text=TextModel()),
-        "Qwen2ForCausalLM": Architecture(text=TextModel(qkv_bias=True)),
+        "Qwen2ForCausalLM": Architecture(text=_QWEN2),
         "Qwen2MoeForCausalLM": Architecture(
-            text=TextModel(qkv_bias=True, has_experts=True, has_shared_expert=True)
+            text=replace(_QWEN2, has_experts=True, has_shared_expert=True)
         ),
         "Qwen3ForCausalLM": Architecture(text=_QWEN3),
-        "Qwen3MoeForCausalLM": Architecture(text=replace(_QWEN3, has_experts=True)),
-        "GemmaForCausalLM": Architecture(text=_GEMMA),
-        "Gemma2ForCausalLM": Architecture(text=replace(_GEMMA, has_mlp_norms=True)),
-        "Gemma3ForCausalLM": Architecture(
-            text=replace(_GEMMA, has_mlp_norms=True, has_head_norms=True)
+        "Qwen3MoeForCausalLM": Architecture(
+            text=replace(_QWEN3, has_experts=True, has_linear_gate=True)
         ),
+        "GemmaForCausalLM": Architecture(text=_GEMMA),
+        "Gemma2ForCausalLM": Architecture(text=_GEMMA2),
+        "Gemma3ForCausalLM": Architecture(text=replace(_GEMMA2, has_head_norms=True)),
         "Qwen2_5_VLForConditionalGeneration": Architecture(
-            text=TextModel(qkv_bias=True),
+            text=_QWEN2,
             renamed=(*_QWEN3_VL, ("model.", "language_model.model.")),
             vision=qwen2_5_vl_vision,
         ),

@@ -22,25 +22,31 @@ _MLP_NORMS = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 class TextModel:
     """What tells one decoder of the Llama kind from another.
 
-    Source: the ``__init__`` of each model's attention, MLP and decoder layer in transformers 5.14
-    and vLLM 0.32, which agree.
+    Source: the ``__init__`` of each model's attention, MLP and decoder layer in vLLM 0.32.0,
+    compared with transformers 5.14. Where they differ, this is what vLLM has: no bias in Gemma 1
+    and in Qwen3's output projection, whatever the config says, and a ``head_dim`` that Qwen2 does
+    not read.
 
     Attributes:
         head_dim: where the config names none; None for the hidden size over the number of heads.
+        reads_head_dim: whether the config's ``head_dim`` counts.
         is_tied: whether the output layer is the embedding, where the config does not say.
         has_head_norms: a norm over each head's queries and one over its keys.
         has_mlp_norms: a norm before and one after the MLP, besides those of the attention.
+        has_linear_gate: whether vLLM quantizes the gate of experts unless the config excludes it.
     """
 
     qkv_bias: Flag = False
     o_bias: Flag = False
     mlp_bias: Flag = False
     head_dim: int | None = None
+    reads_head_dim: bool = True
     is_tied: bool = False
     has_head_norms: bool = False
     has_mlp_norms: bool = False
     has_experts: bool = False
     has_shared_expert: bool = False
+    has_linear_gate: bool = False
 
     def parameters(
         self, config: ConfigNumbers, prefix: str, *, is_tied: bool
@@ -71,7 +77,9 @@ class TextModel:
     def _attention(self, config: ConfigNumbers, name: str, hidden: int) -> Iterator[Parameter]:
         heads = config.number("num_attention_heads")
         pairs = config.number("num_key_value_heads", default=heads)
-        width = config.number("head_dim", default=self.head_dim or hidden // max(heads, 1))
+        width = self.head_dim or hidden // max(heads, 1)
+        if self.reads_head_dim:
+            width = config.number("head_dim", default=width)
         has_bias = _says(config, self.qkv_bias)
         yield from linear(f"{name}.q_proj", heads * width, hidden, has_bias=has_bias)
         yield from linear(f"{name}.k_proj", pairs * width, hidden, has_bias=has_bias)
@@ -90,9 +98,12 @@ class TextModel:
         yield from linear(f"{name}.down_proj", hidden, width, has_bias=has_bias)
 
     def _experts(self, config: ConfigNumbers, name: str, hidden: int) -> Iterator[Parameter]:
-        """Yield a mixture of experts; its gates are never quantized."""
+        """Yield a mixture of experts; the gate of a shared expert is never quantized."""
         experts, width = _num_experts(config), config.number("moe_intermediate_size")
-        yield plain(f"{name}.gate.weight", experts, hidden)
+        if self.has_linear_gate:
+            yield from linear(f"{name}.gate", experts, hidden)
+        else:
+            yield plain(f"{name}.gate.weight", experts, hidden)
         for expert in range(experts):
             yield from self._mlp(config, f"{name}.experts.{expert}", width)
         if self.has_shared_expert:
@@ -110,7 +121,7 @@ def _num_experts(config: ConfigNumbers) -> int:
 
 
 def _is_sparse(config: ConfigNumbers, layer: int) -> bool:
-    """Source: ``Qwen3MoeDecoderLayer`` in vLLM's ``qwen3_moe.py``."""
+    """Source: ``Qwen2MoeDecoderLayer`` and ``Qwen3MoeDecoderLayer`` of vLLM 0.32.0."""
     step = max(config.number("decoder_sparse_step", default=1), 1)
     is_dense = layer in config.numbers("mlp_only_layers")
     return not is_dense and _num_experts(config) > 0 and (layer + 1) % step == 0

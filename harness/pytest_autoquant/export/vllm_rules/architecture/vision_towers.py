@@ -1,4 +1,7 @@
-"""The tensors of the vision towers, from the numbers of ``vision_config``. None is quantized."""
+"""The tensors of the vision towers, from the numbers of ``vision_config``.
+
+vLLM could load their linears quantized; schemes never quantize them (rule ``vision``).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from pytest_autoquant.export.vllm_rules.architecture.parameter import Parameter,
 def qwen3_vl_vision(config: ConfigNumbers, prefix: str) -> Iterator[Parameter]:
     """Yield the vision tower of Qwen3-VL.
 
-    Source: ``Qwen3_VisionTransformer`` in vLLM 0.32's ``qwen3_vl.py``.
+    Source: ``Qwen3_VisionTransformer`` in vLLM 0.32.0's ``qwen3_vl.py``.
 
     Raises:
         ExportError: a number is missing or malformed.
@@ -38,7 +41,7 @@ def qwen3_vl_vision(config: ConfigNumbers, prefix: str) -> Iterator[Parameter]:
 def qwen2_5_vl_vision(config: ConfigNumbers, prefix: str) -> Iterator[Parameter]:
     """Yield the vision tower of Qwen2.5-VL.
 
-    Source: ``Qwen2_5_VisionTransformer`` in vLLM 0.32's ``qwen2_5_vl.py``.
+    Source: ``Qwen2_5_VisionTransformer`` in vLLM 0.32.0's ``qwen2_5_vl.py``.
 
     Raises:
         ExportError: a number is missing or malformed.
