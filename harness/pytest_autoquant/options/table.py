@@ -176,7 +176,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         name="effective_bits",
         kind=BITS,
-        default=8.0,
+        default=10.0,
         help="bit budget per weight over the searched layers, for the selection",
     ),
     Option(name="seed", kind=WHOLE, default=0, help="seed of random weights"),

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from builders import files_in, import_everything, one_thread
+from builders import files_in
 from pytest_autoquant.manifests.layout import find_manifests
 from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase
 from pytest_autoquant.manifests.sensitivity_manifest import load_manifest, read_manifest
@@ -26,13 +26,6 @@ QUICK = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
 CASE = "tiny-qwen3-vl/wint8_afp16/default/small/gradient"
 INT8 = ("--aq-pairs=wint8_afp16", "--aq-granularities=default", "--aq-sizes=small")
 MEASURE = "def test_it(aq_case, aq_measure):\n    aq_measure(aq_case)\n"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def imported():
-    with one_thread():
-        import_everything()
-        yield
 
 
 @pytest.fixture
