@@ -248,7 +248,7 @@ def test_two_hosts_measure_what_one_process_does(controller, hosts, spawn):
         seen = json.loads((host.home / f"{worker}.json").read_text())
         assert seen == {
             "cwd": str(host.folder),
-            "harness": str(host.folder / "harness" / "__init__.py"),
+            "harness": str(host.folder / "pytest_autoquant" / "__init__.py"),
         }
 
     read = [read_manifest(path).case for path in run.root.rglob(MANIFESTS)]
