@@ -50,7 +50,7 @@ from pytest_autoquant.scoring.build_manifest import dataset_record
 from pytest_autoquant.scoring.environment import memory_record
 from pytest_autoquant.scoring.notes import length_notes
 from pytest_autoquant.scoring.runner import MeasurementRunner
-from pytest_autoquant.text import in_words, now_utc
+from pytest_autoquant.text import digits_apart, in_words, now_utc
 
 _HELD_OUT_BATCH_SIZE = 8
 
@@ -84,6 +84,7 @@ class SchemeRunner:
         target: str | None,
         root: Path | None,
         may_replace: bool,
+        max_kl: float | None = None,
         load_in_vllm: bool = False,
     ) -> None:
         """Prepare nothing yet.
@@ -94,6 +95,8 @@ class SchemeRunner:
                 out. None for no such limit.
             root: report root under which checkpoints are written, None to export nothing.
             may_replace: whether an existing checkpoint may be replaced.
+            max_kl: the largest measured KL divergence that passes, in nats per token; None for no
+                limit.
             load_in_vllm: whether each checkpoint is loaded in vLLM, where it is installed.
         """
         self._bench = bench
@@ -101,6 +104,7 @@ class SchemeRunner:
         self._target = target
         self._root = root
         self._may_replace = may_replace
+        self._max_kl = max_kl
         self._load_in_vllm = load_in_vllm
         self._probe = ExportProbe(bench.device)
 
@@ -164,8 +168,9 @@ class SchemeRunner:
             UsageError: the budget cannot be reached.
             MeasurementError: the scheme cannot be measured.
             ExportError: the checkpoint exists already, or the source's files cannot be found.
-            UnexportedSchemeError: the checkpoint cannot be written or is not the quantized model,
-                or anything else failed after the measurement; the error carries what was measured.
+            UnexportedSchemeError: the measured damage is larger than allowed, the checkpoint cannot
+                be written or is not the quantized model, or anything else failed after the
+                measurement; the error carries what was measured.
         """
         target = self._checkpoint_folder(case)
         source = source_folder(self._bench.model, self._bench.source) if target else None
@@ -177,6 +182,7 @@ class SchemeRunner:
                 phases.begin("quantize and measure")
                 with applied(self._bench.model, choice.formats, self._batches(case)):
                     measured = self._manifest(choice, phases)
+                    self._check_damage(measured)
                     if folder is None:
                         return measured
                     phases.begin("export")
@@ -189,6 +195,18 @@ class SchemeRunner:
             is_ours = isinstance(error, ExportError | WriteError)
             message = str(error) if is_ours else f"the export failed: {in_words(error)}"
             raise UnexportedSchemeError(message, measured) from error
+
+    def _check_damage(self, measured: SchemeManifest) -> None:
+        """Refuse a scheme that is worse than asked for."""
+        kl, most = measured.measured.kl, self._max_kl
+        if most is None or kl <= most:
+            return
+        digits = digits_apart(kl, most, 4, "g")
+        raise ExportError(
+            f"scheme {measured.scheme.name}: the measured KL divergence is {kl:.{digits}g} nats "
+            f"per token, --aq-max-kl allows {most:.{digits}g}; quantize fewer groups, or to more "
+            "bits"
+        )
 
     def _checkpoint_folder(self, case: SchemeCase) -> Path | None:
         """Return where the checkpoint goes, None without an export; refuse an existing one."""
@@ -272,6 +290,7 @@ class SchemeRunner:
                 measure=case.scheme.measure,
                 amount=case.scheme.amount,
                 target=self._target,
+                max_kl=self._max_kl,
             ),
             notes=(*choice.notes, *length_notes(held_out)),
             model=bench.model.record,

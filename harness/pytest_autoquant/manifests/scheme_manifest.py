@@ -34,6 +34,8 @@ class SchemeRecord:
         left_out: by candidate, why the target runtime cannot load it.
         amount: in the unit of ``measure``.
         target: the runtime whose limits apply; None if there is none.
+        max_kl: the largest measured KL divergence that passes, in nats per token; None for no
+            limit.
     """
 
     __pydantic_config__ = STRICT
@@ -43,6 +45,7 @@ class SchemeRecord:
     measure: Literal["fraction_of_groups", "fraction_of_weights", "effective_bits"]
     amount: float
     target: str | None
+    max_kl: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -105,8 +105,8 @@ def _amount(raw: object, most: float) -> float:
     return number
 
 
-def _bits(raw: object) -> float:
-    number = _amount(raw, MAX_BITS)
+def _above_zero(raw: object, most: float) -> float:
+    number = _amount(raw, most)
     if number == 0:
         raise ValueError(raw)
     return number
@@ -159,7 +159,13 @@ BITS = Kind(
     ini_type="float",
     metavar="BITS",
     allowed=f"a number above 0 and up to {MAX_BITS:g}",
-    convert=_bits,
+    convert=lambda raw: _above_zero(raw, MAX_BITS),
+)
+NATS = Kind(
+    ini_type="float",
+    metavar="NATS",
+    allowed="a number above 0, in nats per token",
+    convert=lambda raw: _above_zero(raw, sys.float_info.max),
 )
 SHARE = Kind(
     ini_type="float",

@@ -77,7 +77,7 @@ CONTRADICTIONS = (
 
 NEEDS = (
     Need(
-        options=("target", "held_out"),
+        options=("target", "held_out", "max_kl"),
         is_met=lambda s: bool(s.schemes),
         message="has no effect without --aq-schemes",
     ),

@@ -29,6 +29,7 @@ class Settings:
     schemes: tuple[str, ...]
     target: str
     held_out: Path | None
+    max_kl: float | None
     export: bool
     replace_export: bool
     load_vllm: bool

@@ -15,6 +15,7 @@ from pytest_autoquant.options.kinds import (
     DRIFT,
     FLAG,
     NAME,
+    NATS,
     PATH,
     SHARD,
     SHARE,
@@ -124,6 +125,11 @@ OPTIONS: tuple[Option, ...] = (
         name="held_out",
         kind=PATH,
         help="captions on which a scheme's damage is measured, one per line, UTF-8",
+    ),
+    Option(
+        name="max_kl",
+        kind=NATS,
+        help="fail a scheme, and export nothing, whose measured KL divergence is larger",
     ),
     Option(name="export", kind=FLAG, help="write each scheme as a Hugging Face checkpoint"),
     Option(

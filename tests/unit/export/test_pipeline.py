@@ -1,6 +1,7 @@
 """Schemes derived on the embedded models: support, decisions, damage and checkpoints."""
 
 import json
+import re
 import shutil
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -54,7 +55,7 @@ def bench():
     return open_bench()
 
 
-def runner(bench, *, root=None, target=None, held_out=SHORT, may_replace=False, load=False):
+def runner(bench, *, root=None, target=None, held_out=SHORT, may_replace=False, load=False, **more):
     return SchemeRunner(
         bench,
         held_out=held_out,
@@ -62,6 +63,7 @@ def runner(bench, *, root=None, target=None, held_out=SHORT, may_replace=False, 
         root=root,
         may_replace=may_replace,
         load_in_vllm=load,
+        **more,
     )
 
 
@@ -163,6 +165,7 @@ def test_manifest_names_scheme_model_and_captions(bench, mixture):
         "measure": "effective_bits",
         "amount": 6.0,
         "target": None,
+        "max_kl": None,
     }
     assert mixture.model == bench.model.record
     assert mixture.environment == bench.environment
@@ -402,6 +405,25 @@ def test_manifest_describes_its_checkpoint(bench, exported):
     assert {name: each["quant_algo"] for name, each in config["quantized_layers"].items()} == {
         name: algorithms[g.format] for g in manifest.groups if g.format for name in g.modules
     }
+
+
+def test_scheme_worse_than_allowed_fails_with_its_measurement_and_exports_nothing(
+    bench, exported, tmp_path
+):
+    kl = exported[1].measured.kl
+    case = mine(*FORMATS, amount=6.0)
+    with pytest.raises(UnexportedSchemeError) as error:
+        runner(bench, root=tmp_path, max_kl=kl * 0.999999).derive(case)
+    assert re.fullmatch(
+        r"scheme mine: the measured KL divergence is 0\.\d+ nats per token, --aq-max-kl allows "
+        r"0\.\d+; quantize fewer groups, or to more bits",
+        str(error.value),
+    )
+    measured = error.value.measured
+    assert (measured.measured.kl, measured.export) == (kl, None)
+    assert measured.scheme.max_kl == kl * 0.999999
+    assert not any(tmp_path.rglob("*.safetensors"))
+    assert runner(bench, max_kl=kl).derive(case).scheme.max_kl == kl
 
 
 def test_readme_of_a_checkpoint_says_what_loads_it(exported):

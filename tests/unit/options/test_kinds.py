@@ -11,6 +11,7 @@ from pytest_autoquant.options.kinds import (
     DRIFT,
     FLAG,
     NAME,
+    NATS,
     PATH,
     SHARD,
     SHARE,
@@ -57,6 +58,7 @@ ANY_NAMES, FIELD_NAMES = names(), names("model", "torch")
         (SHARE, "0", 0.0),
         (SHARE, 1, 1.0),
         (DRIFT, "5e-3", 0.005),
+        (NATS, "0.02", 0.02),
         (DRIFT, 12.5, 12.5),
         (SHARD, "1/1", Shard(index=1, count=1)),
         (SHARD, "3/12", Shard(index=3, count=12)),
@@ -81,6 +83,7 @@ REFUSED = {
     WHOLE: ["-1", "0.5", str(2**63)],
     BITS: ["0", "16.01", "nan", "inf", "-1", "eight", ""],
     SHARE: ["1.01", "-0.1", "nan", "90%"],
+    NATS: ["0", "-1", "nan", "inf", "0.1 nats"],
     DRIFT: ["-0.01", "inf", "nan", "ten"],
     SHARD: [
         "",

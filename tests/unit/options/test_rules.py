@@ -21,6 +21,7 @@ GATE, SCHEMES = {"baseline": "blessed"}, {"schemes": "all"}
 IDLE = {
     "target": ("vllm", SCHEMES),
     "held_out": ("held.txt", SCHEMES),
+    "max_kl": ("0.02", SCHEMES),
     "load_vllm": (True, {"export": True, **SCHEMES}),
     "tape_dir": ("tapes", {"engine": "replay"}),
     "tape_device": ("cpu", {"engine": "auto"}),

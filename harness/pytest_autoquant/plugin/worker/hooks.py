@@ -138,6 +138,7 @@ class Worker:
             self.runner,
             held_out=plan.held_out,
             target=None if plan.settings.target == "none" else plan.settings.target,
+            max_kl=plan.settings.max_kl,
             root=plan.root if plan.settings.export else None,
             may_replace=plan.settings.replace_export,
             load_in_vllm=plan.settings.load_vllm,
