@@ -269,7 +269,7 @@ def test_structure_cases_alone_have_no_text_on_scores(render):
 
 
 def test_infeasible_has_a_footnote(render, results, line):
-    note = "infeasible: more bits are stored than the budget allows"
+    note = "infeasible: the budget is below the fewest bits"
     assert note in render(markdown_of(results)).text
     assert note not in render(markdown_of(results_of(line))).text
 
