@@ -119,10 +119,14 @@ class SchemeRunner:
             problem = self._probe.problem(self._bench.config(combination))
             if self._root is not None and problem is not None:
                 return Support(status=Status.UNSUPPORTED, reason=problem)
-        return self._reachable(_without(case, left_out))
+        return self._reachable(_without(case, left_out), left_out)
 
-    def _reachable(self, case: SchemeCase) -> Support:
+    def _reachable(self, case: SchemeCase, left_out: Mapping[str, str]) -> Support:
         """Return whether the rule can be met by the shapes of the model's layers.
+
+        Args:
+            case: the scheme with the candidates that the target can load.
+            left_out: why it cannot load the others, by candidate.
 
         Raises:
             ModelError: the model's config cannot be loaded.
@@ -137,7 +141,15 @@ class SchemeRunner:
         )
         if problem is None:
             return SUPPORTED
-        return Support(status=Status.UNSUPPORTED, reason=problem)
+        reason = "; ".join((problem, *self._target_left_out(left_out)))
+        return Support(status=Status.UNSUPPORTED, reason=reason)
+
+    def _target_left_out(self, left_out: Mapping[str, str]) -> tuple[str, ...]:
+        """Return the sentence that names the option behind missing candidates, if any are."""
+        if not left_out:
+            return ()
+        why = "; ".join(left_out.values())
+        return (f"--aq-target {self._target} left candidates out: {why}",)
 
     def _configs(self, case: SchemeCase) -> tuple[EffectiveConfig, ...]:
         return tuple(self._bench.config(combination) for combination in case.candidates)
@@ -227,10 +239,7 @@ class SchemeRunner:
         except UsageError as error:
             if not left_out:
                 raise
-            raise UsageError(
-                f"{error}; --aq-target {self._target} left candidates out: "
-                f"{'; '.join(left_out.values())}"
-            ) from error
+            raise UsageError("; ".join((str(error), *self._target_left_out(left_out)))) from error
 
     def _left_out(self, case: SchemeCase) -> dict[str, str]:
         """Return why the target cannot load a candidate, by the candidates that it cannot load."""

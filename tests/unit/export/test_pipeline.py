@@ -342,13 +342,15 @@ def test_candidates_that_the_target_cannot_load_are_left_out(bench):
 
 
 def test_budget_below_the_remaining_candidates_is_refused(bench):
+    schemes = runner(bench, target="vllm")
     with pytest.raises(UsageError) as error:
-        runner(bench, target="vllm").derive(builtin(MIXTURE))
-    assert str(error.value).startswith(f"scheme {MIXTURE!r}: effective_bits 6 cannot be reached ")
-    assert str(error.value).endswith(
-        "; --aq-target vllm left candidates out: vllm cannot load wint4_afp16, exported as "
-        "W4A16_AWQ"
-    )
+        schemes.derive(builtin(MIXTURE))
+    for message in (str(error.value), schemes.support(builtin(MIXTURE)).reason):
+        assert message.startswith(f"scheme {MIXTURE!r}: effective_bits 6 cannot be reached ")
+        assert message.endswith(
+            "; --aq-target vllm left candidates out: vllm cannot load wint4_afp16, exported as "
+            "W4A16_AWQ"
+        )
 
 
 def test_score_that_is_not_finite_is_refused(bench, monkeypatch):
