@@ -183,6 +183,7 @@ def test_options_that_left_candidates_out_or_made_a_broken_checkpoint_are_named(
         "3 violations",
     ]
     text = " ".join(page.text.split())
+    assert "transformers does not load them: it reads quantized weights without" in text
     assert "Violations of vLLM's rules in mine a: is <b> b: is <b> b: is <b>" in text
     assert "What vLLM tolerates in mine a: is <b>" in text
 
