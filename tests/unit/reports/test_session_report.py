@@ -136,6 +136,8 @@ def test_terminal_ends_with_counts_reasons_failures_and_the_worst_groups(results
         f"  alias  alias = {line.case_id}",
         "  failed failed: NaN",
         "  failed raised: out of memory",
+        "  budget    1  cannot be stored in 8 bits per weight (--aq-effective-bits); the first of "
+        "them fits at 4.125",
         "most sensitive groups (q_proj is q, k and v; gate_proj is gate and up), by",
         "mean share of a case's total score:",
         f"   1.  55.0%  {OUTPUT}",
