@@ -356,7 +356,12 @@ def with_scores(manifest, scores):
         sensitivity_ranking=tuple(
             replace(line, name=f"{name}.quant_recipe", importance=scores[name]) for name in ranked
         ),
-        autoquant_state=replace(manifest.autoquant_state, score=total, total_score=total),
+        autoquant_state=replace(
+            manifest.autoquant_state,
+            score=total,
+            total_score=total,
+            effective_bits=manifest.quantization.effective_bits,
+        ),
     )
 
 

@@ -44,6 +44,10 @@ class CheckpointTensors:
                 return tensor
         return None
 
+    def names_below(self, module: str) -> tuple[str, ...]:
+        """Return the names of the tensors in a module and in those below it."""
+        return tuple(name for name in self._file_of if name.startswith(f"{module}."))
+
     def common_dtype(self) -> torch.dtype:
         """Return the dtype of most floating-point tensors, read from the files' headers."""
         names = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16}

@@ -46,6 +46,7 @@ from pytest_autoquant.manifests.scheme_manifest import (
 from pytest_autoquant.modelopt_support.layer_groups import layer_groups
 from pytest_autoquant.modelopt_support.status import SUPPORTED, Status, Support
 from pytest_autoquant.models.device import peak_cuda_bytes
+from pytest_autoquant.models.layers import Linear
 from pytest_autoquant.scoring.build_manifest import dataset_record
 from pytest_autoquant.scoring.environment import memory_record
 from pytest_autoquant.scoring.notes import length_notes
@@ -53,6 +54,9 @@ from pytest_autoquant.scoring.runner import MeasurementRunner
 from pytest_autoquant.text import digits_apart, in_words, now_utc
 
 _HELD_OUT_BATCH_SIZE = 8
+
+#: Why fused experts stay in 16 bits.
+FUSED_EXPERTS = "a scheme cannot quantize the fused experts"
 
 
 class UnexportedSchemeError(ExportError):
@@ -123,10 +127,14 @@ class SchemeRunner:
             problem = self._probe.problem(self._bench.config(combination))
             if self._root is not None and problem is not None:
                 return Support(status=Status.UNSUPPORTED, reason=problem)
-        return self._reachable(_without(case, left_out))
+        return self._reachable(_without(case, left_out), left_out)
 
-    def _reachable(self, case: SchemeCase) -> Support:
+    def _reachable(self, case: SchemeCase, left_out: Mapping[str, str]) -> Support:
         """Return whether the rule can be met by the shapes of the model's layers.
+
+        Args:
+            case: the scheme with the candidates that the target can load.
+            left_out: why it cannot load the others, by candidate.
 
         Raises:
             ModelError: the model's config cannot be loaded.
@@ -141,25 +149,43 @@ class SchemeRunner:
         )
         if problem is None:
             return SUPPORTED
-        return Support(status=Status.UNSUPPORTED, reason=problem)
+        reason = "; ".join((problem, *self._target_left_out(left_out)))
+        return Support(status=Status.UNSUPPORTED, reason=reason)
+
+    def _target_left_out(self, left_out: Mapping[str, str]) -> tuple[str, ...]:
+        """Return the sentence that names the option behind missing candidates, if any are."""
+        if not left_out:
+            return ()
+        why = "; ".join(left_out.values())
+        return (f"--aq-target {self._target} left candidates out: {why}",)
 
     def _configs(self, case: SchemeCase) -> tuple[EffectiveConfig, ...]:
         return tuple(self._bench.config(combination) for combination in case.candidates)
 
     def _obstacles(self, case: SchemeCase) -> tuple[Obstacles, ...]:
-        """Return the linears that cannot be exported in a candidate's format, by candidate.
-
-        A candidate without any export is measured only, on every layer.
-        """
+        """Return the linears that cannot take a candidate's format, and why, by candidate."""
         return tuple(
             {
                 linear.name: problem
                 for linear in self._bench.architecture.linears
-                if self._probe.problem(config) is None
-                and (problem := self._probe.layer_problem(config, linear)) is not None
+                if (problem := self._obstacle(config, linear)) is not None
             }
             for config in self._configs(case)
         )
+
+    def _obstacle(self, config: EffectiveConfig, linear: Linear) -> str | None:
+        """Return why a linear cannot take a format, None if it can.
+
+        A format without any export is measured only, on every layer. Fused experts have a quantizer
+        per expert and matrix (``_QuantFusedExperts`` in
+        ``modelopt/torch/quantization/plugins/huggingface.py``, 0.47.0), which ``applied`` does not
+        name.
+        """
+        if linear.is_fused:
+            return FUSED_EXPERTS
+        if self._probe.problem(config) is not None:
+            return None
+        return self._probe.layer_problem(config, linear)
 
     def derive(self, case: SchemeCase) -> SchemeManifest:
         """Score, choose, quantize, measure and, if asked, export a scheme.
@@ -245,10 +271,7 @@ class SchemeRunner:
         except UsageError as error:
             if not left_out:
                 raise
-            raise UsageError(
-                f"{error}; --aq-target {self._target} left candidates out: "
-                f"{'; '.join(left_out.values())}"
-            ) from error
+            raise UsageError("; ".join((str(error), *self._target_left_out(left_out)))) from error
 
     def _left_out(self, case: SchemeCase) -> dict[str, str]:
         """Return why the target cannot load a candidate, by the candidates that it cannot load."""

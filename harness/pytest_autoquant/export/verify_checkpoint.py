@@ -164,7 +164,7 @@ def _count_identical(
     """
     quantized = {f"{name}.weight" for name in _modules(formats)}
     tied = set(getattr(model.module, "_tied_weights_keys", None) or ())
-    count = 0
+    count, split = 0, set[str]()
     for name, tensor in model.module.state_dict().items():
         if name in quantized:
             continue
@@ -172,12 +172,32 @@ def _count_identical(
         if actual is None and name in tied:
             continue
         original = None if source is None else source.get(name)
+        if source is not None and actual is None and original is None:
+            split |= _kept_parts(name, stored, source)
+            continue
         if actual is None or not _is_kept(actual, tensor.detach().cpu(), original, source):
             raise ExportError(
                 f"{_UNEQUAL}: {name}, which is not quantized, differs from the model; {_DISCARD}"
             )
         count += 1
-    return count
+    return count + len(split)
+
+
+def _kept_parts(name: str, stored: CheckpointTensors, source: CheckpointTensors) -> set[str]:
+    """Return the names of the source's tensors that are one in the model; all must be stored.
+
+    transformers joins the matrices of a layer's experts when it loads a checkpoint and splits them
+    when it saves one (``WeightConverter`` in ``core_model_loading.py``, 5.14.1). None of the
+    module's tensors is quantized: fused experts stay in 16 bits.
+    """
+    parts = source.names_below(name.rpartition(".")[0])
+    for part in parts or (name,):
+        actual, original = stored.get(part), source.get(part)
+        if actual is None or original is None or not _is_identical(actual, original):
+            raise ExportError(
+                f"{_UNEQUAL}: {part}, which is not quantized, differs from the source; {_DISCARD}"
+            )
+    return set(parts)
 
 
 def _is_kept(

@@ -46,6 +46,7 @@ class Group:
         weights: number of weights in the group.
         selected: whether the bit budget keeps the group quantized.
         bits: stored per weight where the group is quantized, scales included.
+        keeps_16_bits: whether no budget quantizes it.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Group:
     weights: int | None
     selected: bool | None
     bits: float | None = None
+    keeps_16_bits: bool = False
 
     @property
     def layer(self) -> int | None:
@@ -289,6 +291,7 @@ def _group(manifest: Manifest, name: str) -> Group:
         weights=sum(layer.out_features * layer.in_features for layer in members),
         selected=all(layer.selected for layer in members),
         bits=_stored_bits(recorded),
+        keeps_16_bits=recorded.keeps_16_bits,
     )
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS
+
 if TYPE_CHECKING:
     from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
     from pytest_autoquant.manifests.sensitivity_manifest import Manifest
@@ -60,6 +62,7 @@ def manifest_disagreements(manifest: Manifest) -> Iterator[str]:
     yield from _ranking_problems(manifest)
     yield from _disagreeing(_layer_copies(manifest))
     yield from _disagreeing(_total_copies(manifest))
+    yield from _disagreeing(_bits_copies(manifest))
     yield from _disagreeing(_option_copies(manifest))
     yield from _disagreeing(_caption_copies(manifest))
 
@@ -179,6 +182,40 @@ def _total_copies(manifest: Manifest) -> Iterator[Copies]:
         copy=state.score,
         copy_at="autoquant_state.score",
     )
+
+
+def _bits_copies(manifest: Manifest) -> Iterator[Copies]:
+    """The bits per weight of all layers, and under the selection; earlier manifests have none."""
+    weights, stored, selected = 0, 0, 0
+    for layer in manifest.layers.values():
+        if layer.stored_bits is None:
+            return
+        unquantized = layer.out_features * layer.in_features * int(UNQUANTIZED_BITS)
+        weights += layer.out_features * layer.in_features
+        stored += layer.stored_bits
+        selected += layer.stored_bits if layer.selected else unquantized
+    if not weights:
+        return
+    yield Copies(
+        true=_per_weight(stored, weights),
+        at="what all layers store per weight",
+        copy=manifest.quantization.effective_bits,
+        copy_at="quantization.effective_bits",
+    )
+    yield Copies(
+        true=_per_weight(selected, weights),
+        at="what the layers store per weight under the selection",
+        copy=manifest.autoquant_state.effective_bits,
+        copy_at="autoquant_state.effective_bits",
+    )
+
+
+def _per_weight(bits: int, weights: int) -> float:
+    """Return the quotient; infinity, which no copy holds, where it is too large for a float."""
+    try:
+        return bits / weights
+    except OverflowError:
+        return math.inf
 
 
 def _option_copies(manifest: Manifest) -> Iterator[Copies]:

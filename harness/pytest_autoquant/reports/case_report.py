@@ -159,9 +159,11 @@ def selection_sentence(case: CaseResult) -> str:
         return ""
     if not chosen.is_satisfied:
         digits = digits_apart(chosen.budget, chosen.minimum_bits, 4, "g")
+        count, every = case.selected_groups, len(case.groups)
+        which = "every group" if count == every else f"{count} of {every} groups"
         return (
             f"The budget of {chosen.budget:.{digits}g} bits per weight cannot be met: the smallest "
-            f"reachable is {rounded_up(chosen.minimum_bits)}, with every group quantized."
+            f"reachable is {rounded_up(chosen.minimum_bits)}, with {which} quantized."
         )
     digits = digits_apart(chosen.budget, chosen.bits, 4, "g")
     score, total = numbers_apart(chosen.score, case.total_score)

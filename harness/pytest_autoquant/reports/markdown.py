@@ -42,7 +42,7 @@ KL_SCORE_MEANS = (
 RANDOM_WEIGHTS = "random weights: nothing here holds for a trained model"
 
 INFEASIBLE_MEANS = (
-    "infeasible: more bits are stored than the budget allows even with every group quantized."
+    "infeasible: the budget is below the fewest bits that the groups can be stored in."
 )
 LOST_MEANS = "was to run and sent no outcome"
 

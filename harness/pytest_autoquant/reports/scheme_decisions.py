@@ -73,11 +73,14 @@ def decisions(found: SchemeManifest) -> tuple[Decision, ...]:
 
 def _reasons_by_rank(found: SchemeManifest) -> Iterator[str]:
     """Yield the place of every group in ascending order of score, as ``allocate`` takes them."""
-    scores = [min(group.scores.values(), default=0.0) for group in found.groups]
-    order = sorted(range(len(scores)), key=lambda i: (scores[i], i))
+    able = {i: scores for i, group in enumerate(found.groups) if (scores := _takeable(group))}
+    order = sorted(able, key=lambda i: (min(able[i].values()), i))
     places = {index: place for place, index in enumerate(order, start=1)}
     quantized = sum(group.format is not None for group in found.groups)
     for index, group in enumerate(found.groups):
+        if index not in places:
+            yield _not_takeable(group)
+            continue
         score = "" if group.format is not None else f", would score {_least(group)}"
         yield (
             f"{places[index]} of {len(order)} from the least sensitive; the first {quantized} are "
@@ -86,17 +89,29 @@ def _reasons_by_rank(found: SchemeManifest) -> Iterator[str]:
 
 
 def _reason_by_bits(group: GroupDecision) -> str:
+    if not _takeable(group):
+        return _not_takeable(group)
     if group.format is None:
         return f"would score {_least(group)}, too much for the bits it saves"
     return f"scores {_per_weights(group, group.scores[group.format])}, worth the bits it saves"
 
 
+def _takeable(group: GroupDecision) -> dict[str, float]:
+    """Return the scores of the candidates that the group can take."""
+    return {name: score for name, score in group.scores.items() if name not in group.left_out}
+
+
+def _not_takeable(group: GroupDecision) -> str:
+    """Return why no candidate fits the group."""
+    reasons = [f"cannot take {name}: {reason}" for name, reason in group.left_out.items()]
+    return "; ".join(reasons) or "has no candidate"
+
+
 def _least(group: GroupDecision) -> str:
-    """Return the lowest score that a candidate has for the group."""
-    if not group.scores:
-        return "nothing: it has no candidate"
-    candidate = min(group.scores, key=lambda name: group.scores[name])
-    score = group.scores[candidate]
+    """Return the lowest score that a candidate has for the group, which can take one."""
+    scores = _takeable(group)
+    candidate = min(scores, key=lambda name: scores[name])
+    score = scores[candidate]
     return f"{number(score)} with {candidate}, {_per_weights(group, score)}"
 
 

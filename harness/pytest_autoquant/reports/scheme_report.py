@@ -66,6 +66,14 @@ def agreement_sentence(schemes: Mapping[str, SchemeManifest]) -> str:
     )
 
 
+#: The README of a checkpoint has the same, and its source.
+WHAT_LOADS_IT = (
+    "Exported checkpoints are for vLLM, where the static check finds no violation. transformers "
+    "does not load them: it reads quantized weights without their scales and computes nonsense. "
+    "The README in a checkpoint's folder says more."
+)
+
+
 def schemes_markdown(schemes: Mapping[str, SchemeManifest]) -> str:
     """Return every scheme as Markdown."""
     parts = ["# Mixed-precision schemes", MEANING]
@@ -74,6 +82,8 @@ def schemes_markdown(schemes: Mapping[str, SchemeManifest]) -> str:
     sentence = agreement_sentence(schemes)
     if sentence:
         parts.append(text(sentence))
+    if any(found.export is not None for found in schemes.values()):
+        parts.append(WHAT_LOADS_IT)
     parts.append(table(HEADERS, [_row(found) for found in schemes.values()], right="  rrrrrrrr   "))
     for found in schemes.values():
         parts += _notes(found)

@@ -64,7 +64,10 @@ def budget_rows(case: CaseResult) -> tuple[BudgetRow, ...]:
     return tuple(
         BudgetRow(
             budget=budget,
-            quantized=sum(candidate == 0 for candidate in found.chosen),
+            quantized=sum(
+                candidate < len(group.bits) - 1  # the last one is not quantized
+                for group, candidate in zip(groups, found.chosen, strict=True)
+            ),
             bits=found.effective_bits,
             score=found.score,
             share=found.score / total if total else None,
@@ -107,7 +110,11 @@ def _scored(groups: Sequence[Group]) -> tuple[ScoredGroup, ...]:
     """Return the groups, the most sensitive first; empty if a number is missing or too large."""
     scored = tuple(
         ScoredGroup(
-            name=group.name, scores=(group.score,), bits=(group.bits,), weights=group.weights
+            name=group.name,
+            scores=(group.score,),
+            bits=(group.bits,),
+            weights=group.weights,
+            left_out=frozenset({0} if group.keeps_16_bits else ()),
         ).with_unquantized()
         for group in groups
         if group.score is not None and group.bits is not None and group.weights
@@ -117,7 +124,8 @@ def _scored(groups: Sequence[Group]) -> tuple[ScoredGroup, ...]:
 
 
 def _budgets(groups: Sequence[ScoredGroup], own: float | None) -> list[float]:
-    least = _bits(groups, 0)
+    weights = sum(group.weights for group in groups)
+    least = sum(group.weights * group.bits[group.smallest] for group in groups) / weights
     whole = range(math.ceil(least), int(UNQUANTIZED_BITS) + 1)
     return sorted({least, *map(float, whole), *(() if own is None else (own,))})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from pytest_autoquant.allocation.scored_group import rounded_up
 from pytest_autoquant.manifests.scheme_manifest import ExportRecord, SchemeManifest
 from pytest_autoquant.reports.markdown import LOST_MEANS, number
 from pytest_autoquant.reports.scheme_report import SCHEMES_MARKDOWN
@@ -31,6 +32,7 @@ def terminal_lines(results: SessionResults) -> list[str]:
     for found in results.schemes.values():
         lines += _scheme_lines(found)
     lines += _rerun_lines(results)
+    lines += _budget_lines(results)
     lines += _group_lines(results)
     lines += [f"left out: {reason}" for reason in results.left_out]
     lines += [f"NOT WRITTEN: {error}" for error in results.write_errors]
@@ -89,6 +91,20 @@ def _group_lines(results: SessionResults) -> list[str]:
             for i, (group, share) in enumerate(ranking.groups, start=1)
         ]
     return lines
+
+
+def _budget_lines(results: SessionResults) -> Iterator[str]:
+    """Yield a line per bit budget that cases cannot reach."""
+    needed: dict[float, list[float]] = {}
+    for case in results.cases.values():
+        chosen = case.selection
+        if chosen.is_satisfied is False and chosen.budget and chosen.minimum_bits is not None:
+            needed.setdefault(chosen.budget, []).append(chosen.minimum_bits)
+    for budget, bits in sorted(needed.items()):
+        yield (
+            f"  budget {len(bits):4d}  cannot be stored in {budget:.15g} bits per weight "
+            f"(--aq-effective-bits); the first of them fits at {rounded_up(min(bits))}"
+        )
 
 
 def _rerun_lines(results: SessionResults) -> list[str]:

@@ -47,13 +47,12 @@ class Signal:
         unfed = [name for name in self.unfed if name not in self.dead]
         unmoved = [name for name in self.unmoved if name not in {*self.dead, *unfed}]
         sentences = (
-            (self.dead, "all weights are zero", "stays in 16 bits"),
-            (unfed, "all inputs are zero", "stays in 16 bits"),
-            (unmoved, "all gradients are zero", "scores zero"),
+            (self.dead, "all weights are zero", "a group with one stays in 16 bits"),
+            (unfed, "all inputs are zero", "a group with one stays in 16 bits"),
+            (unmoved, "all gradients are zero", "one adds nothing to its group's score"),
         )
         return tuple(
-            f"{what} of {counted(len(names), 'linear')}: {first_few(names)}; a group with one "
-            f"{effect}"
+            f"{what} of {counted(len(names), 'linear')}: {first_few(names)}; {effect}"
             for names, what, effect in sentences
             if names
         )

@@ -321,6 +321,18 @@ def test_rule_that_the_shapes_cannot_meet_is_refused_before_any_work(
     assert f"; {WIDE} cannot be exported where {NARROW}: model.language_model" in support.reason
 
 
+def test_fused_experts_stay_in_16_bits_by_name(idle):
+    architecture = idle.architecture
+    fused = replace(architecture.linears[-1], input_widths=(128, 384))
+    vars(idle)["architecture"] = replace(architecture, linears=(*architecture.linears[:-1], fused))
+    case = mine("wfp8_afp8", measure="fraction_of_groups", amount=1.0)
+    assert runner(idle).support(case).reason == (
+        "scheme 'mine': fraction_of_groups 1 asks for 24 of 24 layer groups and only 23 can take "
+        "wfp8_afp8; give at most 0.9583; wfp8_afp8 cannot be exported where a scheme cannot "
+        f"quantize the fused experts: {fused.name}"
+    )
+
+
 def test_activation_only_scheme_stores_16_bits(bench):
     """Every choice stores 16 bits per weight; leaving every group unquantized is the best one."""
     manifest = runner(bench).derive(mine("wfp16_afp8", measure="fraction_of_groups", amount=0.25))
@@ -345,13 +357,15 @@ def test_candidates_that_the_target_cannot_load_are_left_out(bench):
 
 
 def test_budget_below_the_remaining_candidates_is_refused(bench):
+    schemes = runner(bench, target="vllm")
     with pytest.raises(UsageError) as error:
-        runner(bench, target="vllm").derive(builtin(MIXTURE))
-    assert str(error.value).startswith(f"scheme {MIXTURE!r}: effective_bits 6 cannot be reached ")
-    assert str(error.value).endswith(
-        "; --aq-target vllm left candidates out: vllm cannot load wint4_afp16, exported as "
-        "W4A16_AWQ"
-    )
+        schemes.derive(builtin(MIXTURE))
+    for message in (str(error.value), schemes.support(builtin(MIXTURE)).reason):
+        assert message.startswith(f"scheme {MIXTURE!r}: effective_bits 6 cannot be reached ")
+        assert message.endswith(
+            "; --aq-target vllm left candidates out: vllm cannot load wint4_afp16, exported as "
+            "W4A16_AWQ"
+        )
 
 
 def test_score_that_is_not_finite_is_refused(bench, monkeypatch):

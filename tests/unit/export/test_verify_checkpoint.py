@@ -1,6 +1,6 @@
 """Checkpoints read back: by our own dequantization, and refused after every kind of damage."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from pytest_autoquant.export.verify_checkpoint import Verification, verify_check
 from pytest_autoquant.models.registry import REGISTRY
 from safetensors.torch import load_file, save_file
 from scheme_model import DOWN, GATE_UP, LAYERS, OUT, QKV, export_scheme, formats_of, snapshot
+from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 SOURCE = REGISTRY["tiny-qwen3-vl"]
 WEIGHTS = "model.safetensors"
@@ -274,3 +275,23 @@ def test_linear_of_zeros_that_modelopt_stores_as_nan_is_refused(zeros, calibrati
     with pytest.raises(ExportError, match=f"{OUT[0]} holds values that are not finite"):
         export_scheme(zeros, SOURCE, formats_of(("wfp8_afp8", OUT)), calibration, tmp_path)
     assert load_file(tmp_path / WEIGHTS)[f"{OUT[0]}.weight"].float().isnan().all()
+
+
+def test_experts_that_the_model_joins_are_compared_with_the_source(tiny, tmp_path):
+    experts = {"moe_intermediate_size": 8, "shared_expert_intermediate_size": 8, "num_experts": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_experts_per_tok": 1}
+    config = Qwen2MoeConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, vocab_size=16, **experts, **heads
+    )
+    mixture = replace(tiny, module=Qwen2MoeForCausalLM(config))
+    for folder in ("source", "export"):
+        mixture.module.save_pretrained(tmp_path / folder)
+    export, source = tmp_path / "export", tmp_path / "source"
+    tensors = load_file(export / WEIGHTS)
+    assert verify_checkpoint(mixture, (), {}, export, source).num_identical == len(tensors)
+    part = "model.layers.0.mlp.experts.1.up_proj.weight"
+    for changed in ({part: tensors[part] + 1}, {}):
+        others = {name: tensor for name, tensor in tensors.items() if name != part}
+        save_file(others | changed, export / WEIGHTS, {"format": "pt"})
+        with pytest.raises(ExportError, match=f": {part}, which is not quantized, differs from"):
+            verify_checkpoint(mixture, (), {}, export, source)

@@ -145,7 +145,6 @@ def test_config_loads_unless_it_is_too_deep_to_be_written_again(document, path):
     "path",
     [
         ("autoquant_state", "minimum_effective_bits"),
-        ("quantization", "effective_bits"),
         ("layer_sensitivity", MLP, "costs", 0),
     ],
     ids=dotted,
@@ -191,6 +190,8 @@ OUTPUT = f"{LAYER}.self_attn.o_proj.quant_recipe"
         (("autoquant_state", "total_score"), 15.0, ["is 10.0", "total_score says 15.0"]),
         (("autoquant_state", "total_score"), None, ["is 10.0", "total_score says None"]),
         (("autoquant_state", "score"), 1.0, ["is 7.0", "autoquant_state.score says 1.0"]),
+        (("autoquant_state", "effective_bits"), 7.0, ["autoquant_state.effective_bits says 7.0"]),
+        (("quantization", "effective_bits"), 4.0, ["is 4.125", "effective_bits says 4.0"]),
         (
             ("autoquant_state", "constraints", "effective_bits"),
             4.5,

@@ -46,6 +46,27 @@ def test_infeasible_budget_names_the_smallest_reachable_one(findings):
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "kept"), [({"keeps_16_bits": True}, "10.91"), ({"bits": 16.5}, "11.2")]
+)
+def test_group_that_quantizing_does_not_shrink_stays_in_16_bits_everywhere(line, change, kept):
+    """A dead group, and one whose padded blocks store more than 16 bits."""
+    first, *others = line.groups
+    case = replace(line, groups=(replace(first, **change, selected=False), *others))
+    case = replace(
+        case,
+        groups=(case.groups[0], *(replace(group, selected=True) for group in others)),
+        selection=replace(line.selection, budget=8.0, minimum_bits=10.8, is_satisfied=False),
+    )
+    weights, small = sum(g.weights for g in case.groups), sum(g.weights for g in others)
+    least = (16 * first.weights + 4.125 * small) / weights
+    assert budget_rows(case)[0].quantized == 2
+    assert budget_rows(case)[0].budget == budget_rows(case)[0].bits == pytest.approx(least)
+    assert max(row.quantized for row in budget_rows(case)) == 2
+    assert f"{kept_rows(case)[0].bits:.4g}" == kept
+    assert case_report.selection_sentence(case).endswith("10.8, with 2 of 3 groups quantized.")
+
+
 def test_tables_show_the_manifests_numbers(render, manifest):
     manifest = replace(
         manifest, measured_at="2026-11-27T03:08:14+00:00", timing={"score": 70.0, "total": 72.4}

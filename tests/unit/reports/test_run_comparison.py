@@ -168,7 +168,8 @@ def test_most_drifted_case_comes_first_with_every_measure(page, scored):
 
 def test_selection_changes_are_counted(page, manifest):
     layers = {name: replace(layer, selected=True) for name, layer in manifest.layers.items()}
-    after = changed(replace(manifest, layers=layers), "autoquant_state", score=10.0)
+    state = {"score": 10.0, "effective_bits": 4.125}
+    after = changed(replace(manifest, layers=layers), "autoquant_state", **state)
     tables = page([manifest], [after]).tables
     assert tables[0][1][5] == "1 changed"
 

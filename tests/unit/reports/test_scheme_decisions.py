@@ -66,6 +66,26 @@ def test_decisions_have_format_score_share_and_the_rules_reason(derived, by_bits
     ]
 
 
+def test_group_that_cannot_take_a_candidate_says_why_and_has_no_rank(derived, by_bits):
+    dead, silent = "weights are all zero", "cannot take wfp8_afp8: weights are all zero"
+    ranked = by_rank(derived)
+    groups = [replace(g, left_out={FP8: dead}, format=None) for g in ranked.groups[1:2]]
+    found = replace(ranked, groups=(ranked.groups[0], *groups, *ranked.groups[2:]))
+    reason = "from the least sensitive; the first 1 are quantized"
+    assert [decision.reason for decision in decisions(found)] == [
+        f"2 of 3 {reason}, would score 3 with {FP8}, 3 per million weights",
+        silent,
+        f"3 of 3 {reason}, would score 4 with {FP8}, 4 per million weights",
+        f"1 of 3 {reason}",
+    ]
+    first, second, third = by_bits.groups
+    second = replace(second, left_out={FP8: dead})
+    third = replace(third, format=None, left_out={FP8: dead, INT4: "it is fused"})
+    reasons = [each.reason for each in decisions(replace(by_bits, groups=(first, second, third)))]
+    assert reasons[1].startswith(f"would score 8 with {INT4}, ")
+    assert reasons[2] == f"{silent}; cannot take {INT4}: it is fused"
+
+
 def test_schemes_md_and_the_page_list_every_decision(by_bits, render):
     expected = [list(decision.cells) for decision in decisions(by_bits)]
     written = render(schemes_markdown({"mine": by_bits}))

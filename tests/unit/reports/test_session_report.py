@@ -136,6 +136,8 @@ def test_terminal_ends_with_counts_reasons_failures_and_the_worst_groups(results
         f"  alias  alias = {line.case_id}",
         "  failed failed: NaN",
         "  failed raised: out of memory",
+        "  budget    1  cannot be stored in 8 bits per weight (--aq-effective-bits); the first of "
+        "them fits at 4.125",
         "most sensitive groups (q_proj is q, k and v; gate_proj is gate and up), by",
         "mean share of a case's total score:",
         f"   1.  55.0%  {OUTPUT}",
@@ -183,6 +185,7 @@ def test_options_that_left_candidates_out_or_made_a_broken_checkpoint_are_named(
         "3 violations",
     ]
     text = " ".join(page.text.split())
+    assert "transformers does not load them: it reads quantized weights without" in text
     assert "Violations of vLLM's rules in mine a: is <b> b: is <b> b: is <b>" in text
     assert "What vLLM tolerates in mine a: is <b>" in text
 
@@ -269,7 +272,7 @@ def test_structure_cases_alone_have_no_text_on_scores(render):
 
 
 def test_infeasible_has_a_footnote(render, results, line):
-    note = "infeasible: more bits are stored than the budget allows"
+    note = "infeasible: the budget is below the fewest bits"
     assert note in render(markdown_of(results)).text
     assert note not in render(markdown_of(results_of(line))).text
 

@@ -41,11 +41,7 @@ NAMED = (
     ("case", "granularity"),
     ("case", "size"),
 )
-NUMBERS = (
-    ("autoquant_state", "effective_bits"),
-    ("autoquant_state", "minimum_effective_bits"),
-    ("quantization", "effective_bits"),
-)
+NUMBER = ("autoquant_state", "minimum_effective_bits")
 
 
 @pytest.fixture
@@ -104,8 +100,7 @@ def check_written(manifest):
 
 @pytest.mark.parametrize("token", ["1e-320", "1e308", "-1e308"])
 def test_extreme_numbers_are_written_readably(manifest, document, token):
-    for path in NUMBERS:
-        check_written(load(put(copy.deepcopy(document), path, Verbatim(token))))
+    check_written(load(put(document, NUMBER, Verbatim(token))))
     check_written(with_scores(manifest, {"a": float(token), "b": 1e-300}))
 
 
