@@ -15,7 +15,7 @@ class ScoredGroup:
     Attributes:
         name: name of the group's first module.
         scores: sensitivity per scored token, by candidate.
-        bits: bits stored per weight, padding and scales included, by candidate; times
+        bits: bits stored per weight, every scale included, by candidate; times
             ``weights`` a whole number.
         weights: number of weights in the group.
         left_out: indices of the candidates that the group cannot take.

@@ -156,7 +156,7 @@ def advice(weight: str, activation: str, format_name: str) -> str:
         pair = ("nvfp4" if dtype == "fp4" else dtype for dtype in (weight, activation))
         names = "w{}_a{}".format(*pair)
         return (
-            f"fp4 is MXFP4 here; for NVFP4 use the built-in pair {names}, or give nvfp4 and leave "
+            f"for NVFP4 use the built-in pair {names} (fp4 is MXFP4 here), or give nvfp4 and leave "
             "format_name out"
         )
     composed = composed_format_name(weight, activation)

@@ -268,14 +268,16 @@ class QuantizerAttributes:
         return _round_up(out_features, blocks.along(-2, 0) if blocks else None)
 
     def stored_bits(self, out_features: int, in_features: int) -> int:
-        """Return the bits of a stored weight: padding and every scale of the weight included.
+        """Return the bits of a stored weight: its values and every scale of it.
 
+        A block that the weight's edge cuts has a scale like any other; what ModelOpt pads it with
+        is not stored (``FP8QTensor.quantize`` in quantization/qtensor/fp8_tensor.py crops it).
         Scales of blocks take 8 bits (E8M0, E4M3) or 16; those per channel and per tensor, NVFP4's
         second one included, 32. Scales of inputs are not in it.
         """
         rows, columns = self.padded_height(out_features), self.padded_width(in_features)
         scales = sum(each._scales_bits(rows, columns) for each in (self, *self.followers))
-        return rows * columns * self.width + scales
+        return out_features * in_features * self.width + scales
 
     def _scales_bits(self, rows: int, columns: int) -> int:
         """Return the bits of the scales of a weight of whole blocks."""

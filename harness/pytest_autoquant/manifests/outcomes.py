@@ -46,7 +46,7 @@ class StructureCheck:
     """The result of a structure case: the support status of a pair under an overlay.
 
     Attributes:
-        effective_bits: bits stored per weight, padding and scales included; the nominal bits
+        effective_bits: bits stored per weight, every scale included; the nominal bits
             where the shapes of the model's layers are not known.
         digest: of the effective config.
         notes: layers whose input width blocks do not divide, where their shapes are known.

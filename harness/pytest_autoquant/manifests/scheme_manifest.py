@@ -56,7 +56,7 @@ class GroupDecision:
         weights: number of weights in the group.
         format: the candidate that was chosen; None if the group stays unquantized.
         scores: score per scored token by candidate.
-        bits: stored per weight in the chosen format, padding and scales included; 16 if the group
+        bits: stored per weight in the chosen format, every scale included; 16 if the group
             stays unquantized, None in earlier manifests.
         left_out: by candidate, why the group cannot take it.
     """
@@ -77,7 +77,7 @@ class AllocationRecord:
 
     Attributes:
         score: predicted score per scored token.
-        effective_bits: bits stored per weight, padding and scales included.
+        effective_bits: bits stored per weight, every scale included.
         fraction_of_groups: share of groups that are quantized, from 0 to 1.
         fraction_of_weights: share of weights that are quantized, from 0 to 1.
     """

@@ -149,7 +149,7 @@ class QuantizationRecord:
             the installed ModelOpt has.
         effective_quant_cfg: the base with the overlay, and the modules of this model that were not
             measured; ``formats.quant_cfg.recorded_entries`` reads it for ``mtq.quantize``.
-        effective_bits: bits stored per weight over all layers, padding and scales included; in
+        effective_bits: bits stored per weight over all layers, every scale included; in
             manifests without ``nominal_effective_bits`` this is the nominal number.
         nominal_effective_bits: what ModelOpt was given, without padding and without scales per
             channel and per tensor; None in earlier manifests.
@@ -177,7 +177,7 @@ class LayerRecord:
         quantized: whether the quantizers were active while the layer was scored.
         selected: whether the bit budget keeps the layer quantized.
         padded_to: input width rounded up to whole blocks; None if the block size divides it.
-        stored_bits: of the quantized weight, padding and scales included; None in earlier
+        stored_bits: of the quantized weight, every scale included; None in earlier
             manifests.
     """
 

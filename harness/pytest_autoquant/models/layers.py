@@ -49,7 +49,7 @@ class Linear:
         return len(self.input_widths) > 1
 
     def stored_bits(self, config: EffectiveConfig) -> int:
-        """Return the bits of the weight as ``config`` stores it: padding and scales included."""
+        """Return the bits of the weight as ``config`` stores it: every scale included."""
         shapes = self.expert_shapes or ((1, self.out_features, self.in_features),)
         return sum(count * config.stored_bits(rows, columns) for count, rows, columns in shapes)
 

@@ -62,7 +62,7 @@ class Findings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupSize:
-    """Weights of a layer group, and the bits that they store: padding and scales included."""
+    """Weights of a layer group, and the bits that they store: every scale included."""
 
     weights: int
     stored_bits: int

@@ -111,17 +111,17 @@ def test_which_values_share_a_scale(cfg, of_weight, of_input):
 @pytest.mark.parametrize(
     ("cfg", "bits_per_weight", "padded_width", "stored_bits"),
     [  # a weight of 48 x 300
-        (MXFP4, 4.25, 320, 48 * 320 * 4 + 48 * 10 * 8),
-        (NVFP4, 4.5, 304, 48 * 304 * 4 + 48 * 19 * 8 + 32),
-        (NVFP4 | {"block_sizes": NVFP4["block_sizes"] | {-1: 64}}, 4.5, 304, 65_696),
-        (INT4, 4.125, 384, 48 * 384 * 4 + 48 * 3 * 16),
+        (MXFP4, 4.25, 320, 48 * 300 * 4 + 48 * 10 * 8),
+        (NVFP4, 4.5, 304, 48 * 300 * 4 + 48 * 19 * 8 + 32),
+        (NVFP4 | {"block_sizes": NVFP4["block_sizes"] | {-1: 64}}, 4.5, 304, 64_928),
+        (INT4, 4.125, 384, 48 * 300 * 4 + 48 * 3 * 16),
         ({"num_bits": 4, "block_sizes": {1: 100}}, 4.16, 300, 48 * 300 * 4 + 48 * 3 * 16),
-        (FP8_SQUARE_BLOCKS, 8 + 16 / 128**2, 384, 128 * 384 * 8 + 3 * 16),
+        (FP8_SQUARE_BLOCKS, 8 + 16 / 128**2, 384, 48 * 300 * 8 + 3 * 16),
         (INT8_PER_CHANNEL, 8, 300, 48 * 300 * 8 + 48 * 32),
         (INT8_PER_CHANNEL | {"axis": (1,)}, 8, 300, 48 * 300 * 8 + 300 * 32),
         (INT8_PER_TOKEN, 8, 300, 48 * 300 * 8 + 48 * 32),
         (FP8, 8, 300, 48 * 300 * 8 + 32),
-        ([INT4, FP8], 4.125, 384, 48 * 384 * 4 + 48 * 3 * 16 + 32),
+        ([INT4, FP8], 4.125, 384, 48 * 300 * 4 + 48 * 3 * 16 + 32),
     ],
 )
 def test_nominal_bits_and_those_of_a_stored_weight(cfg, bits_per_weight, padded_width, stored_bits):
@@ -181,3 +181,9 @@ def test_defaults_are_those_of_modelopt():
 )
 def test_one_range_of_a_weight_of_128_by_128(cfg, expected):
     assert QuantizerAttributes.of(cfg).has_one_range(128, 128) == expected
+
+
+@pytest.mark.parametrize(("group", "expected"), [(96, 4.25), (128, 4.125), (256, 4.125)])
+def test_block_that_the_width_cuts_stores_a_whole_scale(group, expected):
+    stored = of({"num_bits": 4, "block_sizes": {-1: group}}).stored_bits(64, 128)
+    assert stored / (64 * 128) == expected

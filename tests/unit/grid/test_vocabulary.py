@@ -116,9 +116,9 @@ REDEFINED = {
     ),
     "quant_pair/b.yaml": (
         "{name: wfp4_afp8, weight: fp4, activation: fp8, format_name: W4A8_NVFP4_FP8_CFG}",
-        "format_name is W4A8_NVFP4_FP8_CFG, built in W4A8_MXFP4_FP8_CFG; fp4 is MXFP4 here; for "
-        "NVFP4 use the built-in pair wnvfp4_afp8, or give nvfp4 and leave format_name out, or "
-        "choose another name",
+        "format_name is W4A8_NVFP4_FP8_CFG, built in W4A8_MXFP4_FP8_CFG; for NVFP4 use the "
+        "built-in pair wnvfp4_afp8 (fp4 is MXFP4 here), or give nvfp4 and leave format_name out, "
+        "or choose another name",
     ),
     "quant_granularity/c.yaml": (
         OVERLAY.format(name="w_group64"),

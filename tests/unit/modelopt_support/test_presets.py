@@ -57,7 +57,7 @@ def test_bits_of_a_preset_are_those_of_the_blocks_that_are_executed():
     mine = prober.resolve(user_pair("W4A8_NVFP4_FP8_CFG", "fp4", "fp8"), DEFAULT)
     ours = prober.resolve(PAIRS["wnvfp4_afp8"], DEFAULT)
     assert mine.effective_bits == ours.effective_bits == 4.5
-    assert mine.stored_bits(48, 40) == ours.stored_bits(48, 40) == 48 * (48 * 4 + 3 * 8) + 32
+    assert mine.stored_bits(48, 40) == ours.stored_bits(48, 40) == 48 * (40 * 4 + 3 * 8) + 32
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,12 @@ def test_bits_of_a_preset_are_those_of_the_blocks_that_are_executed():
     [
         (
             user_pair("NVFP4_WEIGHT_ONLY_CFG", "fp4"),
-            "fp4 is MXFP4 here; for NVFP4 use the built-in pair wnvfp4_afp16, or give nvfp4",
+            "for NVFP4 use the built-in pair wnvfp4_afp16 (fp4 is MXFP4 here), or give nvfp4",
         ),
-        (user_pair("NVFP4_OWN_CFG", "fp4", "fp4"), "use the built-in pair wnvfp4_anvfp4, or"),
+        (
+            user_pair("NVFP4_OWN_CFG", "fp4", "fp4"),
+            "use the built-in pair wnvfp4_anvfp4 (fp4 is MXFP4",
+        ),
         (user_pair("MXFP8_WEIGHT_CFG", "fp8"), "leave the pair out, as no dtype composes this"),
         (
             user_pair("INT8_LM_DEFAULT_CFG", "int8", "int8"),

@@ -73,6 +73,7 @@ def test_fused_experts_are_one_linear_with_all_their_weights():
     assert experts.is_fused
     assert experts.input_widths == (64, 96)
     assert experts.num_weights == 4 * (2 * 96 * 64 + 64 * 96)
-    stored = [4 * rows * (128 * 4 + 16) for rows in (192, 64)]  # groups of 128, padded
+    widths = ((192, 64), (64, 96))  # one group of 128 and so one scale per row
+    stored = [4 * rows * (width * 4 + 16) for rows, width in widths]
     assert experts.stored_bits(config_of("wint4_afp16")) == sum(stored)
     assert experts.padded_to(config_of("wint4_afp16")) == 128

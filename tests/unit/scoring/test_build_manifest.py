@@ -106,10 +106,10 @@ def test_costs_are_weights_times_bits_over_16_as_in_modelopt(manifest):
         (
             "wint4_aint8",
             "w_group96",
-            (256 * (288 * 4 + 3 * 16), 2 * 512 * (288 * 4 + 48)),
+            (256 * (256 * 4 + 3 * 16), 2 * 512 * (256 * 4 + 48)),
             4 + 1 / 6,
         ),
-        ("wint4_aint8", "w_group512", (256 * (512 * 4 + 16), 2 * 512 * (512 * 4 + 16)), 4 + 1 / 32),
+        ("wint4_aint8", "w_group512", (256 * (256 * 4 + 16), 2 * 512 * (256 * 4 + 16)), 4 + 1 / 32),
     ],
 )
 def test_bits_are_those_stored_for_each_shape(findings, pair, granularity, stored, nominal):

@@ -89,9 +89,9 @@ def test_structure_case_knows_the_layers_of_a_model_that_is_here(tmp_path):
     folder = save_odd_model(tmp_path / "odd")
     bench = bench_of(model=str(folder), pairs="wint4_afp16")
     check = bench.runner.check(bench.plan.combination_named("wint4_afp16-w_group64"))
-    qkv = sum(rows * (128 * 4 + 2 * 16) for rows in (64, 64, 64))
-    o, gate_up = 96 * (64 * 4 + 16), 2 * 200 * (128 * 4 + 2 * 16)
-    down = 96 * (256 * 4 + 4 * 16)
+    qkv = sum(rows * (96 * 4 + 2 * 16) for rows in (64, 64, 64))
+    o, gate_up = 96 * (64 * 4 + 16), 2 * 200 * (96 * 4 + 2 * 16)
+    down = 96 * (200 * 4 + 4 * 16)
     weights = 4 * 64 * 96 + 3 * 96 * 200
     assert check.effective_bits == (qkv + o + gate_up + down) / weights
     assert [note.partition(";")[0] for note in check.notes] == [
