@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -190,14 +189,7 @@ def dataset_record(data: CalibrationData) -> DatasetRecord:
         num_duplicates=data.num_duplicates,
         num_truncated=data.num_truncated,
         max_tokens=data.max_tokens,
-        scored_captions=_caption_digests(data),
-    )
-
-
-def _caption_digests(data: CalibrationData) -> tuple[str, ...]:
-    rows = (row for batch in data.scored for row in batch.rows)
-    return tuple(
-        sorted(hashlib.sha256(" ".join(map(str, row)).encode()).hexdigest()[:8] for row in rows)
+        scored_captions=data.scored_digests,
     )
 
 
