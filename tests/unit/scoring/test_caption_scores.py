@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from builders import calibration_of, config_of, ignore_progress
+from builders import calibration_of, config_of, covered, ignore_progress
 from pytest_autoquant.calibration.batches import Batch, caption_digest
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
@@ -36,3 +37,15 @@ def test_captions_keep_their_order_when_batches_are_split(tiny):
     for one, other in zip(whole.groups, split.groups, strict=True):
         assert one.per_caption == pytest.approx(other.per_caption, rel=1e-4)
     assert data.split(12).scored_digests == data.scored_digests
+
+
+def test_intervals_cover_the_built_in_captions(tiny):
+    """Of all 512 captions as the population, samples as large as small and medium are drawn."""
+    data = calibration_of(tiny, "large", score_size=512)
+    measured = ReplayEngine(tiny).score([WEIGHT_ONLY], data, ignore_progress)[WEIGHT_ONLY.digest]
+    scores = np.array([group.per_caption for group in measured.groups])
+    for count in (16, 128):
+        in_score, in_rank = covered(scores, np.array(data.scored_predictions), count)
+        assert 0.90 <= in_score <= 0.99
+        assert in_rank.mean() >= 0.95
+        assert in_rank.min() >= 0.85
