@@ -381,6 +381,7 @@ def with_scores(manifest, scores):
                 importance=score,
                 rank=ranked.index(name) + 1,
                 module_names=(name,),
+                caption_scores=None,
             )
             for name, score in scores.items()
         },
