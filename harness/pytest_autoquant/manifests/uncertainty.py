@@ -18,11 +18,14 @@ cover the true rank of some groups in 64% of samples instead of 95% (16 captions
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pytest_autoquant.manifests.case_result import Group, ScoredCaptions
+from pytest_autoquant.manifests.packed_scores import unpack_scores
 
 #: Groups that the probability of being among the most sensitive is given for.
 TOP = 10
@@ -72,6 +75,18 @@ class CaptionSample:
     predictions: Sequence[int]
     scores: Sequence[Sequence[float]]
 
+    def with_sum(self) -> CaptionSample:
+        """Return the sample with the sum of all groups after them."""
+        return replace(self, scores=[*self.scores, np.sum(self.scores, axis=0)])
+
+    def of_captions(self, places: Sequence[int]) -> CaptionSample:
+        """Return the sample of some captions, by their position."""
+        return CaptionSample(
+            captions=[self.captions[place] for place in places],
+            predictions=[self.predictions[place] for place in places],
+            scores=[[scores[place] for place in places] for scores in self.scores],
+        )
+
     @property
     def per_token(self) -> Floats:
         """The groups' scores, ``(groups,)``."""
@@ -87,6 +102,18 @@ class CaptionSample:
         centred = without.mean(1, keepdims=True) - without
         deviations: Floats = centred * np.sqrt((count - 1) / count)
         return deviations
+
+
+def case_sample(scored: ScoredCaptions, groups: Sequence[Group]) -> CaptionSample | None:
+    """Return the scores of some groups of a case by caption; None if they are not known."""
+    packed = [group.error.caption_scores for group in groups if group.error is not None]
+    if len(packed) < len(groups) or not packed:
+        return None
+    return CaptionSample(
+        captions=scored.digests,
+        predictions=scored.predictions,
+        scores=[unpack_scores(each, len(scored.digests)) for each in packed],
+    )
 
 
 def student_t(degrees: int) -> float:
@@ -175,6 +202,7 @@ class ScoreDifference:
     Attributes:
         standard_error: over captions; of captions that both cases have, what they do to both
             scores cancels.
+        noise: half the width of the 95% interval, rounding included.
     """
 
     value: float
