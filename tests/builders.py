@@ -284,6 +284,37 @@ def calibration_of(model, size="small", *, batch_size=32, score_size=128):
     return calibration_data(captions, model.tokenize, batch_size=batch_size, score_size=score_size)
 
 
+def covered(scores, predictions, count, rounds=200):
+    """Draw captions from a population; return how often intervals hold its scores and ranks.
+
+    Returns the share over all groups for scores, and by group for ranks.
+    """
+    import numpy as np
+    from pytest_autoquant.manifests.uncertainty import (
+        CaptionSample,
+        group_uncertainties,
+        student_t,
+    )
+
+    generator = np.random.default_rng(3)
+    true = scores.sum(1) / predictions.sum()
+    ranks = (-true).argsort().argsort() + 1
+    score_hits, rank_hits = [], []
+    for _ in range(rounds):
+        drawn = generator.integers(0, len(predictions), count)
+        sample = CaptionSample(
+            captions=[str(index) for index in range(count)],
+            predictions=predictions[drawn].tolist(),
+            scores=scores[:, drawn],
+        )
+        found = group_uncertainties(sample)
+        errors = np.array([each.standard_error for each in found]) * student_t(count - 1)
+        score_hits.append(abs(sample.per_token - true) <= errors)
+        intervals = np.array([each.rank_interval for each in found])
+        rank_hits.append((intervals[:, 0] <= ranks) & (ranks <= intervals[:, 1]))
+    return np.mean(score_hits), np.mean(rank_hits, axis=0)
+
+
 def model_state(module):
     """Describe everything that a measurement may change in a model, for comparison by ``==``."""
     import torch
@@ -350,6 +381,7 @@ def with_scores(manifest, scores):
                 importance=score,
                 rank=ranked.index(name) + 1,
                 module_names=(name,),
+                caption_scores=None,
             )
             for name, score in scores.items()
         },

@@ -142,7 +142,11 @@ def opened(page, report, address=""):
 def _at_size(manifest, size, step):
     """Return a manifest of another size: the scores grow by up to ``4 * step``, group by group."""
     groups = {
-        name: replace(group, importance=group.importance * (1 + step * (index * 7 % 5)))
+        name: replace(
+            group,
+            importance=group.importance * (1 + step * (index * 7 % 5)),
+            caption_scores=None,
+        )
         for index, (name, group) in enumerate(manifest.layer_sensitivity.items())
     }
     ranked = sorted(groups, key=lambda name: -groups[name].importance)

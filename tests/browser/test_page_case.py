@@ -1,6 +1,7 @@
 """One case: its layer map, its table and its files; and the table of all cases."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -20,8 +21,10 @@ from page_reading import (
     sort_by,
     table,
     total,
+    violations,
     whole_table,
 )
+from pytest_autoquant.manifests.packed_scores import pack_scores
 
 NAME = "layer-groups"
 CASE = "tiny-qwen3-vl/wint8_afp16/w_group64/small/gradient"
@@ -88,6 +91,47 @@ def test_layer_map_has_a_cell_per_group_with_its_score(swept, sweep):
         for rank, (name, score) in enumerate(scores(manifest).items(), start=1)
     }
     assert len(found) == len({tuple(map(round, cell["box"])) for cell in found}) == 24
+
+
+def with_error_bars(manifest):
+    """Return a manifest whose standard errors are 10% of the scores; ranks 1 and 2 are tied."""
+    data = manifest.dataset
+    lengths = [length for length, count in data.token_lengths.items() for _ in range(count)]
+    predictions = tuple(length - 1 for length in lengths)
+    digests = tuple(f"{index:08}" for index in range(len(predictions)))
+    data = replace(data, scored_captions=digests, scored_predictions=predictions)
+    groups = {
+        name: replace(
+            group,
+            standard_error=group.importance / 10,
+            rank_interval=(1, 2) if group.rank < 3 else (group.rank, group.rank),
+            top_ten_probability=float(group.rank < 11),
+            caption_scores=pack_scores([group.importance * n for n in predictions]),
+        )
+        for name, group in manifest.layer_sensitivity.items()
+    }
+    return replace(manifest, dataset=data, layer_sensitivity=groups)
+
+
+def test_error_bars_are_whiskers_and_columns_where_they_are_known(
+    page, swept, open_report, report_of, template
+):
+    open_case(swept, CASE)
+    assert swept.locator("#case-errors").is_hidden()
+    report = report_of(with_error_bars(template))
+    open_report(page, report, f"#case={template.case.case_id}")
+    ranked = scores(report.manifests[template.case.case_id])
+    rows = table(page, NAME)
+    assert column(rows, "standard error") == [f"{score / 10:.2g}" for score in ranked.values()]
+    assert column(rows, "ranks at 95%") == ["1 to 2"] * 2 + [str(r) for r in range(3, 25)]
+    assert page.locator("#chart-errors .mark-rule.layer_0_marks line").count() == 24
+    assert violations(page) == []
+    found = cells(page, "errors")
+    assert len(found) == 24
+    name, score = next(iter(ranked.items()))
+    assert found[0]["label"] == (
+        f"{name}: score {four(score)} ± {score / 10:.2g} per token, rank 1 to 2 at 95%"
+    )
 
 
 def tab_to_the_score(page):

@@ -146,6 +146,7 @@ def scale_scores(path, factor):
         for group in document["layer_sensitivity"].values():
             group["scores"][0] *= factor
             group["importance"] *= factor
+            group["caption_scores"] = None
         for ranked in document["sensitivity_ranking"]:
             ranked["importance"] *= factor
         document["autoquant_state"]["total_score"] *= factor

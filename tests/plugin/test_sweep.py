@@ -154,7 +154,7 @@ def test_layer_reports_show_the_manifests_numbers(manifests, sweep):
         top = manifest.sensitivity_ranking[0]
         table = (folder / "layer-sensitivity-report.md").read_text()
         assert re.findall(r"!\[[^]]+\]\((.+)\)", table) == ["layer-map.svg"]
-        (row,) = re.findall(r"^\| +1 \| `(\S+)` +\| +\d+ \| +(\S+) \|", table, re.MULTILINE)
+        (row,) = re.findall(r"^\| +1 \| `(\S+)` +\| +\d+ \| +(\S+) ± \S+ \|", table, re.MULTILINE)
         assert row == (top.name.removesuffix(".quant_recipe"), f"{top.importance:.4g}")
 
 

@@ -159,13 +159,19 @@ def manifest(findings):
 
 @pytest.fixture
 def scored(findings):
-    """Build the manifest of a model with these groups, of one linear each: scores per token."""
+    """Build the manifest of a model with these groups, of one linear each.
+
+    Scores are per token, or of each of the three captions that predict 10 tokens.
+    """
+
+    def group_of(name, score):
+        if isinstance(score, tuple):
+            return GroupScore(modules=(name,), score=sum(score), quantized=True, per_caption=score)
+        total = score * findings.data.scored_tokens
+        return GroupScore(modules=(name,), score=total, quantized=True)
 
     def manifest_of(scores):
-        groups = tuple(
-            GroupScore(modules=(name,), score=score * findings.data.scored_tokens, quantized=True)
-            for name, score in scores.items()
-        )
+        groups = tuple(group_of(*item) for item in scores.items())
         return build_manifest(
             replace(
                 findings,

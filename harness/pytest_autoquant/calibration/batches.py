@@ -94,6 +94,36 @@ class CalibrationData:
         return sum(len(batch.rows) for batch in self.scored)
 
     @property
+    def replayed(self) -> tuple[Batch, ...]:
+        """The scored batches in the order of replay: those of several captions first.
+
+        On CUDA, ModelOpt quantizes the tokens of the two kinds with different code.
+        """
+        return tuple(sorted(self.scored, key=lambda batch: len(batch.rows) == 1))
+
+    @property
+    def replayed_captions(self) -> tuple[tuple[int, ...], ...]:
+        """The token ids of every scored caption in the order of replay."""
+        return tuple(row for batch in self.replayed for row in batch.rows)
+
+    @property
+    def by_digest(self) -> tuple[int, ...]:
+        """Indices into ``replayed_captions`` by rising digest: an order that no batch changes."""
+        digests = [caption_digest(row) for row in self.replayed_captions]
+        return tuple(sorted(range(len(digests)), key=digests.__getitem__))
+
+    @property
+    def scored_digests(self) -> tuple[str, ...]:
+        """Digests of the scored captions in the order of ``by_digest``."""
+        return tuple(sorted(caption_digest(row) for row in self.replayed_captions))
+
+    @property
+    def scored_predictions(self) -> tuple[int, ...]:
+        """Next-token predictions of each scored caption, in the order of ``by_digest``."""
+        rows = self.replayed_captions
+        return tuple(len(rows[index]) - 1 for index in self.by_digest)
+
+    @property
     def num_duplicates(self) -> int:
         """Number of captions with the same tokens as an earlier one: they weigh it twice."""
         return self.num_captions - len({row for batch in self.batches for row in batch.rows})
@@ -210,6 +240,11 @@ def batches_of_equal_length(rows: Sequence[tuple[int, ...]], batch_size: int) ->
         for length in sorted(by_length)
         for start in range(0, len(by_length[length]), batch_size)
     )
+
+
+def caption_digest(row: Sequence[int]) -> str:
+    """Return the first 8 hexadecimal digits of a sha256 over a caption's token ids."""
+    return hashlib.sha256(" ".join(map(str, row)).encode()).hexdigest()[:8]
 
 
 def captions_digest(scored: Sequence[str], unscored: Sequence[str]) -> str:

@@ -35,6 +35,22 @@ _LAYER_INDEX = re.compile(r"(?:^|\.)(\d+)\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorBar:
+    """What is known of a group's noise over captions; see ``GroupSensitivity``."""
+
+    standard_error: float
+    rank_interval: tuple[int, int]
+    top_ten_probability: float
+    caption_scores: str
+
+    @property
+    def ranks(self) -> str:
+        """The ranks that other captions may give: ``3``, or for ties ``2 to 4``."""
+        first, last = self.rank_interval
+        return str(first) if first == last else f"{first} to {last}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """One layer group.
 
@@ -47,6 +63,7 @@ class Group:
         selected: whether the bit budget keeps the group quantized.
         bits: stored per weight where the group is quantized, scales included.
         keeps_16_bits: whether no budget quantizes it.
+        error: error bars over captions; None if they are not known.
     """
 
     name: str
@@ -57,6 +74,7 @@ class Group:
     selected: bool | None
     bits: float | None = None
     keeps_16_bits: bool = False
+    error: ErrorBar | None = None
 
     @property
     def layer(self) -> int | None:
@@ -88,11 +106,13 @@ class ScoredCaptions:
         name: of the file or the built-in set.
         count: number of captions; None if it is not recorded.
         digests: one per caption, see ``DatasetRecord.scored_captions``; empty if not recorded.
+        predictions: next-token predictions of each of them; empty if not recorded.
     """
 
     name: str = UNKNOWN
     count: int | None = None
     digests: tuple[str, ...] = ()
+    predictions: tuple[int, ...] = ()
 
     def in_common(self, other: ScoredCaptions) -> int | None:
         """Return how many captions both have; None if that is unknown.
@@ -267,6 +287,7 @@ def case_result_of(manifest: Manifest, path: Path | None = None) -> CaseResult:
                 name=manifest.dataset.name,
                 count=manifest.dataset.num_score_samples,
                 digests=manifest.dataset.scored_captions,
+                predictions=manifest.dataset.scored_predictions,
             ),
             weights=manifest.model.weights,
             measured_at=manifest.measured_at,
@@ -292,6 +313,23 @@ def _group(manifest: Manifest, name: str) -> Group:
         selected=all(layer.selected for layer in members),
         bits=_stored_bits(recorded),
         keeps_16_bits=recorded.keeps_16_bits,
+        error=_error_bar(recorded),
+    )
+
+
+def _error_bar(group: GroupSensitivity) -> ErrorBar | None:
+    if (
+        group.standard_error is None
+        or group.rank_interval is None
+        or group.top_ten_probability is None
+        or group.caption_scores is None
+    ):
+        return None
+    return ErrorBar(
+        standard_error=group.standard_error,
+        rank_interval=group.rank_interval,
+        top_ten_probability=group.top_ten_probability,
+        caption_scores=group.caption_scores,
     )
 
 

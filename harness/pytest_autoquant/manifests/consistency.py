@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS
+from pytest_autoquant.manifests.packed_scores import unpack_scores
 
 if TYPE_CHECKING:
     from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 #: Largest relative difference of two sums of the same numbers, added in another order.
 _ROUNDING = 1e-9
+
+#: Likewise for a sum of numbers that are stored in fp32.
+_FP32_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +69,7 @@ def manifest_disagreements(manifest: Manifest) -> Iterator[str]:
     yield from _disagreeing(_bits_copies(manifest))
     yield from _disagreeing(_option_copies(manifest))
     yield from _disagreeing(_caption_copies(manifest))
+    yield from _caption_score_problems(manifest)
 
 
 def scheme_disagreements(found: SchemeManifest) -> Iterator[str]:
@@ -277,6 +282,19 @@ def _caption_copies(manifest: Manifest) -> Iterator[Copies]:
             copy=data.num_score_samples,
             copy_at="dataset.num_score_samples",
         )
+    if data.scored_predictions:
+        yield Copies(
+            true=len(data.scored_predictions),
+            at="the number of captions in dataset.scored_predictions",
+            copy=len(data.scored_captions),
+            copy_at="dataset.scored_captions",
+        )
+        yield Copies(
+            true=sum(data.scored_predictions),
+            at="the sum of dataset.scored_predictions",
+            copy=data.num_scored_tokens,
+            copy_at="dataset.num_scored_tokens",
+        )
     yield Copies(
         true=sum(data.token_lengths.values()),
         at="the number of captions in dataset.token_lengths",
@@ -289,6 +307,25 @@ def _caption_copies(manifest: Manifest) -> Iterator[Copies]:
         copy=data.num_tokens,
         copy_at="dataset.num_tokens",
     )
+
+
+def _caption_score_problems(manifest: Manifest) -> Iterator[str]:
+    """Yield groups whose scores by caption are damaged, or are not those of the group."""
+    predictions = manifest.dataset.scored_predictions
+    for name, group in manifest.layer_sensitivity.items():
+        if group.caption_scores is None:
+            continue
+        try:
+            scores = unpack_scores(group.caption_scores, len(predictions))
+        except ValueError as error:
+            yield f"group {name!r}: caption_scores {error}"
+            continue
+        score = math.fsum(scores) / max(1, sum(predictions))
+        if not math.isclose(score, group.importance or 0.0, rel_tol=_FP32_ROUNDING, abs_tol=1e-30):
+            yield (
+                f"group {name!r}: caption_scores give {score!r} per token, importance is "
+                f"{group.importance!r}; one of them was changed: restore the file, or measure again"
+            )
 
 
 def _candidate_problems(found: SchemeManifest) -> Iterator[str]:

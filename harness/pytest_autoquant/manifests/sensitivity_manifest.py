@@ -108,6 +108,8 @@ class DatasetRecord:
         scored_captions: of every scored caption the first 8 hexadecimal digits of a sha256 over its
             token ids, sorted; empty in manifests from before it was recorded. It tells which
             captions two cases have in common.
+        scored_predictions: next-token predictions of each of them, in the same order; empty in
+            earlier manifests.
     """
 
     __pydantic_config__ = STRICT
@@ -129,6 +131,7 @@ class DatasetRecord:
     num_truncated: int | None = None
     max_tokens: int | None = None
     scored_captions: tuple[str, ...] = ()
+    scored_predictions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +199,9 @@ class LayerRecord:
 class GroupSensitivity:
     """One layer group. Scores are None if they are not finite.
 
+    What ``uncertainty`` derives is None for a single scored caption, for stock AutoQuant, which
+    does not tell captions apart, if a score is not finite, and in earlier manifests.
+
     Attributes:
         formats: the case's format, then the unquantized one; ``scores`` and ``costs`` follow it.
         scores: per scored token.
@@ -204,6 +210,11 @@ class GroupSensitivity:
         rank: 1 is the most sensitive.
         keeps_16_bits: whether no budget quantizes it, because the weights or inputs of a member are
             all zero.
+        standard_error: of the score, over captions.
+        rank_interval: the first and last rank that other captions may give; 95%.
+        top_ten_probability: that the group is among the ten most sensitive.
+        caption_scores: the score by caption, not divided by tokens, in the order of
+            ``DatasetRecord.scored_captions``; see ``packed_scores``.
     """
 
     __pydantic_config__ = STRICT
@@ -214,6 +225,10 @@ class GroupSensitivity:
     rank: int
     module_names: tuple[str, ...]
     keeps_16_bits: bool = False
+    standard_error: float | None = None
+    rank_interval: tuple[int, int] | None = None
+    top_ten_probability: float | None = None
+    caption_scores: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

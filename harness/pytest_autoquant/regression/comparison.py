@@ -30,6 +30,8 @@ class GroupDrift:
         before: score per scored token, None if it is not finite; ``after`` likewise.
         drift: ``(after - before) / max(before, 1% of the mean score before)``; infinite if
             either score is not finite.
+        is_beyond_noise: whether the scores differ by more than other captions may make them;
+            None if a result has no error bars.
     """
 
     name: str
@@ -38,6 +40,7 @@ class GroupDrift:
     rank_before: int
     rank_after: int
     drift: float
+    is_beyond_noise: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +56,7 @@ class Comparison:
         top_ten: share of the first result's ten most sensitive groups that are among the
             second's ten.
         total_drift: relative drift of the total score.
+        is_total_beyond_noise: of the sum over ``groups``; see ``GroupDrift``.
         aligned: groups whose names end alike only, each with its name in the first and in the
             second result; they are among ``groups``.
         selection_changes: groups whose selection under the bit budget changed.
@@ -74,6 +78,13 @@ class Comparison:
     budgets: tuple[float | None, float | None] = (None, None)
     aligned: tuple[tuple[str, str], ...] = ()
     is_comparable: bool = True
+    is_total_beyond_noise: bool | None = None
+
+    @property
+    def num_beyond_noise(self) -> int | None:
+        """Number of groups that differ by more than their noise; None if that is unknown."""
+        known = [g.is_beyond_noise for g in self.groups if g.is_beyond_noise is not None]
+        return sum(known) if known else None
 
     @property
     def largest_drift(self) -> float:
@@ -95,7 +106,11 @@ def compare(before: CaseResult, after: CaseResult) -> Comparison:
     floor = _FLOOR * _mean([group.score for group in before.groups])
     names = _names_before(before, after)
     common = [(first[names[name]], second[name]) for name in second if name in names]
-    groups = tuple(_group_drift(*pair, floor) for pair in common)
+    *beyond, total_beyond = _beyond_noise(before, after, common)
+    groups = tuple(
+        _group_drift(*pair, floor, is_beyond)
+        for pair, is_beyond in zip(common, beyond, strict=True)
+    )
     found = set(names.values())
     return Comparison(
         cases=(before.case_id, after.case_id),
@@ -112,10 +127,27 @@ def compare(before: CaseResult, after: CaseResult) -> Comparison:
         budgets=(before.selection.budget, after.selection.budget),
         aligned=tuple((old.name, new.name) for old, new in common if old.name != new.name),
         is_comparable=not (before.is_old or after.is_old),
+        is_total_beyond_noise=total_beyond,
     )
 
 
-def _group_drift(before: Group, after: Group, floor: float) -> GroupDrift:
+def _beyond_noise(
+    before: CaseResult, after: CaseResult, common: Sequence[tuple[Group, Group]]
+) -> list[bool | None]:
+    """Return whether each pair of groups differs by more than its noise, and so their sum."""
+    from pytest_autoquant.manifests.uncertainty import case_sample, score_differences
+
+    first = case_sample(before.scored, [old for old, _ in common])
+    second = case_sample(after.scored, [new for _, new in common])
+    if first is None or second is None:
+        return [None] * (len(common) + 1)
+    found = score_differences(first.with_sum(), second.with_sum())
+    return [each.is_beyond_noise for each in found]
+
+
+def _group_drift(
+    before: Group, after: Group, floor: float, is_beyond_noise: bool | None
+) -> GroupDrift:
     return GroupDrift(
         name=after.name,
         before=before.score,
@@ -123,6 +155,7 @@ def _group_drift(before: Group, after: Group, floor: float) -> GroupDrift:
         rank_before=before.rank,
         rank_after=after.rank,
         drift=_drift(before.score, after.score, floor),
+        is_beyond_noise=is_beyond_noise,
     )
 
 

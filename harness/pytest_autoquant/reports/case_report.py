@@ -8,9 +8,10 @@ from pathlib import PurePosixPath
 from urllib.parse import quote
 
 from pytest_autoquant.allocation.scored_group import rounded_up
-from pytest_autoquant.manifests.case_result import CaseResult, finite
+from pytest_autoquant.manifests.case_result import CaseResult, ErrorBar, finite
 from pytest_autoquant.manifests.sensitivity_manifest import Manifest
 from pytest_autoquant.reports.markdown import (
+    ERROR_BARS_MEAN,
     GROUPS_MEAN,
     KL_SCORE_MEANS,
     SCORE_MEANS,
@@ -22,6 +23,7 @@ from pytest_autoquant.reports.markdown import (
     random_weights_caution,
     table,
     text,
+    with_error,
 )
 from pytest_autoquant.reports.selection_tables import (
     SELECTION_MEANS,
@@ -61,6 +63,8 @@ class LayerRow:
         weights: number of stored weights.
         selected: whether the bit budget keeps the group quantized.
         score_per_megabit: score per million bits that quantizing the group saves.
+        standard_error: of the score over captions; ``rank_interval`` are the ranks that other
+            captions may give.
     """
 
     rank: int
@@ -72,6 +76,9 @@ class LayerRow:
     weights: int | None
     selected: bool | None
     score_per_megabit: float | None
+    standard_error: float | None = None
+    rank_interval: tuple[int, int] | None = None
+    top_ten_probability: float | None = None
 
 
 def layer_rows(case: CaseResult) -> tuple[LayerRow, ...]:
@@ -82,6 +89,7 @@ def layer_rows(case: CaseResult) -> tuple[LayerRow, ...]:
     for group in case.groups:
         share = group.score / total if group.score is not None and total else None
         running += share or 0.0
+        error = group.error
         rows.append(
             LayerRow(
                 rank=group.rank,
@@ -93,6 +101,9 @@ def layer_rows(case: CaseResult) -> tuple[LayerRow, ...]:
                 weights=group.weights,
                 selected=group.selected,
                 score_per_megabit=finite(score_per_megabit(group)),
+                standard_error=None if error is None else error.standard_error,
+                rank_interval=None if error is None else error.rank_interval,
+                top_ten_probability=None if error is None else error.top_ten_probability,
             )
         )
     return tuple(rows)
@@ -140,6 +151,7 @@ def layer_report_markdown(manifest: Manifest, case: CaseResult) -> str:
         f"({LAYERS_PICTURE})",
         "## Layer groups, most sensitive first",
         GROUPS_MEAN,
+        *([ERROR_BARS_MEAN] if _has_error_bars(case) else []),
         _groups(case),
     ]
     return "\n\n".join(parts) + "\n"
@@ -239,17 +251,28 @@ def _groups(case: CaseResult) -> str:
             row.rank,
             code(row.group),
             len(row.modules),
-            number(row.score),
+            with_error(row.score, row.standard_error),
             percent(row.share),
             percent(row.cumulative_share),
             f"{row.weights:,}",
             number(row.score_per_megabit),
             "quantized" if row.selected else "16-bit",
+            *_noise_cells(group.error),
         )
-        for row in layer_rows(case)
+        for row, group in zip(layer_rows(case), case.groups, strict=True)
     ]
+    has_error_bars = _has_error_bars(case)
     headers = (
         *("rank", "group", "linears", "score", "share", "running", "weights"),
         *("score per Mbit saved", "selection"),
+        *(("ranks at 95%", "in the top ten") if has_error_bars else ()),
     )
-    return table(headers, rows, right="r rrrrrr ")
+    return table(headers, rows, right="r rrrrrr " + "rr" * has_error_bars)
+
+
+def _has_error_bars(case: CaseResult) -> bool:
+    return any(group.error is not None for group in case.groups)
+
+
+def _noise_cells(error: ErrorBar | None) -> tuple[str, ...]:
+    return () if error is None else (error.ranks, f"{error.top_ten_probability:.0%}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from pytest_autoquant.manifests.case_result import UNKNOWN
 from pytest_autoquant.manifests.fingerprint import Difference
 from pytest_autoquant.regression.comparison import Comparison
 from pytest_autoquant.reports.markdown import (
@@ -30,6 +31,7 @@ _HEADERS = (
     "rank corr.",
     "top ten kept",
     "largest group drift",
+    "beyond noise",
     "selected",
 )
 
@@ -41,7 +43,7 @@ def compare_markdown(comparison: RunComparison) -> str:
         f"{counted(len(ordered), 'case')} in both runs, "
         f"{len(comparison.only_before)} only in the first, "
         f"{len(comparison.only_after)} only in the second.",
-        table(_HEADERS, [_row(case_id, found) for case_id, found in ordered], right=" rrrrr"),
+        table(_HEADERS, [_row(case_id, found) for case_id, found in ordered], right=" rrrrrr"),
     ]
     if len(ordered) == 1:
         parts.append(_groups(ordered[0][1]))
@@ -65,8 +67,17 @@ def _row(case_id: str, found: Comparison) -> tuple[str, ...]:
         correlation(found.spearman),
         f"{found.top_ten:.0%}",
         drift_shown(found.largest_drift).removeprefix("+"),
+        _noise(found),
         f"{len(found.selection_changes)} changed",
     )
+
+
+def _noise(found: Comparison) -> str:
+    """Return what differs by more than the choice of captions explains."""
+    if found.num_beyond_noise is None:
+        return UNKNOWN
+    total = "total and " if found.is_total_beyond_noise else ""
+    return f"{total}{found.num_beyond_noise} of {counted(len(found.groups), 'group')}"
 
 
 def _remarks(comparisons: Sequence[Comparison]) -> Iterator[str]:
@@ -89,6 +100,11 @@ def _remarks(comparisons: Sequence[Comparison]) -> Iterator[str]:
         yield (
             f"The runs name {counted(len(set(aligned)), 'group')} otherwise; they are matched by "
             f"the end of their names, such as {old} and {new}."
+        )
+    if any(found.num_beyond_noise is not None for found in comparisons):
+        yield (
+            "Beyond noise: the 95% interval of the difference over captions, paired by caption, "
+            "excludes zero. Of groups that do not differ, 5% are beyond it by chance."
         )
     fields = sorted({_in_words(each) for found in comparisons for each in found.differing})
     if fields:
@@ -117,7 +133,9 @@ def _groups(found: Comparison) -> str:
             *numbers_apart(group.before, group.after),
             drift_shown(group.drift),
             f"{group.rank_before} to {group.rank_after}",
+            {True: "yes", False: "no", None: UNKNOWN}[group.is_beyond_noise],
         )
         for group in found.worst(_MOST_GROUPS)
     ]
-    return table(("group", "score before", "score after", "drift", "rank"), rows, right=" rrrr")
+    headers = ("group", "score before", "score after", "drift", "rank", "beyond noise")
+    return table(headers, rows, right=" rrrr")

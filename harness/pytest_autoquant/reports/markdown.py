@@ -29,6 +29,11 @@ STABILITY_MEANS = (
     "share no scored caption show whether other captions rank the groups alike. Sizes that hold "
     "the same captions are one measurement and are not compared."
 )
+ERROR_BARS_MEAN = (
+    "Error bars are over captions: what other captions of the same kind would give. After ± is the "
+    "standard error. Groups that share ranks, such as 2 to 4, are tied at 95%; the last column is "
+    "the probability of being among the ten most sensitive."
+)
 SHARES_MEAN = "Mean share of a case's total score, every measured case of the model counted once."
 ALIGNED_MEANS = (
     "The cases name groups in several ways; names are matched and shown from the list of layers on."
@@ -94,6 +99,11 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]], *, right: st
 def number(value: float | None) -> str:
     """Return a score with four significant digits, ``n/a`` for None."""
     return "n/a" if value is None else f"{value:.4g}"
+
+
+def with_error(value: float | None, error: float | None) -> str:
+    """Return a score and its standard error, which two digits tell; no error if it is unknown."""
+    return number(value) if error is None else f"{number(value)} ± {error:.2g}"
 
 
 def numbers_apart(first: float | None, second: float | None) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pytest_autoquant.manifests.outcomes import StructureCheck
+from pytest_autoquant.reports.caption_need import CaptionNeed, caption_needs
 from pytest_autoquant.reports.charts.grid import (
     GridCell,
     View,
@@ -55,12 +56,14 @@ class ReportModel:
         origin: where the numbers come from: each label with its distinct values.
         caution: names the models with random weights; empty if there is none.
         agreement: how well predictions rank the schemes; empty with fewer than two schemes.
+        caption_needs: how many captions each model needs, by its error bars.
         structures: structure cases in the order in which the vocabulary is documented.
     """
 
     results: SessionResults
     views: tuple[ViewModel, ...]
     stability: tuple[StabilityPoint, ...]
+    caption_needs: tuple[CaptionNeed, ...]
     sensitive: tuple[Ranking, ...]
     origin: tuple[tuple[str, tuple[str, ...]], ...]
     agreement: str
@@ -81,6 +84,7 @@ def report_model(results: SessionResults) -> ReportModel:
         results=results,
         views=tuple(_view_model(results, view) for view in views(results)),
         stability=tuple(stability(results)),
+        caption_needs=tuple(caption_needs(results)),
         sensitive=most_sensitive_groups(results.cases.values()),
         origin=tuple(origin(results)),
         caution=caution(results),

@@ -247,6 +247,12 @@ def _stability(model: ReportModel) -> list[str]:
     ]
 
 
+def _captions(model: ReportModel) -> list[str]:
+    """Answer how many captions each model needs."""
+    sentences = "\n".join(f"- {text(need.sentence)}" for need in model.caption_needs)
+    return ["## How many captions", sentences] if sentences else []
+
+
 def _schemes(model: ReportModel) -> list[str]:
     count, unfinished = len(model.results.schemes), model.results.unfinished_schemes
     parts = ["## Schemes"] if count or unfinished else []
@@ -400,6 +406,7 @@ _SECTIONS = (
     _sensitive,
     _grids,
     _measured,
+    _captions,
     _stability,
     _schemes,
     _aliases,

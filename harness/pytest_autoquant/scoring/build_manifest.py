@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS, EffectiveConfig
 from pytest_autoquant.formats.quant_cfg import Entry, is_enabled
 from pytest_autoquant.grid.case import Case
+from pytest_autoquant.manifests.packed_scores import pack_scores
 from pytest_autoquant.manifests.selection import SelectedGroups, select_groups
 from pytest_autoquant.manifests.sensitivity_manifest import (
     AutoquantRun,
@@ -29,6 +29,7 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
     RankedGroup,
     RunConfig,
 )
+from pytest_autoquant.manifests.uncertainty import CaptionSample, group_uncertainties
 from pytest_autoquant.models.layers import Linear, bits_per_weight
 from pytest_autoquant.scoring.engine import GroupScore, Measurement, silent_groups
 from pytest_autoquant.text import counted, first_few, now_utc
@@ -80,10 +81,13 @@ def build_manifest(findings: Findings) -> Manifest:
     sizes = [group_size(group.modules, findings.linears, findings.config) for group in groups]
     problems = find_problems(findings.measurement, findings.linears)
     ranking = _ranking(scores)
-    sensitivity = {
-        group.name: _sensitivity(group, score, size, rank, findings)
-        for group, score, size, rank in zip(groups, scores, sizes, _ranks(ranking), strict=True)
-    }
+    sensitivity = _with_error_bars(
+        {
+            group.name: _sensitivity(group, score, size, rank, findings)
+            for group, score, size, rank in zip(groups, scores, sizes, _ranks(ranking), strict=True)
+        },
+        findings,
+    )
     selected = select_groups(sensitivity, findings.run_config.effective_bits)
     return Manifest(
         case=_case_record(findings, problems),
@@ -190,14 +194,8 @@ def dataset_record(data: CalibrationData) -> DatasetRecord:
         num_duplicates=data.num_duplicates,
         num_truncated=data.num_truncated,
         max_tokens=data.max_tokens,
-        scored_captions=_caption_digests(data),
-    )
-
-
-def _caption_digests(data: CalibrationData) -> tuple[str, ...]:
-    rows = (row for batch in data.scored for row in batch.rows)
-    return tuple(
-        sorted(hashlib.sha256(" ".join(map(str, row)).encode()).hexdigest()[:8] for row in rows)
+        scored_captions=data.scored_digests,
+        scored_predictions=data.scored_predictions,
     )
 
 
@@ -258,6 +256,29 @@ def _sensitivity(
         module_names=group.modules,
         keeps_16_bits=findings.measurement.signal.keeps_16_bits(group.modules),
     )
+
+
+def _with_error_bars(
+    sensitivity: dict[str, GroupSensitivity], findings: Findings
+) -> dict[str, GroupSensitivity]:
+    """Add what the scores by caption tell, if the engine has them and they are finite."""
+    groups, data = findings.measurement.groups, findings.data
+    parts = [group.per_caption for group in groups if group.per_caption is not None]
+    if len(parts) < len(groups):
+        return sensitivity
+    sample = CaptionSample(
+        captions=data.scored_digests, predictions=data.scored_predictions, scores=parts
+    )
+    return sensitivity | {
+        group.name: replace(
+            sensitivity[group.name],
+            standard_error=found.standard_error,
+            rank_interval=found.rank_interval,
+            top_ten_probability=found.top_ten_probability,
+            caption_scores=pack_scores(part),
+        )
+        for group, found, part in zip(groups, group_uncertainties(sample), parts, strict=False)
+    }
 
 
 def _ranking(scores: Sequence[float]) -> list[int]:

@@ -26,11 +26,14 @@ class GroupScore:
             ``gradient`` of (output gradient x output change)^2, for ``kl_div`` of the KL
             divergence in nats.
         quantized: whether every quantizer that the config enables was active in every member.
+        per_caption: the score's parts by scored caption, in the order of
+            ``CalibrationData.by_digest``; None if the engine does not tell captions apart.
     """
 
     modules: tuple[str, ...]
     score: float
     quantized: bool
+    per_caption: tuple[float, ...] | None = None
 
     @property
     def name(self) -> str:

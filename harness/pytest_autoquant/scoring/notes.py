@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.models.layers import Linear
+from pytest_autoquant.scoring.engine import Measurement
 from pytest_autoquant.text import counted
 
 
@@ -19,6 +20,15 @@ def data_notes(data: CalibrationData) -> tuple[str, ...]:
             "tokens of an earlier one, which so counts more than once"
         )
     return tuple(notes)
+
+
+def error_bar_notes(measurement: Measurement, data: CalibrationData) -> tuple[str, ...]:
+    """Return a note where scores have no error bars, and why."""
+    if any(group.per_caption is None for group in measurement.groups):
+        return ("no error bars: stock AutoQuant does not tell captions apart",)
+    if data.num_score_samples < 2:
+        return ("no error bars: a single caption is scored; score at least two",)
+    return ()
 
 
 def length_notes(data: CalibrationData) -> tuple[str, ...]:

@@ -52,7 +52,13 @@ from pytest_autoquant.scoring.configurations import Configurations
 from pytest_autoquant.scoring.engine import Engine, Failure, Measurement
 from pytest_autoquant.scoring.environment import environment_record, memory_record
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
-from pytest_autoquant.scoring.notes import data_notes, length_notes, padding_notes, size_notes
+from pytest_autoquant.scoring.notes import (
+    data_notes,
+    error_bar_notes,
+    length_notes,
+    padding_notes,
+    size_notes,
+)
 from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
 from pytest_autoquant.scoring.stock import StockEngine
@@ -268,6 +274,7 @@ class MeasurementRunner:
                 alias_of=None if original == case else original.case_id,
                 notes=(
                     *data_notes(data),
+                    *error_bar_notes(measurement, data),
                     *size_notes(case.size, original.size),
                     *padding_notes(linears, config),
                     *measurement.notes,

@@ -123,6 +123,25 @@ def test_tables_show_the_manifests_numbers(render, manifest):
     )
 
 
+def test_error_bars_are_shown_where_they_are_known(render, scored):
+    manifest = scored({"a": (90.0, 20.0, 70.0), "b": (1.0, 2.0, 7.0), "c": (2.0, 1.0, 7.0)})
+    case, page = case_result_of(manifest), render(layer_report_markdown(manifest))
+    error = case.groups[0].error
+    assert page.tables[-1][0][-2:] == ["ranks at 95%", "in the top ten"]
+    assert [(row[0], row[-2], row[-1]) for row in page.tables[-1][1:]] == [
+        ("1", error.ranks, "100%"),
+        ("2", case.groups[1].error.ranks, "100%"),
+        ("3", case.groups[2].error.ranks, "100%"),
+    ]
+    assert case.groups[2].error.ranks == "1 to 3"
+    assert page.tables[-1][1][3] == f"18 ± {error.standard_error:.2g}"
+    assert "Groups that share ranks" in page.text
+    report = layer_report_json(manifest)["groups"]
+    assert report[1]["rank_interval"] == [1, 3]
+    assert report[0]["standard_error"] == error.standard_error
+    assert "±" not in layer_report_markdown(scored({"a": 1.0}))
+
+
 def test_json_report_carries_the_manifests_numbers_unrounded(manifest):
     report = layer_report_json(manifest)
     assert report["case"] == manifest.case.case_id

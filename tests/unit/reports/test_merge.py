@@ -178,7 +178,7 @@ def test_folder_passed_twice_is_refused(tmp_path, ran):
         (
             "scored captions of size small",
             "dataset",
-            {"num_score_samples": 2, "scored_captions": ()},
+            {"num_score_samples": 2, "scored_captions": (), "scored_predictions": ()},
             ("3", "2"),
         ),
     ],

@@ -21,6 +21,7 @@ HEADERS = [
     "rank corr.",
     "top ten kept",
     "largest group drift",
+    "beyond noise",
     "selected",
 ]
 
@@ -171,27 +172,40 @@ def test_selection_changes_are_counted(page, manifest):
     state = {"score": 10.0, "effective_bits": 4.125}
     after = changed(replace(manifest, layers=layers), "autoquant_state", **state)
     tables = page([manifest], [after]).tables
-    assert tables[0][1][5] == "1 changed"
+    assert tables[0][1][6] == "1 changed"
 
 
 def test_single_case_shows_its_groups_most_drifted_first(page, scored):
     before, after = scored({"a": 4.0, "b": 2.0, "c": 1.0}), scored({"a": 4.0, "b": 1.0, "c": 3.0})
     _, groups = page([before], [after]).tables
     assert groups == [
-        ["group", "score before", "score after", "drift", "rank"],
-        ["c", "1", "3", "+200.000%", "3 to 2"],
-        ["b", "2", "1", "-50.000%", "2 to 3"],
-        ["a", "4", "4", "+0.000%", "1 to 1"],
+        ["group", "score before", "score after", "drift", "rank", "beyond noise"],
+        ["c", "1", "3", "+200.000%", "3 to 2", "unknown"],
+        ["b", "2", "1", "-50.000%", "2 to 3", "unknown"],
+        ["a", "4", "4", "+0.000%", "1 to 1", "unknown"],
     ]
     many = scored({f"g{i}": 1.0 + i for i in range(15)})
     assert len(page([many], [many]).tables[1]) == 1 + 10
+
+
+def test_differences_beyond_noise_are_marked(page, scored):
+    """Scores by caption: ``b`` rises alike on each caption, ``c`` by chance, ``a`` by rounding."""
+    before = scored({"a": (9.0, 20.0, 70.0), "b": (10.0, 20.0, 60.0), "c": (1.0, 2.0, 7.0)})
+    after = scored({"a": (9.0, 20.0, 70.00001), "b": (60.0, 70.0, 110.0), "c": (2.0, 1.0, 7.5)})
+    shown = page([before], [after])
+    cases, groups = shown.tables
+    assert cases[1][5] == "total and 1 of 3 groups"
+    assert {row[0]: row[5] for row in groups[1:]} == {"a": "no", "b": "yes", "c": "no"}
+    assert "5% are beyond it by chance" in shown.text
+    (same, _) = page([before], [before]).tables
+    assert same[1][5] == "0 of 3 groups"
 
 
 def test_scores_that_are_not_finite_are_shown_as_missing(page, scored):
     before, after = scored({"a": 4.0, "b": 2.0}), scored({"a": math.nan, "b": 2.0})
     cases, groups = page([before], [after]).tables
     assert cases[1][1] == "+inf%"
-    assert groups[1] == ["a", "4", "n/a", "+inf%", "1 to 1"]
+    assert groups[1] == ["a", "4", "n/a", "+inf%", "1 to 1", "unknown"]
 
 
 def test_different_fingerprint_field_is_mentioned_once(page, manifest):
@@ -220,6 +234,6 @@ def test_hostile_names_break_neither_the_tables_nor_the_page(page, scored):
         sides.append([changed(manifest, "case", case_id=HOSTILE), other])
     shown = page(*sides)
     assert shown.tags <= {"p", "code", "table", "thead", "tbody", "tr", "th", "td"}
-    assert [[len(row) for row in table] for table in shown.tables] == [[6, 6], [5, 5]]
+    assert [[len(row) for row in table] for table in shown.tables] == [[7, 7], [6, 6]]
     name = HOSTILE.replace("`", "'").replace("\n", " ")
     assert (shown.tables[0][1][0], shown.tables[1][1][0]) == (name, name)

@@ -9,10 +9,12 @@ import pytest
 import torch
 from builders import config_of, linear
 from pytest_autoquant.calibration.batches import Batch
+from pytest_autoquant.errors import RecordError
 from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.formats.granularity import Granularity
 from pytest_autoquant.formats.quant_pair import builtin_pairs
 from pytest_autoquant.grid.case import Combination
+from pytest_autoquant.manifests.packed_scores import unpack_scores
 from pytest_autoquant.manifests.sensitivity_manifest import (
     RankedGroup,
     dump_manifest,
@@ -20,6 +22,7 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
 )
 from pytest_autoquant.modelopt_support.probe import Prober
 from pytest_autoquant.scoring.build_manifest import build_manifest
+from pytest_autoquant.scoring.notes import error_bar_notes
 from pytest_autoquant.scoring.signal import Signal
 
 ATTENTION = "model.language_model.layers.0.self_attn.q_proj.quant_recipe"
@@ -68,6 +71,54 @@ def test_rank_1_is_the_most_sensitive_and_scores_are_per_scored_token(manifest):
     assert all(group.importance == group.scores[0] for group in groups.values())
     assert manifest.case.status == "measured"
     assert manifest.case.problems == ()
+
+
+def test_error_bars_come_from_the_scores_by_caption(findings):
+    """Of 3 + 3 + 4 predicted tokens; digests order the captions."""
+    predictions = findings.data.scored_predictions
+    parts = [[3.0 * n for n in predictions], [1.0, 2.0, 7.0], [6.0 * n for n in predictions]]
+    groups = tuple(
+        replace(group, per_caption=tuple(part))
+        for group, part in zip(findings.measurement.groups, parts, strict=True)
+    )
+    measurement = replace(findings.measurement, groups=groups)
+    manifest = build_manifest(replace(findings, measurement=measurement))
+    attention, output, mlp = manifest.layer_sensitivity.values()
+    assert attention.standard_error == pytest.approx(0.0, abs=1e-12)
+    assert output.standard_error > 0.1
+    assert [g.rank_interval for g in (mlp, attention, output)] == [(1, 1), (2, 3), (2, 3)]
+    assert mlp.top_ten_probability == 1.0
+    assert unpack_scores(output.caption_scores, 3) == (1.0, 2.0, 7.0)
+    assert load_manifest(dump_manifest(manifest), source="case") == manifest
+    for text, problem in (
+        (attention.caption_scores, "caption_scores give 3.0 per token, importance is 1.0"),
+        ("AAAA", "caption_scores must be base64 of 3 numbers"),
+        ("not base64", "caption_scores must be base64 of 3 numbers"),
+    ):
+        damaged = {**manifest.layer_sensitivity, OUTPUT: replace(output, caption_scores=text)}
+        with pytest.raises(RecordError, match=problem):
+            load_manifest(
+                dump_manifest(replace(manifest, layer_sensitivity=damaged)), source="case"
+            )
+
+
+@pytest.mark.parametrize(
+    ("per_caption", "captions", "reason"),
+    [
+        (None, 3, ("no error bars: stock AutoQuant does not tell captions apart",)),
+        ((5.0,), 1, ("no error bars: a single caption is scored; score at least two",)),
+        ((1.0, 2.0, 7.0), 3, ()),
+    ],
+)
+def test_missing_error_bars_have_a_reason(findings, per_caption, captions, reason):
+    rows = findings.data.replayed_captions[:captions]
+    data = replace(findings.data, scored=tuple(Batch(rows=(row,)) for row in rows))
+    groups = [replace(group, per_caption=per_caption) for group in findings.measurement.groups]
+    measurement = replace(findings.measurement, groups=tuple(groups))
+    assert error_bar_notes(measurement, data) == reason
+    manifest = build_manifest(replace(findings, measurement=measurement, data=data))
+    found = [group.standard_error for group in manifest.layer_sensitivity.values()]
+    assert all((error is None) == bool(reason) for error in found)
 
 
 def test_equal_scores_keep_the_order_of_the_model(findings):

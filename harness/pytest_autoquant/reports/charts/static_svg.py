@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 CHARTS = (
     "grid",
     "layers",
+    "errors",
     "groups",
     "compare",
     "stability",

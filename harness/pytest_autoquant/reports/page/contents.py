@@ -69,12 +69,16 @@ class ScoreSet:
         scores: per scored token, None if not finite.
         shown: the scores as text, separated by spaces.
         shares: of the total score, as percentages without the sign, separated by spaces.
+        errors: standard errors over captions, separated by spaces; empty if they are not known.
+        ranks: the ranks that other captions may give, ``3`` or ``2-4``, likewise.
         order: positions in module order, the most sensitive group first.
     """
 
     scores: tuple[float | None, ...]
     shown: str
     shares: str
+    errors: str
+    ranks: str
     order: tuple[int, ...]
 
 
@@ -187,10 +191,14 @@ def _group_set(case: CaseResult, ordered: tuple[Group, ...]) -> GroupSet:
 
 def _score_set(case: CaseResult, ordered: tuple[Group, ...]) -> ScoreSet:
     places = {group.name: place for place, group in enumerate(ordered)}
+    known = [group.error for group in ordered if group.error is not None]
+    bars = known if len(known) == len(ordered) else []
     return ScoreSet(
         scores=tuple(_rounded(group.score) for group in ordered),
         shown=" ".join(number(group.score) for group in ordered),
         shares=" ".join(_share(group.score, case.total_score) for group in ordered),
+        errors=" ".join(f"{bar.standard_error:.2g}" for bar in bars),
+        ranks=" ".join(bar.ranks.replace(" to ", "-") for bar in bars),
         order=tuple(places[group.name] for group in case.groups),
     )
 

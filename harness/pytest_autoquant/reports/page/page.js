@@ -17,8 +17,8 @@
   /** The layer groups of a case, the most sensitive first. */
   function groupsOf(entry) {
     const { names, keys, places, weights, weights_shown, linears } = data.group_sets[entry.groups];
-    const { scores, shown, shares, order } = data.score_sets[entry.scores];
-    const [texts, parts] = [split(shown), split(shares)];
+    const { scores, shown, shares, order, errors, ranks } = data.score_sets[entry.scores];
+    const [texts, parts, bars, ties] = [shown, shares, errors, ranks].map(split);
     return order.map((i, place) => ({
       ...places[i],
       name: names[i],
@@ -29,6 +29,8 @@
       score: scores[i],
       scoreShown: texts[i],
       share: percent(parts[i]),
+      error: bars[i],
+      ranks: ties[i]?.replace("-", " to "),
       selected: entry.selected === "" ? null : entry.selected[i] === "1",
       rank: place + 1,
       // Sorts as the exact scores do; below all others where there is no score.
@@ -316,11 +318,12 @@
     return draw("grid", shownView().cells, { open: (cell) => openCase(cell.case), say: sayer("grid") });
   }
 
-  const groupColumns = (unit) => [
+  const groupColumns = (unit, hasErrors) => [
     { title: "rank", of: (row) => String(row.rank), order: (row) => row.rank },
     { title: "group", of: (row) => element("code", {}, row.name) },
     { title: "linears", of: (row) => String(row.linears || "unknown"), order: (row) => row.linears },
     { title: `score (${unit})`, of: (row) => row.scoreShown, order: (row) => row.height },
+    ...(hasErrors ? errorColumns : []),
     { title: "share of total (%)", of: (row) => row.share, order: (row) => row.height },
     { title: "weights (count)", of: (row) => row.weightsShown, order: (row) => row.weights },
     {
@@ -328,6 +331,25 @@
       of: (row) => (row.selected === null ? "unknown" : row.selected ? "quantized" : "16-bit"),
     },
   ];
+
+  const errorColumns = [
+    { title: "standard error", of: (row) => row.error, order: (row) => Number(row.error) },
+    { title: "ranks at 95%", of: (row) => row.ranks, order: (row) => row.rank },
+  ];
+
+  /** Whiskers that would reach zero or less end at a tenth of the score: the scale is a log scale. */
+  const errorCells = (rows, unit) =>
+    rows
+      .filter(({ score }) => score > 0)
+      .slice(0, 40)
+      .map(({ name, key, rank, ranks, score, scoreShown, error }) => ({
+        group: key,
+        rank,
+        score,
+        low: Math.max(score - 2 * Number(error), score / 10),
+        high: score + 2 * Number(error),
+        detail: `${name}: score ${scoreShown} ± ${error} ${unit}, rank ${ranks} at 95%`,
+      }));
 
   const layerCells = (rows, unit) =>
     rows.map(({ row, column, layer, projection, score, scoreShown, name, rank, share }) => ({
@@ -360,7 +382,7 @@
     ];
   }
 
-  function showCase(id) {
+  async function showCase(id) {
     const entry = cases.get(id) ?? firstCase();
     if (!entry) return draw("layers", [], {});
     byId("case-choice").value = entry.id;
@@ -369,8 +391,11 @@
     byId("case-notes").replaceChildren(...entry.remarks.map((text) => element("li", {}, text)));
     byId("case-facts").replaceChildren(...facts(entry));
     const rows = groupsOf(entry);
-    putTable(byId("table-case"), "layer-groups", groupColumns(entry.unit), rows);
-    return draw("layers", layerCells(rows, entry.unit), { say: sayer("layers") });
+    const hasErrors = rows.some(({ error }) => error !== undefined);
+    putTable(byId("table-case"), "layer-groups", groupColumns(entry.unit, hasErrors), rows);
+    byId("case-errors").hidden = !hasErrors;
+    await draw("layers", layerCells(rows, entry.unit), { say: sayer("layers") });
+    if (hasErrors) await draw("errors", errorCells(rows, entry.unit), { say: sayer("errors") });
   }
 
   function showGroups() {

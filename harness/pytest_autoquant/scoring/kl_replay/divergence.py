@@ -36,13 +36,13 @@ class Reference:
         return int(self._logits[0, 0].nbytes)
 
     def divergences(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return the KL divergence of each version, summed over predictions, in nats.
+        """Return the KL divergence by version and caption, summed over predictions, in nats.
 
         Args:
             logits: ``(versions x captions, tokens, vocabulary)``, version by version.
 
         Returns:
-            ``(versions,)`` in float64.
+            ``(versions, captions)`` in float64.
         """
         if logits.is_cuda:
             return self._on_cuda(logits)
@@ -67,16 +67,17 @@ class Reference:
             self._vocabulary,
             BLOCK=_CUDA_BLOCK,
         )
-        return divergences.view(-1, self._captions * (self._tokens - 1)).sum(1, dtype=torch.float64)
+        return divergences.view(-1, self._captions, self._tokens - 1).sum(-1, dtype=torch.float64)
 
 
 def _divergence(
     logits: torch.Tensor, plain: torch.Tensor, probability: torch.Tensor
 ) -> torch.Tensor:
+    """Return the divergence of each caption; all arguments ``(captions, tokens, vocabulary)``."""
     change = logits.sub(plain)
     change -= (probability * change).sum(-1, keepdim=True)
     excess = change.expm1().sub_(change).mul_(probability).sum(-1)
-    return excess.log1p().sum(dtype=torch.float64)
+    return excess.log1p().sum(-1, dtype=torch.float64)
 
 
 @lru_cache(maxsize=1)

@@ -28,7 +28,8 @@ from pytest_autoquant.models.device import (
     synchronize,
 )
 from pytest_autoquant.models.loading import LoadedModel
-from pytest_autoquant.scoring.engine import Failure, GroupScore, Measurement, Outcomes
+from pytest_autoquant.scoring.caption_scores import CaptionScores
+from pytest_autoquant.scoring.engine import Failure, Measurement, Outcomes
 from pytest_autoquant.scoring.kl_replay.decoder_layers import DecoderLayers, forward_replaced
 from pytest_autoquant.scoring.kl_replay.recording import (
     RecordedBatch,
@@ -62,7 +63,7 @@ class _Sums:
     """Divergences so far.
 
     Attributes:
-        divergences: ``(groups, configs)`` in float64, on the model's device.
+        divergences: ``(groups, configs, captions)`` in float64, on the model's device.
         failures: by index of the config; a config that failed is not measured any further.
     """
 
@@ -141,12 +142,12 @@ class KLReplayEngine:
         synchronize(self._model.device)
         recorded = time.perf_counter()
         sums = self._sweep(plan, layers, recording, attempt.divisor, progress)
-        totals = sums.divergences.T.tolist()
+        scores = CaptionScores(sums.divergences, self._groups, data)
         signal = Signal(dead=self._model.dead, unfed=recording.zero_inputs())
         timing = {"record": recorded - started, "sweep": time.perf_counter() - recorded}
         return {
             config.digest: sums.failures.get(index)
-            or self._measurement(config, plan, totals[index], timing, signal)
+            or self._measurement(config, plan, scores, index, timing, signal)
             for index, config in enumerate(configs)
         }
 
@@ -158,7 +159,8 @@ class KLReplayEngine:
         divisor: int,
         progress: Progress,
     ) -> _Sums:
-        shape = (len(self._groups), len(plan.configs))
+        captions = sum(len(each.batch.rows) for each in recording.batches)
+        shape = (len(self._groups), len(plan.configs), captions)
         divergences = torch.zeros(shape, dtype=torch.float64, device=self._model.device)
         sums = _Sums(divergences=divergences, failures={})
         with torch.no_grad():
@@ -173,7 +175,8 @@ class KLReplayEngine:
         self,
         config: EffectiveConfig,
         plan: SweepPlan,
-        divergences: Sequence[float],
+        scores: CaptionScores,
+        index: int,
         timing: dict[str, float],
         signal: Signal,
     ) -> Measurement:
@@ -181,10 +184,7 @@ class KLReplayEngine:
         is_quantized = all(q is None or q.is_enabled for q in quantizers.values())
         return Measurement(
             engine=self.name,
-            groups=tuple(
-                GroupScore(modules=members, score=divergence, quantized=is_quantized)
-                for members, divergence in zip(self._groups, divergences, strict=True)
-            ),
+            groups=scores.of_config(index, quantized=is_quantized),
             quantizers={
                 name: "disabled" if quantizer is None else quantizer.describe()
                 for name, quantizer in quantizers.items()
@@ -258,16 +258,19 @@ class _Group:
         divergences: torch.Tensor,
         failures: dict[int, Failure],
     ) -> None:
-        """Add the divergence of each version to its config's, ``(configs,)``."""
+        """Write the divergence of each version to its config's, ``(configs, captions)``."""
         outputs, computed = self._outputs(plan, block, failures)
         if not computed:
             return
+        first = 0
         for recorded in self._recording.batches:
+            captions = slice(first, first + len(recorded.batch.rows))
+            first = captions.stop
             step = self._versions_at_a_time(recorded)
             for start in range(0, len(computed), step):
                 part = slice(start, start + step)
                 indices = [version.config for version in computed[part]]
-                divergences[indices] += self._run_on(recorded, outputs, part, len(indices))
+                divergences[indices, captions] = self._run_on(recorded, outputs, part, len(indices))
 
     def _outputs(
         self, plan: SweepPlan, block: Sequence[_Version], failures: dict[int, Failure]
@@ -324,7 +327,7 @@ class _Group:
         part: slice,
         versions: int,
     ) -> torch.Tensor:
-        """Run the model from the group's layer on; return the versions' divergences."""
+        """Run the model from the group's layer on; return ``(versions, captions)``."""
         ids = self._model.tensor(recorded.batch).repeat(versions, 1)
         state = recorded.states[self._layer].to(self._model.device).repeat(versions, 1, 1)
         with ExitStack() as stack:

@@ -73,7 +73,7 @@ def record(
     """
     amax: dict[str, torch.Tensor] = {}
     batches: list[RecordedBatch] = []
-    scored = sorted(data.scored, key=lambda batch: len(batch.rows) == 1)
+    scored = data.replayed
     with torch.no_grad():
         for done, batch in enumerate([*scored, *data.unscored]):
             progress("record", done, len(data.batches))

@@ -24,7 +24,8 @@ from pytest_autoquant.models.device import (
     reset_peak_cuda_bytes,
 )
 from pytest_autoquant.models.loading import LoadedModel
-from pytest_autoquant.scoring.engine import Failure, GroupScore, Measurement, Outcomes
+from pytest_autoquant.scoring.caption_scores import CaptionScores
+from pytest_autoquant.scoring.engine import Failure, Measurement, Outcomes
 from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.replay.quantizers import replay_refusal
 from pytest_autoquant.scoring.replay.recorder import capture
@@ -135,11 +136,11 @@ class ReplayEngine:
         captured = time.perf_counter()
         plan = plan_sweep(configs)
         result = self._sweep(plan, tape, attempt.max_tokens, progress)
-        scores = result.by_config(len(configs))
+        scores = CaptionScores(result.by_group(self._groups), self._groups, data)
         timing = {"capture": captured - started, "sweep": time.perf_counter() - captured}
         return {
             config.digest: result.failures.get(index)
-            or self._measurement(config, plan, scores[index], timing, tape)
+            or self._measurement(config, plan, scores, index, timing, tape)
             for index, config in enumerate(configs)
         }
 
@@ -173,7 +174,8 @@ class ReplayEngine:
         self,
         config: EffectiveConfig,
         plan: SweepPlan,
-        scores: Mapping[str, float],
+        scores: CaptionScores,
+        index: int,
         timing: Mapping[str, float],
         tape: Tape,
     ) -> Measurement:
@@ -181,14 +183,7 @@ class ReplayEngine:
         is_quantized = all(q is None or q.is_enabled for q in quantizers.values())
         return Measurement(
             engine=self.name,
-            groups=tuple(
-                GroupScore(
-                    modules=members,
-                    score=sum(scores[name] for name in members),
-                    quantized=is_quantized,
-                )
-                for members in self._groups
-            ),
+            groups=scores.of_config(index, quantized=is_quantized),
             quantizers={
                 name: "disabled" if quantizer is None else quantizer.describe()
                 for name, quantizer in quantizers.items()

@@ -40,7 +40,7 @@ def capture(
     """
     recording = _Recording(num_tokens=_num_tokens(data.scored), device=device)
     offset, total = 0, len(data.batches)
-    for done, batch in enumerate(sorted(data.scored, key=_is_single_caption)):
+    for done, batch in enumerate(data.replayed):
         progress("capture", done, total)
         rows = slice(offset, offset + batch.num_tokens)
         _run_scored(model, batch, _BatchPass(recording, batch.num_tokens, rows))
@@ -58,7 +58,8 @@ def capture(
         inputs=recording.inputs.tensors,
         amax=recording.amax,
         gradients=recording.gradients.tensors,
-        num_multi_caption_tokens=_num_tokens(b for b in data.scored if not _is_single_caption(b)),
+        num_multi_caption_tokens=_num_tokens(b for b in data.scored if len(b.rows) > 1),
+        caption_lengths=tuple(len(row) for row in data.replayed_captions),
         non_finite_gradients=tuple(n for n, most in largest.items() if not math.isfinite(most)),
         zero_inputs=tuple(name for name, read in recording.source.items() if ranges[read] == 0),
         zero_gradients=tuple(name for name, most in largest.items() if most == 0),
@@ -222,8 +223,3 @@ def _not_replayable(reason: str) -> NotReplayableError:
 
 def _num_tokens(batches: Iterable[Batch]) -> int:
     return sum(batch.num_tokens for batch in batches)
-
-
-def _is_single_caption(batch: Batch) -> bool:
-    """Whether a batch holds one caption; see ``Tape.num_multi_caption_tokens``."""
-    return len(batch.rows) == 1

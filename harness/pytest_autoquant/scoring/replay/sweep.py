@@ -80,7 +80,7 @@ class SweepResult:
     """Scores so far.
 
     Attributes:
-        scores: by linear, ``(configs,)`` on the device.
+        scores: by linear, ``(configs, captions)`` on the device, captions in the tape's order.
         failures: by index of the config; a config that failed is not scored any further.
     """
 
@@ -92,12 +92,15 @@ class SweepResult:
         known = self.scores.get(name)
         self.scores[name] = scores if known is None else known + scores
 
-    def by_config(self, num_configs: int) -> list[dict[str, float]]:
-        """Copy all scores from the device at once; return them by config and linear."""
-        if not self.scores:
-            return [{} for _ in range(num_configs)]
-        table = torch.stack(list(self.scores.values()), dim=1).tolist()
-        return [dict(zip(self.scores, row, strict=True)) for row in table]
+    def by_group(self, groups: Sequence[Sequence[str]]) -> torch.Tensor:
+        """Return the scores of groups of linears, ``(groups, configs, captions)``, on the device.
+
+        Args:
+            groups: the members of each group.
+        """
+        return torch.stack(
+            [torch.stack([self.scores[name] for name in members]).sum(0) for members in groups]
+        )
 
 
 def sweep_slice(plan: SweepPlan, token_slice: TokenSlice, module: Any, result: SweepResult) -> None:
@@ -113,11 +116,17 @@ def sweep_slice(plan: SweepPlan, token_slice: TokenSlice, module: Any, result: S
     for name, gradient in token_slice.gradients.items():
         linear = module.get_submodule(name)
         plain = functional.linear(token_slice.x, linear.weight, linear.bias)
-        scorer = LinearScorer(plain, gradient, linear.bias, versions=len(plan.configs))
+        scorer = LinearScorer(
+            plain,
+            gradient,
+            linear.bias,
+            versions=len(plan.configs),
+            caption_lengths=token_slice.caption_lengths,
+        )
         for attributes, products in plan.products.items():
             quantized_weight = partial(_quantized_weight, plan.weights[attributes], linear.weight)
             _score_products(scorer, products, quantized_input, quantized_weight, result.failures)
-        result.add(name, scorer.totals())
+        result.add(name, scorer.per_caption())
 
 
 def _score_products(

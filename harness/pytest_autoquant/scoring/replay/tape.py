@@ -22,7 +22,7 @@ from pytest_autoquant.errors import MeasurementError, WriteError
 from pytest_autoquant.models.loading import LoadedModel
 
 #: Version of the tape file's layout; part of the fingerprint.
-TAPE_FORMAT = 4
+TAPE_FORMAT = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +64,7 @@ class Tape:
         num_multi_caption_tokens: number of tokens from batches of several captions. They come
             first; the other tokens are from batches of one caption. On CUDA, ModelOpt quantizes
             the two kinds with different code (``quantizers.ShapedQuantizers.input``).
+        caption_lengths: number of tokens of each caption, in the order of the tokens.
         non_finite_gradients: linears whose gradients hold NaN or an infinity.
         zero_inputs: linears whose inputs are zero for every calibration token.
         zero_gradients: linears whose gradients are all zero.
@@ -75,6 +76,7 @@ class Tape:
     amax: Mapping[str, torch.Tensor]
     gradients: Mapping[str, torch.Tensor]
     num_multi_caption_tokens: int
+    caption_lengths: tuple[int, ...]
     non_finite_gradients: tuple[str, ...]
     zero_inputs: tuple[str, ...]
     zero_gradients: tuple[str, ...]
@@ -166,6 +168,7 @@ def save_tape(tape: Tape, path: Path) -> None:
         "fingerprint": json.dumps(asdict(tape.fingerprint)),
         "source": json.dumps(dict(tape.source)),
         "num_multi_caption_tokens": json.dumps(tape.num_multi_caption_tokens),
+        "caption_lengths": json.dumps(tape.caption_lengths),
         "non_finite_gradients": json.dumps(tape.non_finite_gradients),
         "zero_inputs": json.dumps(tape.zero_inputs),
         "zero_gradients": json.dumps(tape.zero_gradients),
@@ -220,6 +223,7 @@ def _read_tape(
         amax=parts["amax"],
         gradients=parts["gradient"],
         num_multi_caption_tokens=header["num_multi_caption_tokens"],
+        caption_lengths=tuple(header["caption_lengths"]),
         non_finite_gradients=tuple(header["non_finite_gradients"]),
         zero_inputs=tuple(header["zero_inputs"]),
         zero_gradients=tuple(header["zero_gradients"]),

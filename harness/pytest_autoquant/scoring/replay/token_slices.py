@@ -19,12 +19,15 @@ class TokenSlice:
         amax: ``(in_features,)``: largest |X| over all calibration tokens, not only those of ``x``.
         num_multi_caption_tokens: number of tokens, the first ones, from batches of several
             captions; see ``Tape``.
+        caption_lengths: ``(captions,)``: number of tokens of each caption of the tape that are in
+            the slice, in the order of the tokens.
         gradients: by linear, in module order, ``(tokens, out_features)``.
     """
 
     x: torch.Tensor
     amax: torch.Tensor
     num_multi_caption_tokens: int
+    caption_lengths: torch.Tensor
     gradients: Mapping[str, torch.Tensor]
 
 
@@ -66,8 +69,16 @@ def _view(tape: Tape, source: str, readers: Sequence[str], rows: slice) -> Token
         x=tape.inputs[source][rows],
         amax=tape.amax[source],
         num_multi_caption_tokens=multi_caption,
+        caption_lengths=_lengths_within(tape, rows).to(tape.inputs[source].device),
         gradients={name: tape.gradients[name][rows] for name in readers},
     )
+
+
+def _lengths_within(tape: Tape, rows: slice) -> torch.Tensor:
+    """Return how many tokens of each caption lie in some rows of the tape."""
+    lengths = torch.tensor(tape.caption_lengths)
+    stops = lengths.cumsum(0)
+    return stops.clamp(rows.start, rows.stop) - (stops - lengths).clamp(rows.start, rows.stop)
 
 
 def _prefetched(slices: Iterator[TokenSlice], device: torch.device) -> Iterator[TokenSlice]:
@@ -89,6 +100,7 @@ def _copied(token_slice: TokenSlice, device: torch.device) -> TokenSlice:
         token_slice,
         x=token_slice.x.to(device, non_blocking=True),
         amax=token_slice.amax.to(device, non_blocking=True),
+        caption_lengths=token_slice.caption_lengths.to(device, non_blocking=True),
         gradients={
             name: gradient.to(device, non_blocking=True)
             for name, gradient in token_slice.gradients.items()
@@ -100,6 +112,7 @@ def _after_copy(token_slice: TokenSlice, copied: torch.cuda.Event) -> TokenSlice
     """Make the compute stream wait for the copy, and keep the memory until it has computed."""
     stream = torch.cuda.current_stream(token_slice.x.device)
     stream.wait_event(copied)
-    for tensor in (token_slice.x, token_slice.amax, *token_slice.gradients.values()):
+    own = (token_slice.x, token_slice.amax, token_slice.caption_lengths)
+    for tensor in (*own, *token_slice.gradients.values()):
         tensor.record_stream(stream)
     return token_slice

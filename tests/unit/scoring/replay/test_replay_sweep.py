@@ -48,6 +48,7 @@ def token_slice(module):
         x=x,
         amax=x.abs().amax(dim=0) * 2,
         num_multi_caption_tokens=0,
+        caption_lengths=torch.tensor([2, 4]),
         gradients={name: torch.randn(6, linear.out_features) for name, linear in module.items()},
     )
 
@@ -56,14 +57,16 @@ def test_slices_are_scored_by_the_formula_and_added(module, token_slice):
     """INT8 weights per output channel, written out: scale amax / 127, round."""
     plan, result = plan_sweep(configs_of("wint8_afp16")), SweepResult()
     sweep_slice(plan, token_slice, module, result)
-    (scores,) = result.by_config(1)
-    for name, linear in module.items():
+    a, b, both = result.by_group([("a",), ("b",), ("a", "b")])
+    assert torch.equal(a + b, both)
+    for scores, (name, linear) in zip((a, b), module.items(), strict=True):
         scale = linear.weight.abs().amax(dim=1, keepdim=True) / 127
         change = (linear.weight / scale).round() * scale - linear.weight
-        expected = (token_slice.gradients[name] * (token_slice.x @ change.T)).square().sum()
-        assert scores[name] == pytest.approx(float(expected), rel=1e-3)
+        expected = (token_slice.gradients[name] * (token_slice.x @ change.T)).square().sum(1)
+        captions = [float(part.sum()) for part in expected.split([2, 4])]
+        assert scores.tolist() == [pytest.approx(captions, rel=1e-3)]
     sweep_slice(plan, token_slice, module, result)
-    assert result.by_config(1) == [{name: 2 * score for name, score in scores.items()}]
+    assert torch.equal(result.by_group([("a", "b")])[0], 2 * both)
 
 
 def test_each_quantizer_runs_once_per_tensor(module, token_slice, monkeypatch):
@@ -93,7 +96,7 @@ def test_config_that_raises_is_not_tried_again(module, token_slice, monkeypatch)
     assert result.failures[0].reason == "ValueError: no such format"
     assert set(result.failures) == {0}
     assert len(attempts) == 1
-    assert all(score > 0 for score in result.by_config(2)[1].values())
+    assert (result.by_group([("a",), ("b",)])[:, 1] > 0).all()
 
 
 def test_out_of_memory_is_raised(module, token_slice, monkeypatch):

@@ -10,6 +10,7 @@ CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no C
 LINEARS = ("a.q", "a.k", "a.o")
 SOURCE = {"a.q": "a.q", "a.k": "a.q", "a.o": "a.o"}
 TOKENS, MULTI_CAPTION = 10, 7
+CAPTIONS = (4, 3, 3)
 
 
 @pytest.fixture
@@ -23,6 +24,7 @@ def tape():
         amax={"a.q": torch.ones(4), "a.o": torch.zeros(4)},
         gradients={name: numbers[:TOKENS, None] + i for i, name in enumerate(LINEARS)},
         num_multi_caption_tokens=MULTI_CAPTION,
+        caption_lengths=CAPTIONS,
         non_finite_gradients=(),
         zero_inputs=(),
         zero_gradients=(),
@@ -44,6 +46,9 @@ def test_slices_of_an_input_are_the_tape(tape, tokens, device):
         assert torch.equal(torch.cat([piece.x for piece in own]).cpu(), tape.inputs[source])
         assert all(torch.equal(piece.amax.cpu(), tape.amax[source]) for piece in own)
         assert sum(piece.num_multi_caption_tokens for piece in own) == MULTI_CAPTION
+        lengths = torch.stack([piece.caption_lengths.cpu() for piece in own])
+        assert lengths.sum(1).tolist() == [len(piece.x) for piece in own]
+        assert tuple(lengths.sum(0).tolist()) == CAPTIONS
         for name in readers:
             gradient = torch.cat([piece.gradients[name] for piece in own])
             assert torch.equal(gradient.cpu(), tape.gradients[name])
@@ -52,3 +57,8 @@ def test_slices_of_an_input_are_the_tape(tape, tokens, device):
 def test_tokens_of_multi_caption_batches_stay_first(tape):
     parts = [piece.num_multi_caption_tokens for piece in token_slices(tape, ("a.o",), CPU, 4)]
     assert parts == [4, 3, 0]
+
+
+def test_slices_tell_how_much_of_each_caption_they_hold(tape):
+    parts = [piece.caption_lengths.tolist() for piece in token_slices(tape, ("a.o",), CPU, 3)]
+    assert parts == [[3, 0, 0], [1, 2, 0], [0, 1, 2], [0, 0, 1]]
