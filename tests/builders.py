@@ -368,8 +368,12 @@ def with_scores(manifest, scores):
     group = next(iter(manifest.layer_sensitivity.values()))
     layer = next(iter(manifest.layers.values()))
     line = manifest.sensitivity_ranking[0]
+    bits = manifest.quantization.effective_bits
+    if layer.stored_bits is not None:
+        bits = layer.stored_bits / (layer.out_features * layer.in_features)
     return replace(
         manifest,
+        quantization=replace(manifest.quantization, effective_bits=bits),
         num_quantized_layers=len(scores),
         layers={
             name: replace(layer, group=f"{name}.quant_recipe", selected=True) for name in scores
@@ -392,7 +396,7 @@ def with_scores(manifest, scores):
             manifest.autoquant_state,
             score=total,
             total_score=total,
-            effective_bits=manifest.quantization.effective_bits,
+            effective_bits=bits,
         ),
     )
 
