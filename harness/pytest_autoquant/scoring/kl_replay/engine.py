@@ -23,7 +23,6 @@ from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.modelopt_support.layer_groups import layer_groups, scored_elsewhere
 from pytest_autoquant.models.device import (
     peak_cuda_bytes,
-    release_cuda_memory,
     reset_peak_cuda_bytes,
     synchronize,
 )
@@ -38,11 +37,10 @@ from pytest_autoquant.scoring.kl_replay.recording import (
     run_watched,
 )
 from pytest_autoquant.scoring.progress import Progress
+from pytest_autoquant.scoring.replay.memory import first_that_fits
 from pytest_autoquant.scoring.replay.quantizers import replay_refusal
 from pytest_autoquant.scoring.replay.sweep import Attributes, SweepPlan, plan_sweep
 from pytest_autoquant.scoring.signal import Signal
-
-_REPLAYABLE_ALGORITHMS = (None, "max")
 
 #: Most bytes of logits that one forward pass makes, and of quantized outputs that one block of
 #: configs keeps. Their sum with the recording is what the engine needs beside the model.
@@ -90,8 +88,6 @@ class KLReplayEngine:
 
     def refuses(self, config: EffectiveConfig) -> str | None:
         """Return why a config cannot be replayed, None if it can."""
-        if config.algorithm not in _REPLAYABLE_ALGORITHMS:
-            return f"calibration algorithm {config.algorithm} needs more than recorded ranges"
         if self._elsewhere is not None:
             return f"ModelOpt quantizes {self._elsewhere} inside a mixture of experts"
         return replay_refusal(config)
@@ -109,24 +105,17 @@ class KLReplayEngine:
         """
         host = torch.device("cpu")
         device = host if self._on_host else self._model.device
-        for attempt in (
+        attempts = (
             _Attempt(device=device, divisor=1),
             _Attempt(device=device, divisor=4),
             _Attempt(device=host, divisor=16),
-        ):
-            try:
-                return self._score(configs, data, attempt, progress)
-            except torch.OutOfMemoryError as error:
-                reason = str(error).splitlines()[0]
-            # After the except clause: the exception keeps the frames, and so the tensors, alive.
-            release_cuda_memory()
-        failure = Failure.of(
-            MeasurementError(
-                f"out of memory with the recording in host memory: {reason}; use fewer captions "
-                "(--aq-score-size) or a GPU with more memory"
-            )
         )
-        return {config.digest: failure for config in configs}
+        return first_that_fits(
+            attempts,
+            lambda attempt: self._score(configs, data, attempt, progress),
+            configs,
+            _out_of_memory,
+        )
 
     def _score(
         self,
@@ -180,15 +169,11 @@ class KLReplayEngine:
         timing: dict[str, float],
         signal: Signal,
     ) -> Measurement:
-        quantizers = plan.quantizers_of(config)
-        is_quantized = all(q is None or q.is_enabled for q in quantizers.values())
+        is_quantized = plan.is_enabled(config)
         return Measurement(
             engine=self.name,
             groups=scores.of_config(index, quantized=is_quantized),
-            quantizers={
-                name: "disabled" if quantizer is None else quantizer.describe()
-                for name, quantizer in quantizers.items()
-            },
+            quantizers=plan.descriptions(config),
             timing=timing,
             peak_cuda_bytes=peak_cuda_bytes(self._model.device),
             signal=signal,
@@ -338,6 +323,13 @@ class _Group:
                 stack.enter_context(forward_replaced(linear, partial(_answer, shaped)))
             logits = self._model.module(input_ids=ids, use_cache=False).logits
         return recorded.reference.divergences(logits)
+
+
+def _out_of_memory(reason: str) -> MeasurementError:
+    return MeasurementError(
+        f"out of memory with the recording in host memory: {reason}; use fewer captions "
+        "(--aq-score-size) or a GPU with more memory"
+    )
 
 
 def _answer(output: torch.Tensor, x: Any) -> torch.Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,13 +21,13 @@ from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.modelopt_support.layer_groups import layer_groups, scored_elsewhere
 from pytest_autoquant.models.device import (
     peak_cuda_bytes,
-    release_cuda_memory,
     reset_peak_cuda_bytes,
 )
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.caption_scores import CaptionScores
-from pytest_autoquant.scoring.engine import Failure, Measurement, Outcomes
+from pytest_autoquant.scoring.engine import Measurement, Outcomes
 from pytest_autoquant.scoring.progress import Progress
+from pytest_autoquant.scoring.replay.memory import first_that_fits
 from pytest_autoquant.scoring.replay.quantizers import replay_refusal
 from pytest_autoquant.scoring.replay.recorder import capture
 from pytest_autoquant.scoring.replay.sweep import SweepPlan, SweepResult, plan_sweep, sweep_slice
@@ -44,8 +45,6 @@ from pytest_autoquant.scoring.signal import Signal
 #: Most tokens that run through the model, and are replayed, at a time once the GPU has run out of
 #: memory.
 FEWER_TOKENS = 256
-
-_REPLAYABLE_ALGORITHMS = (None, "max")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +78,6 @@ class ReplayEngine:
 
     def refuses(self, config: EffectiveConfig) -> str | None:
         """Return why a config cannot be replayed, None if it can."""
-        if config.algorithm not in _REPLAYABLE_ALGORITHMS:
-            return f"calibration algorithm {config.algorithm} needs more than recorded ranges"
         if self._elsewhere is not None:
             return f"ModelOpt scores {self._elsewhere} at the output of a mixture of experts"
         return replay_refusal(config)
@@ -99,19 +96,17 @@ class ReplayEngine:
             WriteError: the tape cannot be stored.
         """
         device = choose_device(self._tape_device, self._model, data)
-        for attempt in (
+        attempts = (
             _Attempt(tape_device=device, max_tokens=None),
             _Attempt(tape_device=device, max_tokens=FEWER_TOKENS),
             _Attempt(tape_device=torch.device("cpu"), max_tokens=FEWER_TOKENS),
-        ):
-            try:
-                return self._score(configs, data, attempt, progress)
-            except torch.OutOfMemoryError as error:
-                reason = str(error).splitlines()[0]
-            # After the except clause: the exception keeps the frames, and so the tape, alive.
-            release_cuda_memory()
-        failure = Failure.of(self._out_of_memory(data, reason))
-        return {config.digest: failure for config in configs}
+        )
+        return first_that_fits(
+            attempts,
+            lambda attempt: self._score(configs, data, attempt, progress),
+            configs,
+            partial(self._out_of_memory, data),
+        )
 
     def _out_of_memory(self, data: CalibrationData, reason: str) -> MeasurementError:
         gibibytes = estimate_bytes(self._model, data) / 2**30
@@ -179,15 +174,11 @@ class ReplayEngine:
         timing: Mapping[str, float],
         tape: Tape,
     ) -> Measurement:
-        quantizers = plan.quantizers_of(config)
-        is_quantized = all(q is None or q.is_enabled for q in quantizers.values())
+        is_quantized = plan.is_enabled(config)
         return Measurement(
             engine=self.name,
             groups=scores.of_config(index, quantized=is_quantized),
-            quantizers={
-                name: "disabled" if quantizer is None else quantizer.describe()
-                for name, quantizer in quantizers.items()
-            },
+            quantizers=plan.descriptions(config),
             timing=timing,
             peak_cuda_bytes=peak_cuda_bytes(self._model.device),
             signal=Signal(

@@ -22,9 +22,14 @@ from pytest_autoquant.modelopt_support.private_api import (
 #: per channel, the last axis of ``(batch, tokens, in_features)``.
 _STATIC_INPUT_SCALES = ("tensor", "input channel")
 
+#: Calibration algorithms that need nothing but ranges.
+_REPLAYABLE_ALGORITHMS = (None, "max")
+
 
 def replay_refusal(config: EffectiveConfig) -> str | None:
     """Return why recorded ranges cannot calibrate a config's quantizers, None if they can."""
+    if config.algorithm not in _REPLAYABLE_ALGORITHMS:
+        return f"calibration algorithm {config.algorithm} needs more than recorded ranges"
     for pattern, attributes in config.quantizers:
         if attributes is None:
             continue

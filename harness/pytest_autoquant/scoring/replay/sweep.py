@@ -49,7 +49,18 @@ class SweepPlan:
     inputs: Quantizers
     products: Mapping[Attributes, Sequence[WantedProduct]]
 
-    def quantizers_of(self, config: EffectiveConfig) -> dict[str, ShapedQuantizers | None]:
+    def is_enabled(self, config: EffectiveConfig) -> bool:
+        """Whether every quantizer of a config is on; false before its first use."""
+        return all(each is None or each.is_enabled for each in self._quantizers(config).values())
+
+    def descriptions(self, config: EffectiveConfig) -> dict[str, str]:
+        """Return ModelOpt's description of a config's quantizers, once they have been used."""
+        return {
+            name: "disabled" if quantizer is None else quantizer.describe()
+            for name, quantizer in self._quantizers(config).items()
+        }
+
+    def _quantizers(self, config: EffectiveConfig) -> dict[str, ShapedQuantizers | None]:
         """Return a config's quantizers by the name that ModelOpt gives them in a linear."""
         return {
             "weight_quantizer": self.weights[config.weight],

@@ -29,10 +29,12 @@ def test_plan_holds_each_quantizer_once_and_each_product():
         fp8: [(2, configs[0].input)],
         None: [(3, configs[0].input)],
     }
-    assert plan.quantizers_of(configs[1]) == {
-        "weight_quantizer": plan.weights[int8],
-        "input_quantizer": None,
-    }
+    assert not plan.is_enabled(configs[1])
+    plan.weights[int8].weight(torch.ones(2, 2))
+    assert plan.is_enabled(configs[1])
+    described = plan.descriptions(configs[1])
+    assert described["weight_quantizer"].startswith("8 bit fake")
+    assert described["input_quantizer"] == "disabled"
 
 
 @pytest.fixture
