@@ -13,7 +13,7 @@ import time
 import pytest
 from generated import write_manifests
 from pytest_autoquant.manifests.layout import find_manifests
-from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
+from pytest_autoquant.manifests.records.sensitivity_manifest import read_manifest
 from pytest_autoquant.reports.page.render import PAGE
 
 CASES, GROUPS = 600, 250

@@ -9,7 +9,7 @@ from pathlib import Path
 from pytest_autoquant.calibration.sizes import SIZES
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.manifests.layout import find_manifests
-from pytest_autoquant.manifests.sensitivity_manifest import (
+from pytest_autoquant.manifests.records.sensitivity_manifest import (
     GROUP_SUFFIX,
     GroupSensitivity,
     LayerRecord,

@@ -9,7 +9,7 @@ from importlib import import_module
 from math import inf
 from pathlib import Path
 
-from pytest_autoquant.manifests.outcomes import StructureCheck
+from pytest_autoquant.manifests.records.outcomes import StructureCheck
 from pytest_autoquant.options.run_plan import RunPlan
 from pytest_autoquant.options.settings import RawValue, read_settings
 

@@ -14,8 +14,8 @@ from builders import structure_check, with_case_names
 from page_reading import go, settle
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.layout import MANIFEST_SUFFIX, find_manifests
-from pytest_autoquant.manifests.outcomes import SkippedCase
-from pytest_autoquant.manifests.sensitivity_manifest import RankedGroup, read_manifest
+from pytest_autoquant.manifests.records.outcomes import SkippedCase
+from pytest_autoquant.manifests.records.sensitivity_manifest import RankedGroup, read_manifest
 from pytest_autoquant.reports.rebuild import rebuild
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_summary

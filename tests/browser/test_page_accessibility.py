@@ -19,7 +19,7 @@ from page_reading import (
     written_in,
 )
 from pytest_autoquant.manifests.case_result import case_result_of
-from pytest_autoquant.manifests.outcomes import FailedCase
+from pytest_autoquant.manifests.records.outcomes import FailedCase
 from pytest_autoquant.reports.rebuild import rebuild
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_summary

@@ -24,7 +24,7 @@ from page_reading import (
     violations,
     whole_table,
 )
-from pytest_autoquant.manifests.packed_scores import pack_scores
+from pytest_autoquant.manifests.records.packed_scores import pack_scores
 
 NAME = "layer-groups"
 CASE = "tiny-qwen3-vl/wint8_afp16/w_group64/small/gradient"

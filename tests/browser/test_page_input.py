@@ -5,7 +5,7 @@ import json
 import pytest
 from page_reading import SECTIONS, cells, column, go, open_case, table, whole_table
 from pytest_autoquant.manifests.layout import MANIFEST_SUFFIX
-from pytest_autoquant.manifests.outcomes import SkippedCase
+from pytest_autoquant.manifests.records.outcomes import SkippedCase
 
 OLD_SCORES = {
     "model.language_model.layers.0.self_attn.q_proj": 3.0,

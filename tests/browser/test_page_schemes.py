@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from builders import results_of, structure_check
 from page_reading import column, go, table, violations
-from pytest_autoquant.manifests.outcomes import FailedCase
+from pytest_autoquant.manifests.records.outcomes import FailedCase
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_summary
 from scipy.stats import spearmanr

@@ -3,7 +3,7 @@
 import pytest
 from builders import with_case_names, with_scores
 from page_reading import column, drawing, go, sort_by, table
-from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
+from pytest_autoquant.manifests.records.sensitivity_manifest import read_manifest
 from pytest_autoquant.reports.run_comparison import compare_runs
 from pytest_autoquant.reports.write import write_case, write_comparison
 

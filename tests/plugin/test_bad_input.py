@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_autoquant
 import torch
-from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
+from pytest_autoquant.manifests.records.sensitivity_manifest import read_manifest
 from safetensors.torch import load_file, save_file
 
 DATA = Path(pytest_autoquant.__file__).parent / "models" / "data"

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
+from pytest_autoquant.manifests.records.sensitivity_manifest import read_manifest
 from pytest_autoquant.models.registry import REGISTRY
 
 pytestmark = pytest.mark.slow

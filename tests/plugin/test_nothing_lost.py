@@ -10,7 +10,7 @@ from textwrap import dedent
 
 import pytest
 from pytest_autoquant.manifests.layout import find_manifests
-from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
+from pytest_autoquant.manifests.records.sensitivity_manifest import read_manifest
 from pytest_autoquant.reports.ownership import marked
 
 pytestmark = pytest.mark.slow

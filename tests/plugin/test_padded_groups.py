@@ -1,7 +1,7 @@
 """A model whose widths the block size does not divide is measured, and the manifest says so."""
 
 from odd_model import HEADS, HIDDEN, INTERMEDIATE, save_odd_model
-from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
+from pytest_autoquant.manifests.records.sensitivity_manifest import read_manifest
 
 
 def test_manifest_names_layers_with_padded_groups(project, modelopt):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import pytest_autoquant
 from pytest_autoquant.manifests.layout import find_manifests
-from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
+from pytest_autoquant.manifests.records.sensitivity_manifest import read_manifest
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pytest_autoquant.allocation.scheme import builtin_schemes
 from pytest_autoquant.manifests.layout import find_schemes
-from pytest_autoquant.manifests.scheme_manifest import load_scheme
+from pytest_autoquant.manifests.records.scheme_manifest import load_scheme
 from safetensors import safe_open
 
 pytestmark = pytest.mark.slow
@@ -351,7 +351,7 @@ def test_for_a_target_what_it_cannot_load_is_left_out_with_the_reason(new_projec
 
 KILLED = """
 import os, signal
-import pytest_autoquant.export.write_checkpoint as export
+import pytest_autoquant.export.checkpoint.write as export
 
 written = export._export
 

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from pytest_autoquant.manifests.layout import find_manifests
-from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
+from pytest_autoquant.manifests.records.sensitivity_manifest import read_manifest
 
 pytestmark = pytest.mark.slow
 

@@ -22,7 +22,7 @@ from textwrap import dedent
 
 import pytest
 import pytest_autoquant
-from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
+from pytest_autoquant.manifests.records.sensitivity_manifest import read_manifest
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 import pytest_autoquant
-from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
+from pytest_autoquant.manifests.records.sensitivity_manifest import read_manifest
 
 DATA = Path(pytest_autoquant.__file__).parent / "models" / "data"
 

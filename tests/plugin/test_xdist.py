@@ -4,7 +4,7 @@ import json
 from textwrap import dedent
 
 import pytest
-from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
+from pytest_autoquant.manifests.records.sensitivity_manifest import read_manifest
 
 pytestmark = pytest.mark.slow
 

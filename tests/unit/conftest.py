@@ -22,7 +22,7 @@ from pytest_autoquant.grid.case import Case, Combination
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.manifests.case_result import CaseResult, CaseSource, Group, SelectionResult
 from pytest_autoquant.manifests.fingerprint import Fingerprint
-from pytest_autoquant.manifests.scheme_manifest import (
+from pytest_autoquant.manifests.records.scheme_manifest import (
     AllocationRecord,
     FrontierPoint,
     GroupDecision,
@@ -30,7 +30,7 @@ from pytest_autoquant.manifests.scheme_manifest import (
     SchemeManifest,
     SchemeRecord,
 )
-from pytest_autoquant.manifests.sensitivity_manifest import (
+from pytest_autoquant.manifests.records.sensitivity_manifest import (
     EnvironmentRecord,
     MemoryRecord,
     ModelRecord,

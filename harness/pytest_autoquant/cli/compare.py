@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def compare(arguments: argparse.Namespace) -> int:
     """Print how the cases of run B differ from the same cases of run A."""
-    from pytest_autoquant.reports.comparison_report import compare_markdown
+    from pytest_autoquant.reports.markdown.comparison_report import compare_markdown
     from pytest_autoquant.reports.rebuild import unpublished_lines
     from pytest_autoquant.reports.run_comparison import compare_runs
 

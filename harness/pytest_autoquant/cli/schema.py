@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def schema(arguments: argparse.Namespace) -> int:
     """Print the JSON schema of a record: a case's manifest, a scheme's, or summary.json."""
-    from pytest_autoquant.manifests.schemas import schema_text
+    from pytest_autoquant.manifests.records.schemas import schema_text
 
     print(schema_text(RECORDS[arguments.record]), end="")
     return OK

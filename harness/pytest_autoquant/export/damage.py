@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from pytest_autoquant.calibration.batches import Batch, captions_digest
 from pytest_autoquant.calibration.captions import CaptionSet
-from pytest_autoquant.manifests.scheme_manifest import MeasuredDamage
+from pytest_autoquant.manifests.records.scheme_manifest import MeasuredDamage
 from pytest_autoquant.modelopt_support.private_api import named_quantizers
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.next_token import next_token_logits

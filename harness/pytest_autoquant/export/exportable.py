@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import skip_init
 
-from pytest_autoquant.export.stored_linear import TOLERANCE, StoredLinear, largest_error
+from pytest_autoquant.export.checkpoint.stored_linear import TOLERANCE, StoredLinear, largest_error
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.formats.quantizer import QuantizerAttributes, ScaleSharing
 from pytest_autoquant.modelopt_support.private_api import export_algorithm, exported_linear

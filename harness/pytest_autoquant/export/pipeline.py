@@ -12,10 +12,17 @@ from pytest_autoquant.calibration.batches import Batch
 from pytest_autoquant.calibration.captions import CaptionSet
 from pytest_autoquant.errors import ExportError, UsageError, WriteError
 from pytest_autoquant.export.apply_scheme import applied
-from pytest_autoquant.export.checkpoint_folder import refuse_existing, replace_folder
+from pytest_autoquant.export.checkpoint.folder import refuse_existing, replace_folder
+from pytest_autoquant.export.checkpoint.readme import README, readme
+from pytest_autoquant.export.checkpoint.source_files import source_folder
+from pytest_autoquant.export.checkpoint.verify import (
+    Verification,
+    calibrated_input_scales,
+    verify_checkpoint,
+)
+from pytest_autoquant.export.checkpoint.write import write_checkpoint
 from pytest_autoquant.export.damage import measure_damage
 from pytest_autoquant.export.exportable import ExportProbe
-from pytest_autoquant.export.readme import README, readme
 from pytest_autoquant.export.scheme_groups import (
     Choice,
     Obstacles,
@@ -23,21 +30,14 @@ from pytest_autoquant.export.scheme_groups import (
     named_obstacles,
     unreachable,
 )
-from pytest_autoquant.export.source_files import source_folder
-from pytest_autoquant.export.verify_checkpoint import (
-    Verification,
-    calibrated_input_scales,
-    verify_checkpoint,
-)
 from pytest_autoquant.export.vllm_load import NOT_ASKED, load_in_vllm
 from pytest_autoquant.export.vllm_rules import Findings, check_export
 from pytest_autoquant.export.vllm_rules.stored_formats import STORED_FORMATS
-from pytest_autoquant.export.write_checkpoint import write_checkpoint
 from pytest_autoquant.files import write_atomic
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.grid.case import SchemeCase
 from pytest_autoquant.manifests.layout import SCHEME_MANIFEST, scheme_folder
-from pytest_autoquant.manifests.scheme_manifest import (
+from pytest_autoquant.manifests.records.scheme_manifest import (
     ExportRecord,
     SchemeManifest,
     SchemeRecord,

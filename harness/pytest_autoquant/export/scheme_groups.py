@@ -14,7 +14,7 @@ from pytest_autoquant.errors import MeasurementError, UsageError
 from pytest_autoquant.export.apply_scheme import GroupFormat
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS, EffectiveConfig
 from pytest_autoquant.grid.case import SchemeCase
-from pytest_autoquant.manifests.scheme_manifest import (
+from pytest_autoquant.manifests.records.scheme_manifest import (
     AllocationRecord,
     FrontierPoint,
     GroupDecision,

@@ -17,7 +17,7 @@ from pathlib import Path
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS
 from pytest_autoquant.manifests.fingerprint import Fingerprint, fingerprint_of
 from pytest_autoquant.manifests.group_names import short_names
-from pytest_autoquant.manifests.sensitivity_manifest import (
+from pytest_autoquant.manifests.records.sensitivity_manifest import (
     GROUP_SUFFIX,
     AutoquantState,
     CaseStatus,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Protocol
 
 from pytest_autoquant import __version__
-from pytest_autoquant.manifests.sensitivity_manifest import (
+from pytest_autoquant.manifests.records.sensitivity_manifest import (
     EnvironmentRecord,
     Manifest,
     ModelRecord,

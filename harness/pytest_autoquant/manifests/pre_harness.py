@@ -22,10 +22,10 @@ from pytest_autoquant.manifests.case_result import (
     SelectionResult,
     case_result_of,
 )
-from pytest_autoquant.manifests.consistency import ranking_disagreements
-from pytest_autoquant.manifests.json_record import invalid_record, validate_record
 from pytest_autoquant.manifests.layout import ANY_MANIFEST_SUFFIX
-from pytest_autoquant.manifests.sensitivity_manifest import (
+from pytest_autoquant.manifests.records.consistency import ranking_disagreements
+from pytest_autoquant.manifests.records.json_record import invalid_record, validate_record
+from pytest_autoquant.manifests.records.sensitivity_manifest import (
     GROUP_SUFFIX,
     Manifest,
     load_manifest,

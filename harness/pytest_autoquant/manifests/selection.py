@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from pytest_autoquant.allocation.scored_group import ScoredGroup
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS
-from pytest_autoquant.manifests.sensitivity_manifest import (
+from pytest_autoquant.manifests.records.sensitivity_manifest import (
     AutoquantState,
     Constraints,
     GroupSensitivity,

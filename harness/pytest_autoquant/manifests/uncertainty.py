@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_autoquant.manifests.case_result import Group, ScoredCaptions
-from pytest_autoquant.manifests.packed_scores import unpack_scores
+from pytest_autoquant.manifests.records.packed_scores import unpack_scores
 
 #: Groups that the probability of being among the most sensitive is given for.
 TOP = 10

@@ -13,7 +13,7 @@ import torch
 
 from pytest_autoquant.calibration.batches import Batch
 from pytest_autoquant.errors import ModelError
-from pytest_autoquant.manifests.sensitivity_manifest import ModelRecord
+from pytest_autoquant.manifests.records.sensitivity_manifest import ModelRecord
 from pytest_autoquant.models.architecture import auto_class, cannot_load, load_config, raw_config
 from pytest_autoquant.models.checkpoint_digest import files_digest
 from pytest_autoquant.models.layers import Linear, language_model_linears, other_weighted_modules

@@ -13,8 +13,12 @@ from pytest_autoquant.files import check_writable, write_atomic
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.fingerprint import Difference
 from pytest_autoquant.manifests.layout import find_manifests
+from pytest_autoquant.manifests.records.sensitivity_manifest import (
+    Manifest,
+    dump_manifest,
+    read_manifest,
+)
 from pytest_autoquant.manifests.selection import with_budget
-from pytest_autoquant.manifests.sensitivity_manifest import Manifest, dump_manifest, read_manifest
 from pytest_autoquant.regression.comparison import GroupDrift, compare
 from pytest_autoquant.regression.tolerances import Tolerances, find_drifts
 from pytest_autoquant.text import digits_apart

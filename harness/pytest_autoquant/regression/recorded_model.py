@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pytest_autoquant.errors import AnotherModelError, RecordError
 from pytest_autoquant.files import read_bytes
-from pytest_autoquant.manifests.json_record import load_record
 from pytest_autoquant.manifests.layout import find_manifests, find_schemes, model_folder
-from pytest_autoquant.manifests.sensitivity_manifest import ModelRecord
+from pytest_autoquant.manifests.records.json_record import load_record
+from pytest_autoquant.manifests.records.sensitivity_manifest import ModelRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

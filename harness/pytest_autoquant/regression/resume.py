@@ -10,9 +10,9 @@ from pytest_autoquant.errors import RecordError
 from pytest_autoquant.grid.case import Case
 from pytest_autoquant.manifests.fingerprint import Fingerprint, fingerprint_of
 from pytest_autoquant.manifests.layout import case_path
-from pytest_autoquant.manifests.outcome_log import read
-from pytest_autoquant.manifests.outcomes import FailedCase
-from pytest_autoquant.manifests.sensitivity_manifest import Manifest, read_manifest
+from pytest_autoquant.manifests.records.outcome_log import read
+from pytest_autoquant.manifests.records.outcomes import FailedCase
+from pytest_autoquant.manifests.records.sensitivity_manifest import Manifest, read_manifest
 
 #: Fingerprints by ``case_id``.
 Earlier = Mapping[str, Fingerprint]

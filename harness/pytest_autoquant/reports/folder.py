@@ -16,12 +16,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from pytest_autoquant.errors import RecordError
-from pytest_autoquant.manifests import outcome_log
 from pytest_autoquant.manifests.layout import find_schemes
-from pytest_autoquant.manifests.outcome_log import LoggedOutcome
-from pytest_autoquant.manifests.outcomes import KeptCase, StructureCheck
-from pytest_autoquant.manifests.scheme_manifest import read_scheme_manifest
-from pytest_autoquant.manifests.session_summary import SUMMARY_JSON, SessionSummary, read_summary
+from pytest_autoquant.manifests.records import outcome_log
+from pytest_autoquant.manifests.records.outcome_log import LoggedOutcome
+from pytest_autoquant.manifests.records.outcomes import KeptCase, StructureCheck
+from pytest_autoquant.manifests.records.scheme_manifest import read_scheme_manifest
+from pytest_autoquant.manifests.records.session_summary import (
+    SUMMARY_JSON,
+    SessionSummary,
+    read_summary,
+)
 from pytest_autoquant.reports.found_cases import Visit, find_cases
 from pytest_autoquant.reports.session_results import SessionResults, last_run_of
 

@@ -11,7 +11,7 @@ from pytest_autoquant.errors import RecordError
 from pytest_autoquant.manifests.case_result import CaseResult, case_result_of
 from pytest_autoquant.manifests.layout import find_manifests
 from pytest_autoquant.manifests.pre_harness import read_any
-from pytest_autoquant.manifests.sensitivity_manifest import Manifest
+from pytest_autoquant.manifests.records.sensitivity_manifest import Manifest
 from pytest_autoquant.text import well_formed
 
 Visit = Callable[[Path, Manifest, CaseResult], None]

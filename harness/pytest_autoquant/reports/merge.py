@@ -11,15 +11,15 @@ from pytest_autoquant.files import check_writable, write_atomic
 from pytest_autoquant.manifests.case_result import CaseResult, case_result_of
 from pytest_autoquant.manifests.fingerprint import fingerprint_of
 from pytest_autoquant.manifests.layout import find_schemes, state_path
-from pytest_autoquant.manifests.outcome_log import LoggedOutcome
-from pytest_autoquant.manifests.outcomes import StructureCheck
-from pytest_autoquant.manifests.scheme_manifest import (
+from pytest_autoquant.manifests.records.outcome_log import LoggedOutcome
+from pytest_autoquant.manifests.records.outcomes import StructureCheck
+from pytest_autoquant.manifests.records.scheme_manifest import (
     SchemeManifest,
     dump_scheme,
     read_scheme_manifest,
 )
-from pytest_autoquant.manifests.sensitivity_manifest import Manifest, ModelRecord
-from pytest_autoquant.manifests.session_summary import (
+from pytest_autoquant.manifests.records.sensitivity_manifest import Manifest, ModelRecord
+from pytest_autoquant.manifests.records.session_summary import (
     SUMMARY_JSON,
     SessionSummary,
     read_summary,

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from pytest_autoquant.errors import RecordError, WriteError
 from pytest_autoquant.manifests.layout import MANIFEST_SUFFIX
-from pytest_autoquant.manifests.outcome_log import OUTCOME_LOG
-from pytest_autoquant.manifests.session_summary import SUMMARY_JSON, read_summary
+from pytest_autoquant.manifests.records.outcome_log import OUTCOME_LOG
+from pytest_autoquant.manifests.records.session_summary import SUMMARY_JSON, read_summary
 from pytest_autoquant.reports.charts.grid import GRID_FILES
+from pytest_autoquant.reports.markdown.scheme_report import SCHEMES_MARKDOWN
+from pytest_autoquant.reports.markdown.session_report import SUMMARY_MARKDOWN
 from pytest_autoquant.reports.page.render import PAGE
-from pytest_autoquant.reports.scheme_report import SCHEMES_MARKDOWN
-from pytest_autoquant.reports.session_report import SUMMARY_MARKDOWN
 
 #: A comment in the page, in Markdown and in SVG; the page's template repeats it.
 MARK = "<!-- written by pytest-autoquant -->"

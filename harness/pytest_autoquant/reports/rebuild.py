@@ -9,11 +9,11 @@ from pathlib import Path
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.manifests.case_result import CaseResult
 from pytest_autoquant.manifests.layout import find_manifests, find_unpublished
-from pytest_autoquant.manifests.sensitivity_manifest import Manifest
+from pytest_autoquant.manifests.records.sensitivity_manifest import Manifest
 from pytest_autoquant.reports.folder import read_folder
+from pytest_autoquant.reports.markdown.session_report import counts_sentence
 from pytest_autoquant.reports.ownership import refuse_foreign_files
 from pytest_autoquant.reports.page.render import PAGE
-from pytest_autoquant.reports.session_report import counts_sentence
 from pytest_autoquant.reports.session_results import SessionResults, caution
 from pytest_autoquant.reports.write import write_folder_reports, write_layer_reports
 from pytest_autoquant.text import counted

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pytest_autoquant.manifests.outcomes import StructureCheck
-from pytest_autoquant.reports.caption_need import CaptionNeed, caption_needs
+from pytest_autoquant.manifests.records.outcomes import StructureCheck
 from pytest_autoquant.reports.charts.grid import (
     GridCell,
     View,
@@ -17,8 +16,9 @@ from pytest_autoquant.reports.charts.grid import (
 from pytest_autoquant.reports.charts.group_shares import GroupShares, group_shares
 from pytest_autoquant.reports.charts.pareto import ParetoPoint, frontier
 from pytest_autoquant.reports.charts.size_stability import StabilityPoint, stability
-from pytest_autoquant.reports.markdown import SCORE_MEANS
-from pytest_autoquant.reports.scheme_report import agreement_sentence
+from pytest_autoquant.reports.markdown.caption_need import CaptionNeed, caption_needs
+from pytest_autoquant.reports.markdown.elements import SCORE_MEANS
+from pytest_autoquant.reports.markdown.scheme_report import agreement_sentence
 from pytest_autoquant.reports.session_results import (
     Ranking,
     SessionResults,

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from pytest_autoquant.grid.case import is_scheme_id
 from pytest_autoquant.manifests.case_result import RANDOM, CaseResult
-from pytest_autoquant.manifests.outcome_log import LoggedOutcome
-from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
-from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
-from pytest_autoquant.manifests.session_summary import LastRun, OutcomeCounts
+from pytest_autoquant.manifests.records.outcome_log import LoggedOutcome
+from pytest_autoquant.manifests.records.outcomes import FailedCase, SkippedCase, StructureCheck
+from pytest_autoquant.manifests.records.scheme_manifest import SchemeManifest
+from pytest_autoquant.manifests.records.session_summary import LastRun, OutcomeCounts
 from pytest_autoquant.redact import without_paths
-from pytest_autoquant.reports.markdown import LOST_MEANS, random_weights_caution
+from pytest_autoquant.reports.markdown.elements import LOST_MEANS, random_weights_caution
 
 #: Quant pair and granularity of a structure case.
 StructureKey = tuple[str, str]

@@ -7,25 +7,31 @@ from contextlib import suppress
 from pathlib import Path
 
 from pytest_autoquant.files import write_atomic
-from pytest_autoquant.manifests import outcome_log
 from pytest_autoquant.manifests.case_result import CaseResult, case_result_of
 from pytest_autoquant.manifests.layout import state_path
-from pytest_autoquant.manifests.outcome_log import LoggedOutcome
-from pytest_autoquant.manifests.sensitivity_manifest import Manifest, dump_manifest
-from pytest_autoquant.manifests.session_summary import SUMMARY_JSON, dump_summary
+from pytest_autoquant.manifests.records import outcome_log
+from pytest_autoquant.manifests.records.outcome_log import LoggedOutcome
+from pytest_autoquant.manifests.records.sensitivity_manifest import Manifest, dump_manifest
+from pytest_autoquant.manifests.records.session_summary import SUMMARY_JSON, dump_summary
 from pytest_autoquant.regression.recorded_model import refuse_replacing
-from pytest_autoquant.reports.case_report import (
+from pytest_autoquant.reports.charts.grid import GRID_FILES, grid_file
+from pytest_autoquant.reports.charts.layer_map import draw_layer_map
+from pytest_autoquant.reports.charts.static_svg import picture
+from pytest_autoquant.reports.folder import cover, expected_summary
+from pytest_autoquant.reports.markdown.case_report import (
     LAYERS_JSON,
     LAYERS_MARKDOWN,
     LAYERS_PICTURE,
     layer_report_json,
     layer_report_markdown,
 )
-from pytest_autoquant.reports.charts.grid import GRID_FILES, grid_file
-from pytest_autoquant.reports.charts.layer_map import draw_layer_map
-from pytest_autoquant.reports.charts.static_svg import picture
-from pytest_autoquant.reports.folder import cover, expected_summary
-from pytest_autoquant.reports.markdown import RANDOM_WEIGHTS
+from pytest_autoquant.reports.markdown.elements import RANDOM_WEIGHTS
+from pytest_autoquant.reports.markdown.scheme_report import SCHEMES_MARKDOWN, schemes_markdown
+from pytest_autoquant.reports.markdown.session_report import (
+    SUMMARY_MARKDOWN,
+    session_summary,
+    summary_markdown,
+)
 from pytest_autoquant.reports.ownership import (
     is_marked,
     marked,
@@ -35,12 +41,6 @@ from pytest_autoquant.reports.ownership import (
 from pytest_autoquant.reports.page.render import PAGE, render_page
 from pytest_autoquant.reports.report_model import ReportModel, report_model
 from pytest_autoquant.reports.run_comparison import RunComparison, two_runs
-from pytest_autoquant.reports.scheme_report import SCHEMES_MARKDOWN, schemes_markdown
-from pytest_autoquant.reports.session_report import (
-    SUMMARY_MARKDOWN,
-    session_summary,
-    summary_markdown,
-)
 from pytest_autoquant.reports.session_results import SessionResults
 
 

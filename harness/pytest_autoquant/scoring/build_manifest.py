@@ -12,9 +12,8 @@ from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS, EffectiveConfig
 from pytest_autoquant.formats.quant_cfg import Entry, is_enabled
 from pytest_autoquant.grid.case import Case
-from pytest_autoquant.manifests.packed_scores import pack_scores
-from pytest_autoquant.manifests.selection import SelectedGroups, select_groups
-from pytest_autoquant.manifests.sensitivity_manifest import (
+from pytest_autoquant.manifests.records.packed_scores import pack_scores
+from pytest_autoquant.manifests.records.sensitivity_manifest import (
     AutoquantRun,
     CaseRecord,
     DatasetRecord,
@@ -29,6 +28,7 @@ from pytest_autoquant.manifests.sensitivity_manifest import (
     RankedGroup,
     RunConfig,
 )
+from pytest_autoquant.manifests.selection import SelectedGroups, select_groups
 from pytest_autoquant.manifests.uncertainty import CaptionSample, group_uncertainties
 from pytest_autoquant.models.layers import Linear, bits_per_weight
 from pytest_autoquant.scoring.engine import GroupScore, Measurement, silent_groups

@@ -9,7 +9,7 @@ import torch
 
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.grid.case import Combination
-from pytest_autoquant.manifests.outcomes import StructureCheck
+from pytest_autoquant.manifests.records.outcomes import StructureCheck
 from pytest_autoquant.modelopt_support.cuda_extensions import ANNOUNCEMENT, build_extensions
 from pytest_autoquant.modelopt_support.presets import check_presets
 from pytest_autoquant.modelopt_support.probe import Prober

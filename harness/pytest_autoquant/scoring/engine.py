@@ -10,7 +10,7 @@ from typing import Protocol
 from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.errors import AutoquantError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
-from pytest_autoquant.manifests.sensitivity_manifest import GROUP_SUFFIX
+from pytest_autoquant.manifests.records.sensitivity_manifest import GROUP_SUFFIX
 from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.signal import Signal
 from pytest_autoquant.text import in_words, one_line

@@ -10,7 +10,7 @@ import sys
 import torch
 
 from pytest_autoquant.manifests.fingerprint import HARNESS_VERSION
-from pytest_autoquant.manifests.sensitivity_manifest import EnvironmentRecord, MemoryRecord
+from pytest_autoquant.manifests.records.sensitivity_manifest import EnvironmentRecord, MemoryRecord
 
 
 def environment_record(device: torch.device, *, record_host: bool) -> EnvironmentRecord:

@@ -28,8 +28,12 @@ from pytest_autoquant.manifests.fingerprint import (
     differences,
     fingerprint,
 )
-from pytest_autoquant.manifests.outcomes import StructureCheck
-from pytest_autoquant.manifests.sensitivity_manifest import EnvironmentRecord, Manifest, RunConfig
+from pytest_autoquant.manifests.records.outcomes import StructureCheck
+from pytest_autoquant.manifests.records.sensitivity_manifest import (
+    EnvironmentRecord,
+    Manifest,
+    RunConfig,
+)
 from pytest_autoquant.modelopt_support.quiet import quiet
 from pytest_autoquant.modelopt_support.status import Support
 from pytest_autoquant.models.layers import (

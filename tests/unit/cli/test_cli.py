@@ -12,7 +12,7 @@ from pytest_autoquant import __version__, cli
 from pytest_autoquant.cli import doctor
 from pytest_autoquant.cli.doctor.check import Check
 from pytest_autoquant.files import write_atomic
-from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
+from pytest_autoquant.manifests.records.sensitivity_manifest import dump_manifest
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 

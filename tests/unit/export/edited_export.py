@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from builders import load_tiny
 from pytest_autoquant.calibration.captions import load_captions
-from pytest_autoquant.export.checkpoint_files import INDEX, WEIGHTS
+from pytest_autoquant.export.checkpoint.files import INDEX, WEIGHTS
 from pytest_autoquant.export.vllm_rules import read_export
 from pytest_autoquant.export.vllm_rules.configs import CONFIG, HF_CONFIG
 from pytest_autoquant.export.vllm_rules.rules import problems

@@ -5,9 +5,9 @@ from dataclasses import replace
 import torch
 from pytest_autoquant.calibration.batches import calibration_data
 from pytest_autoquant.export.apply_scheme import GroupFormat, applied
-from pytest_autoquant.export.source_files import source_folder
-from pytest_autoquant.export.verify_checkpoint import calibrated_input_scales, verify_checkpoint
-from pytest_autoquant.export.write_checkpoint import write_checkpoint
+from pytest_autoquant.export.checkpoint.source_files import source_folder
+from pytest_autoquant.export.checkpoint.verify import calibrated_input_scales, verify_checkpoint
+from pytest_autoquant.export.checkpoint.write import write_checkpoint
 from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.formats.granularity import DEFAULT
 from pytest_autoquant.formats.quant_pair import QuantPair

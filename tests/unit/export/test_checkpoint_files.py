@@ -8,9 +8,9 @@ import struct
 import numpy as np
 import pytest
 from pytest_autoquant.errors import ExportError
-from pytest_autoquant.export import checkpoint_files
-from pytest_autoquant.export.checkpoint_files import INDEX, WEIGHTS, read_object, read_tensors
-from pytest_autoquant.export.tensor_values import Values
+from pytest_autoquant.export.checkpoint import files as checkpoint_files
+from pytest_autoquant.export.checkpoint.files import INDEX, WEIGHTS, read_object, read_tensors
+from pytest_autoquant.export.checkpoint.tensor_values import Values
 from safetensors.numpy import save_file
 
 FIRST, SECOND = "a.safetensors", "b.safetensors"

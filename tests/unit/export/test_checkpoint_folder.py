@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from pytest_autoquant.errors import ExportError
-from pytest_autoquant.export.checkpoint_folder import replace_folder
+from pytest_autoquant.export.checkpoint.folder import replace_folder
 
 OLD = {"config.json": "old", "deep/x": "old"}
 NEW = {"a": "new"}
@@ -136,7 +136,7 @@ def test_folder_that_appeared_meanwhile_is_not_replaced(target):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pytest_autoquant.export.checkpoint_folder import replace_folder
+from pytest_autoquant.export.checkpoint.folder import replace_folder
 with replace_folder(Path(sys.argv[1]), may_replace=True) as folder:
     (folder / "half").write_text("new")
     os.kill(os.getpid(), signal.SIGKILL)

@@ -12,10 +12,10 @@ from pytest_autoquant.allocation.scheme import Scheme
 from pytest_autoquant.calibration.captions import load_captions, load_held_out
 from pytest_autoquant.errors import ExportError
 from pytest_autoquant.export.apply_scheme import GroupFormat, applied
+from pytest_autoquant.export.checkpoint.verify import calibrated_input_scales, verify_checkpoint
+from pytest_autoquant.export.checkpoint.write import write_checkpoint
 from pytest_autoquant.export.exportable import ExportProbe
 from pytest_autoquant.export.pipeline import SchemeRunner
-from pytest_autoquant.export.verify_checkpoint import calibrated_input_scales, verify_checkpoint
-from pytest_autoquant.export.write_checkpoint import write_checkpoint
 from pytest_autoquant.grid.case import Combination, SchemeCase
 from pytest_autoquant.models.registry import REGISTRY
 from pytest_autoquant.scoring.runner import MeasurementRunner

@@ -27,10 +27,10 @@ from pytest_autoquant.export.vllm_load import LoadResult
 from pytest_autoquant.export.vllm_rules import check_export
 from pytest_autoquant.formats.granularity import Granularity
 from pytest_autoquant.grid.case import Combination, SchemeCase
-from pytest_autoquant.manifests.scheme_manifest import load_scheme
+from pytest_autoquant.manifests.records.scheme_manifest import load_scheme
 from pytest_autoquant.modelopt_support.status import SUPPORTED, Status
 from pytest_autoquant.models.registry import REGISTRY, find_model
-from pytest_autoquant.reports.scheme_report import schemes_markdown
+from pytest_autoquant.reports.markdown.scheme_report import schemes_markdown
 from pytest_autoquant.scoring.runner import MeasurementRunner
 from scheme_model import VOCABULARY, config_of
 from scipy.stats import spearmanr

@@ -9,8 +9,8 @@ import pytest
 import torch
 from pytest_autoquant.calibration.captions import load_captions
 from pytest_autoquant.errors import ExportError
-from pytest_autoquant.export.checkpoint_tensors import CheckpointTensors
-from pytest_autoquant.export.source_files import keep_tensors, source_folder
+from pytest_autoquant.export.checkpoint.source_files import keep_tensors, source_folder
+from pytest_autoquant.export.checkpoint.tensors import CheckpointTensors
 from pytest_autoquant.models.loading import load_model
 from pytest_autoquant.models.registry import REGISTRY, ModelSource
 from safetensors.torch import load_file, save_file

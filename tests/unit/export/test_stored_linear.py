@@ -3,7 +3,7 @@
 import pytest
 import torch
 from pytest_autoquant.errors import ExportError
-from pytest_autoquant.export.stored_linear import StoredLinear, largest_error
+from pytest_autoquant.export.checkpoint.stored_linear import StoredLinear, largest_error
 from pytest_autoquant.formats.quantizer import QuantizerAttributes
 
 E4M3, BYTES = torch.float8_e4m3fn, torch.uint8

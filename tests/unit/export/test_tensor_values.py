@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from pytest_autoquant.export import tensor_values
-from pytest_autoquant.export.tensor_values import Values, summarize
+from pytest_autoquant.export.checkpoint import tensor_values
+from pytest_autoquant.export.checkpoint.tensor_values import Values, summarize
 
 #: safetensors' name, torch's dtype, integers whose codes are tried.
 DTYPES = {

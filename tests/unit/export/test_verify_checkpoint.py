@@ -7,7 +7,7 @@ import pytest
 import torch
 from pytest_autoquant.errors import ExportError
 from pytest_autoquant.export.apply_scheme import GroupFormat
-from pytest_autoquant.export.verify_checkpoint import Verification, verify_checkpoint
+from pytest_autoquant.export.checkpoint.verify import Verification, verify_checkpoint
 from pytest_autoquant.models.registry import REGISTRY
 from safetensors.torch import load_file, save_file
 from scheme_model import DOWN, GATE_UP, LAYERS, OUT, QKV, export_scheme, formats_of, snapshot

@@ -5,7 +5,7 @@ from fuzz import fuzz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest_autoquant.errors import ExportError
-from pytest_autoquant.export.checkpoint_files import WEIGHTS
+from pytest_autoquant.export.checkpoint.files import WEIGHTS
 from pytest_autoquant.export.vllm_rules import check_export, read_export
 from pytest_autoquant.export.vllm_rules.configs import CONFIG, HF_CONFIG
 

@@ -11,7 +11,7 @@ from builders import load_tiny
 from pytest_autoquant.calibration.captions import load_captions
 from pytest_autoquant.errors import ExportError, ModelError
 from pytest_autoquant.export.apply_scheme import applied
-from pytest_autoquant.export.write_checkpoint import size_in_bytes, write_checkpoint
+from pytest_autoquant.export.checkpoint.write import size_in_bytes, write_checkpoint
 from pytest_autoquant.models.registry import REGISTRY
 from scheme_model import MIXTURE, QKV, batches_of, export_scheme, formats_of, snapshot
 

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 from builders import structure_check
-from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
-from pytest_autoquant.manifests.scheme_manifest import (
+from pytest_autoquant.manifests.records.outcomes import FailedCase, SkippedCase
+from pytest_autoquant.manifests.records.scheme_manifest import (
     ExportRecord,
     GroupDecision,
     ViolationRecord,
 )
-from pytest_autoquant.manifests.session_summary import (
+from pytest_autoquant.manifests.records.session_summary import (
     GroupShare,
     LastRun,
     OutcomeCounts,

@@ -21,10 +21,10 @@ from fuzz import (
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pytest_autoquant.errors import RecordError
-from pytest_autoquant.manifests.json_record import SCHEMA_VERSION, load_record
-from pytest_autoquant.manifests.scheme_manifest import dump_scheme, load_scheme
-from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest, load_manifest
-from pytest_autoquant.manifests.session_summary import SessionSummary, dump_summary
+from pytest_autoquant.manifests.records.json_record import SCHEMA_VERSION, load_record
+from pytest_autoquant.manifests.records.scheme_manifest import dump_scheme, load_scheme
+from pytest_autoquant.manifests.records.sensitivity_manifest import dump_manifest, load_manifest
+from pytest_autoquant.manifests.records.session_summary import SessionSummary, dump_summary
 
 UP = "model.language_model.layers.0.mlp.up_proj"
 

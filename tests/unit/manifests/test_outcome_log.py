@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from builders import structure_check
 from pytest_autoquant.errors import RecordError, WriteError
-from pytest_autoquant.manifests.outcome_log import OUTCOME_LOG, append, compact, read
-from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase
+from pytest_autoquant.manifests.records.outcome_log import OUTCOME_LOG, append, compact, read
+from pytest_autoquant.manifests.records.outcomes import FailedCase, KeptCase, SkippedCase
 
 SKIP = SkippedCase(case_id="a", status="needs-cuda", reason="größe\nno CUDA", effective_bits=4.25)
 FAILED = FailedCase(case_id="b", problem="an escape in a text: \\ud800")
@@ -61,8 +61,8 @@ def test_incomplete_last_line_is_ignored_and_then_replaced(tmp_path, kept):
 def test_killed_session_loses_no_appended_outcome(tmp_path):
     code = (
         "import itertools, pathlib, sys\n"
-        "from pytest_autoquant.manifests.outcome_log import append\n"
-        "from pytest_autoquant.manifests.outcomes import KeptCase\n"
+        "from pytest_autoquant.manifests.records.outcome_log import append\n"
+        "from pytest_autoquant.manifests.records.outcomes import KeptCase\n"
         "for i in itertools.count():\n"
         "    append(pathlib.Path(sys.argv[1]), KeptCase(case_id=str(i)))\n"
         "    print(i, flush=True)\n"

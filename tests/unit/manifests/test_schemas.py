@@ -6,10 +6,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 from pytest_autoquant.errors import UsageError
-from pytest_autoquant.manifests.schemas import SCHEMAS, schema_text
-from pytest_autoquant.manifests.scheme_manifest import dump_scheme
-from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
-from pytest_autoquant.manifests.session_summary import dump_summary
+from pytest_autoquant.manifests.records.schemas import SCHEMAS, schema_text
+from pytest_autoquant.manifests.records.scheme_manifest import dump_scheme
+from pytest_autoquant.manifests.records.sensitivity_manifest import dump_manifest
+from pytest_autoquant.manifests.records.session_summary import dump_summary
 
 DOCS = Path(__file__).parents[3] / "docs"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from builders import changed
 from pytest_autoquant.errors import RecordError
-from pytest_autoquant.manifests.scheme_manifest import dump_scheme, load_scheme
+from pytest_autoquant.manifests.records.scheme_manifest import dump_scheme, load_scheme
 
 
 def test_perplexity_is_the_exponential_of_the_loss(scheme):

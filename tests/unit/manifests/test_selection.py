@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from builders import changed
 from pytest_autoquant.manifests.layout import find_manifests
+from pytest_autoquant.manifests.records.sensitivity_manifest import read_manifest
 from pytest_autoquant.manifests.selection import select_groups, with_budget
-from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
 from pytest_autoquant.scoring.build_manifest import build_manifest
 
 BASELINES = find_manifests(Path(__file__).parents[3] / "reports" / "baseline")

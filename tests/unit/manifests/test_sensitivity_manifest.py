@@ -19,7 +19,7 @@ from fuzz import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest_autoquant.errors import RecordError
-from pytest_autoquant.manifests.sensitivity_manifest import (
+from pytest_autoquant.manifests.records.sensitivity_manifest import (
     dump_manifest,
     load_manifest,
     read_manifest,

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.grid.sharding import Shard
-from pytest_autoquant.manifests.json_record import SCHEMA_VERSION
-from pytest_autoquant.manifests.session_summary import dump_summary, read_summary
+from pytest_autoquant.manifests.records.json_record import SCHEMA_VERSION
+from pytest_autoquant.manifests.records.session_summary import dump_summary, read_summary
 
 EMPTY = {"schema_version": SCHEMA_VERSION, "cases": [], "skipped": [], "errors": []}
 EMPTY |= {"structure": []}

@@ -9,8 +9,8 @@ import pytest
 from builders import changed
 from pytest_autoquant.errors import RecordError, WriteError
 from pytest_autoquant.files import write_atomic
+from pytest_autoquant.manifests.records.sensitivity_manifest import dump_manifest, read_manifest
 from pytest_autoquant.manifests.selection import with_budget
-from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest, read_manifest
 from pytest_autoquant.regression.baselines import PASSED, Baselines, Outcome, Verdict
 from pytest_autoquant.regression.tolerances import Tolerances
 

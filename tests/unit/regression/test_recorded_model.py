@@ -6,7 +6,7 @@ import pytest
 from builders import changed, files_in
 from pytest_autoquant.errors import ModelError
 from pytest_autoquant.files import write_atomic
-from pytest_autoquant.manifests.scheme_manifest import dump_scheme
+from pytest_autoquant.manifests.records.scheme_manifest import dump_scheme
 from pytest_autoquant.regression.recorded_model import is_another, recorded_model
 from pytest_autoquant.reports.write import write_case
 

@@ -7,9 +7,9 @@ from builders import changed
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.manifests.fingerprint import differences, fingerprint_of
 from pytest_autoquant.manifests.layout import case_path
-from pytest_autoquant.manifests.outcome_log import OUTCOME_LOG, append
-from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
-from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
+from pytest_autoquant.manifests.records.outcome_log import OUTCOME_LOG, append
+from pytest_autoquant.manifests.records.outcomes import FailedCase, SkippedCase
+from pytest_autoquant.manifests.records.sensitivity_manifest import dump_manifest
 from pytest_autoquant.regression.resume import EarlierRun, earlier_manifest, read_earlier
 from pytest_autoquant.reports.write import write_case
 

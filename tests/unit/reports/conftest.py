@@ -3,7 +3,7 @@
 import pytest
 from builders import results_of, with_case_names
 from pytest_autoquant.manifests.case_result import case_result_of
-from pytest_autoquant.manifests.outcomes import SkippedCase
+from pytest_autoquant.manifests.records.outcomes import SkippedCase
 from pytest_autoquant.reports.write import write_case, write_summary
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from builders import results_of
 from pytest_autoquant.manifests.case_result import ErrorBar, Group, ScoredCaptions
-from pytest_autoquant.manifests.packed_scores import pack_scores
+from pytest_autoquant.manifests.records.packed_scores import pack_scores
 from pytest_autoquant.manifests.uncertainty import CaptionSample, group_uncertainties
-from pytest_autoquant.reports.caption_need import caption_needs
+from pytest_autoquant.reports.markdown.caption_need import caption_needs
+from pytest_autoquant.reports.markdown.session_report import summary_markdown
 from pytest_autoquant.reports.report_model import report_model
-from pytest_autoquant.reports.session_report import summary_markdown
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from builders import changed
 from pytest_autoquant.manifests.case_result import case_result_of
-from pytest_autoquant.reports import case_report
-from pytest_autoquant.reports.selection_tables import budget_rows, kept_rows
+from pytest_autoquant.reports.markdown import case_report
+from pytest_autoquant.reports.markdown.selection_tables import budget_rows, kept_rows
 from pytest_autoquant.scoring.build_manifest import build_manifest
 
 PREFIX = "model.language_model.layers.0"

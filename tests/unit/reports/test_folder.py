@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from builders import files_in, results_of, structure_check, with_case_names
 from pytest_autoquant.files import write_atomic
-from pytest_autoquant.manifests import outcome_log
 from pytest_autoquant.manifests.case_result import case_result_of
-from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
-from pytest_autoquant.manifests.scheme_manifest import dump_scheme
+from pytest_autoquant.manifests.records import outcome_log
+from pytest_autoquant.manifests.records.outcomes import FailedCase, SkippedCase
+from pytest_autoquant.manifests.records.scheme_manifest import dump_scheme
 from pytest_autoquant.reports import found_cases
 from pytest_autoquant.reports.folder import read_folder
 from pytest_autoquant.reports.rebuild import rebuild

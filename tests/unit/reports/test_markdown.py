@@ -6,7 +6,7 @@ import pytest
 from fuzz import HOSTILE_TEXTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytest_autoquant.reports.markdown import bits, code, number, percent, table, text
+from pytest_autoquant.reports.markdown.elements import bits, code, number, percent, table, text
 
 HOSTILE = [
     *HOSTILE_TEXTS,

@@ -5,11 +5,11 @@ import json
 import pytest
 from builders import changed, files_in, results_of, structure_check
 from pytest_autoquant.errors import ModelError, RecordError, WriteError
-from pytest_autoquant.manifests import outcome_log
 from pytest_autoquant.manifests.case_result import case_result_of
-from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
+from pytest_autoquant.manifests.records import outcome_log
+from pytest_autoquant.manifests.records.outcomes import FailedCase, SkippedCase
+from pytest_autoquant.manifests.records.sensitivity_manifest import Manifest
 from pytest_autoquant.manifests.selection import with_budget
-from pytest_autoquant.manifests.sensitivity_manifest import Manifest
 from pytest_autoquant.reports.merge import merge
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_expected, write_summary

@@ -6,13 +6,13 @@ import pytest
 from builders import HtmlPage, changed, results_of
 from pytest_autoquant.cli import main
 from pytest_autoquant.manifests.case_result import case_result_of
-from pytest_autoquant.reports.case_report import layer_report_markdown
 from pytest_autoquant.reports.charts.layer_map import draw_layer_map
-from pytest_autoquant.reports.markdown import RANDOM_WEIGHTS
+from pytest_autoquant.reports.markdown.case_report import layer_report_markdown
+from pytest_autoquant.reports.markdown.elements import RANDOM_WEIGHTS
+from pytest_autoquant.reports.markdown.scheme_report import schemes_markdown
+from pytest_autoquant.reports.markdown.session_report import session_summary, summary_markdown
 from pytest_autoquant.reports.page.render import render_page
 from pytest_autoquant.reports.report_model import report_model
-from pytest_autoquant.reports.scheme_report import schemes_markdown
-from pytest_autoquant.reports.session_report import session_summary, summary_markdown
 from pytest_autoquant.reports.terminal_report import terminal_lines
 from pytest_autoquant.reports.write import write_case, write_summary
 

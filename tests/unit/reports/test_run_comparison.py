@@ -8,9 +8,9 @@ import pytest
 from builders import changed
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.files import write_atomic
+from pytest_autoquant.manifests.records.sensitivity_manifest import dump_manifest
 from pytest_autoquant.manifests.selection import with_budget
-from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
-from pytest_autoquant.reports.comparison_report import compare_markdown
+from pytest_autoquant.reports.markdown.comparison_report import compare_markdown
 from pytest_autoquant.reports.run_comparison import compare_runs
 from pytest_autoquant.reports.write import write_case
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 from builders import HtmlPage, results_of
-from pytest_autoquant.manifests.scheme_manifest import GroupDecision
+from pytest_autoquant.manifests.records.scheme_manifest import GroupDecision
+from pytest_autoquant.reports.markdown.scheme_decisions import DECISION_HEADERS, decisions
+from pytest_autoquant.reports.markdown.scheme_report import schemes_markdown
 from pytest_autoquant.reports.page.render import render_page
 from pytest_autoquant.reports.report_model import report_model
-from pytest_autoquant.reports.scheme_decisions import DECISION_HEADERS, decisions
-from pytest_autoquant.reports.scheme_report import schemes_markdown
 
 FP8, INT4 = "wfp8_afp8", "wint4_afp16"
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from builders import results_of, structure_check
-from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
+from pytest_autoquant.manifests.records.outcomes import FailedCase, SkippedCase
 from pytest_autoquant.reports.session_results import SessionResults, most_sensitive_groups, origin
 
 SKIP, ERROR, MEASURED = "skip", "error", "measured"

@@ -7,9 +7,9 @@ from urllib.parse import unquote
 import pytest
 from builders import changed, files_in, results_of
 from pytest_autoquant.errors import WriteError
-from pytest_autoquant.manifests import outcome_log
-from pytest_autoquant.manifests.outcomes import SkippedCase
-from pytest_autoquant.manifests.sensitivity_manifest import read_manifest
+from pytest_autoquant.manifests.records import outcome_log
+from pytest_autoquant.manifests.records.outcomes import SkippedCase
+from pytest_autoquant.manifests.records.sensitivity_manifest import read_manifest
 from pytest_autoquant.reports.ownership import MARK
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.write import write_case, write_summary

@@ -22,10 +22,10 @@ from fuzz import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
-from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest, load_manifest
-from pytest_autoquant.manifests.session_summary import SessionSummary, dump_summary
-from pytest_autoquant.reports.case_report import LAYERS_JSON
+from pytest_autoquant.manifests.records.outcomes import FailedCase, SkippedCase
+from pytest_autoquant.manifests.records.sensitivity_manifest import dump_manifest, load_manifest
+from pytest_autoquant.manifests.records.session_summary import SessionSummary, dump_summary
+from pytest_autoquant.reports.markdown.case_report import LAYERS_JSON
 from pytest_autoquant.reports.rebuild import rebuild
 from pytest_autoquant.reports.terminal_report import terminal_lines
 from pytest_autoquant.reports.write import write_case

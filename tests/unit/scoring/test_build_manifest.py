@@ -14,8 +14,8 @@ from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.formats.granularity import Granularity
 from pytest_autoquant.formats.quant_pair import builtin_pairs
 from pytest_autoquant.grid.case import Combination
-from pytest_autoquant.manifests.packed_scores import unpack_scores
-from pytest_autoquant.manifests.sensitivity_manifest import (
+from pytest_autoquant.manifests.records.packed_scores import unpack_scores
+from pytest_autoquant.manifests.records.sensitivity_manifest import (
     RankedGroup,
     dump_manifest,
     load_manifest,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from builders import run_plan
 from pytest_autoquant.errors import UsageError
-from pytest_autoquant.manifests.outcomes import StructureCheck
+from pytest_autoquant.manifests.records.outcomes import StructureCheck
 from pytest_autoquant.modelopt_support.status import Status
 from pytest_autoquant.scoring.configurations import Configurations
 

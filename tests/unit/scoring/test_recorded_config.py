@@ -9,7 +9,7 @@ import torch
 from pytest_autoquant.formats.granularity import DEFAULT, builtin_granularities
 from pytest_autoquant.formats.quant_cfg import recorded_entries
 from pytest_autoquant.formats.quant_pair import builtin_pairs
-from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
+from pytest_autoquant.manifests.records.sensitivity_manifest import dump_manifest
 from pytest_autoquant.modelopt_support.private_api import named_quantizers
 from pytest_autoquant.modelopt_support.probe import Prober
 from pytest_autoquant.modelopt_support.quiet import quiet

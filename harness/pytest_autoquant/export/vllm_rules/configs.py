@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from pytest_autoquant.export.checkpoint_files import (
+from pytest_autoquant.export.checkpoint.files import (
     QUOTE_LENGTH,
     entry_of,
     malformed,

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pytest_autoquant.errors import ExportError
-from pytest_autoquant.export.checkpoint_files import (
+from pytest_autoquant.export.checkpoint.files import (
     QUOTE_LENGTH,
     Tensor,
     read_object,

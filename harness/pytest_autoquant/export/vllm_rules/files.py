@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pytest_autoquant.errors import ExportError
-from pytest_autoquant.export.checkpoint_files import path_exists, read_object
+from pytest_autoquant.export.checkpoint.files import path_exists, read_object
 from pytest_autoquant.export.vllm_rules.exported_model import ExportedModel
 from pytest_autoquant.export.vllm_rules.problem import Problem
 

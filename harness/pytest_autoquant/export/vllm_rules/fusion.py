@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
-from pytest_autoquant.export.checkpoint_files import last_part
+from pytest_autoquant.export.checkpoint.files import last_part
 from pytest_autoquant.export.vllm_rules.exported_model import ExportedModel, Linear
 from pytest_autoquant.export.vllm_rules.module_names import FUSED
 from pytest_autoquant.export.vllm_rules.problem import Problem

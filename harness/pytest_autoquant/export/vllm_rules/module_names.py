@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from fnmatch import translate
 
 from pytest_autoquant.errors import ExportError
-from pytest_autoquant.export.checkpoint_files import EXPORT_AGAIN, QUOTE_LENGTH, last_part
+from pytest_autoquant.export.checkpoint.files import EXPORT_AGAIN, QUOTE_LENGTH, last_part
 from pytest_autoquant.export.vllm_rules.architecture.known import Architecture
 from pytest_autoquant.export.vllm_rules.configs import MIXED, Quantization
 from pytest_autoquant.text import one_line

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pytest_autoquant.export.checkpoint_files import last_part
-from pytest_autoquant.manifests.scheme_manifest import ViolationRecord
+from pytest_autoquant.export.checkpoint.files import last_part
+from pytest_autoquant.manifests.records.scheme_manifest import ViolationRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pytest_autoquant.export.checkpoint_files import QUOTE_LENGTH
+from pytest_autoquant.export.checkpoint.files import QUOTE_LENGTH
 from pytest_autoquant.export.vllm_rules.architecture.known import ARCHITECTURES
 from pytest_autoquant.export.vllm_rules.exported_model import ExportedModel
 from pytest_autoquant.export.vllm_rules.rules import RULES, Findings

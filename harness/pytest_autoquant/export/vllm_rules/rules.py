@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_autoquant.export.checkpoint_files import QUOTE_LENGTH, Tensor, last_part
+from pytest_autoquant.export.checkpoint.files import QUOTE_LENGTH, Tensor, last_part
 from pytest_autoquant.export.vllm_rules.configs import (
     ALGORITHMS,
     CONFIG,
@@ -21,7 +21,7 @@ from pytest_autoquant.export.vllm_rules.problem import Problem, records
 from pytest_autoquant.export.vllm_rules.scales import scale_problems, single_scale_problems
 from pytest_autoquant.export.vllm_rules.stored_formats import STORED_FORMATS
 from pytest_autoquant.export.vllm_rules.tensors import tensor_set, unquantized, values
-from pytest_autoquant.manifests.scheme_manifest import ViolationRecord
+from pytest_autoquant.manifests.records.scheme_manifest import ViolationRecord
 from pytest_autoquant.text import one_line
 
 _KV_SCALES = {"k_proj": "k_scale", "v_proj": "v_scale"}

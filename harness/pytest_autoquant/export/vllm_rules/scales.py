@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import prod
 
-from pytest_autoquant.export.checkpoint_files import PLAIN_DTYPES, Tensor, last_part
+from pytest_autoquant.export.checkpoint.files import PLAIN_DTYPES, Tensor, last_part
 from pytest_autoquant.export.vllm_rules.exported_model import Linear
 from pytest_autoquant.export.vllm_rules.module_names import FUSED
 from pytest_autoquant.export.vllm_rules.problem import Problem

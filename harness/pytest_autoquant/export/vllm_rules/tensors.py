@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
-from pytest_autoquant.export.checkpoint_files import PLAIN_DTYPES, Tensor
+from pytest_autoquant.export.checkpoint.files import PLAIN_DTYPES, Tensor
 from pytest_autoquant.export.vllm_rules.architecture.parameter import Parameter
 from pytest_autoquant.export.vllm_rules.exported_model import LINEAR_SCALES, ExportedModel
 from pytest_autoquant.export.vllm_rules.problem import Problem

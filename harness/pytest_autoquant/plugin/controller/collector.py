@@ -12,16 +12,20 @@ from pathlib import Path
 from pytest_autoquant.errors import AnotherModelError, AutoquantError, RecordError
 from pytest_autoquant.files import check_writable, write_atomic
 from pytest_autoquant.manifests.case_result import case_result_of
-from pytest_autoquant.manifests.outcome_log import append
-from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
-from pytest_autoquant.manifests.scheme_manifest import (
+from pytest_autoquant.manifests.records.outcome_log import append
+from pytest_autoquant.manifests.records.outcomes import FailedCase, SkippedCase, StructureCheck
+from pytest_autoquant.manifests.records.scheme_manifest import (
     SchemeManifest,
     dump_scheme,
     load_scheme,
     read_scheme_manifest,
 )
+from pytest_autoquant.manifests.records.sensitivity_manifest import (
+    Manifest,
+    ModelRecord,
+    load_manifest,
+)
 from pytest_autoquant.manifests.selection import with_budget
-from pytest_autoquant.manifests.sensitivity_manifest import Manifest, ModelRecord, load_manifest
 from pytest_autoquant.options.run_plan import RunPlan
 from pytest_autoquant.plugin.controller.gate import Gate
 from pytest_autoquant.plugin.messages.collected import CollectedCases

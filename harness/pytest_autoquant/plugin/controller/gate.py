@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pytest_autoquant.errors import AutoquantError
-from pytest_autoquant.manifests.sensitivity_manifest import Manifest
+from pytest_autoquant.manifests.records.sensitivity_manifest import Manifest
 from pytest_autoquant.options.settings import Settings
 from pytest_autoquant.regression.baselines import Baselines, Outcome, Verdict
 from pytest_autoquant.regression.tolerances import Tolerances

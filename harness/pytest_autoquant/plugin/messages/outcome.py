@@ -12,7 +12,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from pytest_autoquant.errors import RecordError
-from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase, StructureCheck
+from pytest_autoquant.manifests.records.outcomes import (
+    FailedCase,
+    KeptCase,
+    SkippedCase,
+    StructureCheck,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,7 +50,7 @@ def worker_input_of(config: pytest.Config) -> WorkerInput:
 
         found["earlier"] = {i: Fingerprint(**fields) for i, fields in found["earlier"].items()}
     if found["recorded"] is not None:
-        from pytest_autoquant.manifests.sensitivity_manifest import ModelRecord
+        from pytest_autoquant.manifests.records.sensitivity_manifest import ModelRecord
         from pytest_autoquant.regression.recorded_model import RecordedModel
 
         record = ModelRecord(**found["recorded"].pop("record"))

@@ -9,9 +9,9 @@ import pytest
 
 if TYPE_CHECKING:
     from pytest_autoquant.grid.case import Case, Combination, SchemeCase
-    from pytest_autoquant.manifests.outcomes import StructureCheck
-    from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
-    from pytest_autoquant.manifests.sensitivity_manifest import Manifest
+    from pytest_autoquant.manifests.records.outcomes import StructureCheck
+    from pytest_autoquant.manifests.records.scheme_manifest import SchemeManifest
+    from pytest_autoquant.manifests.records.sensitivity_manifest import Manifest
     from pytest_autoquant.scoring.runner import MeasurementRunner
 
 

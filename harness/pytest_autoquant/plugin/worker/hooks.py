@@ -14,7 +14,12 @@ import pytest
 from pytest_autoquant.errors import AnotherModelError, AutoquantError, MeasurementError, UsageError
 from pytest_autoquant.extras import require_measure
 from pytest_autoquant.grid.case import Case, Combination, SchemeCase
-from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase, StructureCheck
+from pytest_autoquant.manifests.records.outcomes import (
+    FailedCase,
+    KeptCase,
+    SkippedCase,
+    StructureCheck,
+)
 from pytest_autoquant.plugin.gpus import pin
 from pytest_autoquant.plugin.messages.outcome import (
     Checked,
@@ -46,8 +51,8 @@ from pytest_autoquant.text import in_words
 
 if TYPE_CHECKING:
     from pytest_autoquant.export.pipeline import SchemeRunner
-    from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
-    from pytest_autoquant.manifests.sensitivity_manifest import Manifest
+    from pytest_autoquant.manifests.records.scheme_manifest import SchemeManifest
+    from pytest_autoquant.manifests.records.sensitivity_manifest import Manifest
     from pytest_autoquant.modelopt_support.status import Support
     from pytest_autoquant.options.run_plan import RunPlan
     from pytest_autoquant.scoring.runner import MeasurementRunner
@@ -213,7 +218,7 @@ class Worker:
 
     def measure(self, item: pytest.Item, case: Case | str) -> Manifest:
         """Measure a case and attach its manifest to the test."""
-        from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
+        from pytest_autoquant.manifests.records.sensitivity_manifest import dump_manifest
 
         if isinstance(case, str):
             case = self._named(item, case)
@@ -237,7 +242,7 @@ class Worker:
     def derive(self, item: pytest.Item, case: SchemeCase | str) -> SchemeManifest:
         """Derive a scheme and attach its manifest to the test, also if only its export failed."""
         from pytest_autoquant.export.pipeline import UnexportedSchemeError
-        from pytest_autoquant.manifests.scheme_manifest import dump_scheme
+        from pytest_autoquant.manifests.records.scheme_manifest import dump_scheme
 
         if isinstance(case, str):
             with as_failure():

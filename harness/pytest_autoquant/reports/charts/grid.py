@@ -9,8 +9,8 @@ from pytest_autoquant.calibration.sizes import size_order
 from pytest_autoquant.grid.case import CaseId
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.manifests.case_result import CaseResult
-from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
-from pytest_autoquant.reports.markdown import LOST_MEANS, bits, number
+from pytest_autoquant.manifests.records.outcomes import FailedCase, SkippedCase, StructureCheck
+from pytest_autoquant.reports.markdown.elements import LOST_MEANS, bits, number
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.text import slug
 

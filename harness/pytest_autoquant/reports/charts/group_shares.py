@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pytest_autoquant.manifests.case_result import finite
 from pytest_autoquant.reports.charts.grid import View, view_of
-from pytest_autoquant.reports.markdown import percent
+from pytest_autoquant.reports.markdown.elements import percent
 from pytest_autoquant.reports.session_results import SessionResults
 
 

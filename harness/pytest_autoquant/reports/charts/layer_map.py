@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pytest_autoquant.manifests.case_result import CaseResult, Group
 from pytest_autoquant.reports.charts.static_svg import framed_picture
-from pytest_autoquant.reports.markdown import RANDOM_WEIGHTS
+from pytest_autoquant.reports.markdown.elements import RANDOM_WEIGHTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from pytest_autoquant.reports.charts.grid import View, view_of
-from pytest_autoquant.reports.markdown import bits, number
+from pytest_autoquant.reports.markdown.elements import bits, number
 from pytest_autoquant.reports.session_results import SessionResults
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
-from pytest_autoquant.reports.markdown import bits, number
+from pytest_autoquant.manifests.records.scheme_manifest import SchemeManifest
+from pytest_autoquant.reports.markdown.elements import bits, number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

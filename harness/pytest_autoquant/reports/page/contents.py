@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pytest_autoquant.manifests.case_result import CaseResult, Group, finite
-from pytest_autoquant.reports.case_report import report_links, selection_sentence
 from pytest_autoquant.reports.charts.grid import GridCell, view_of
 from pytest_autoquant.reports.charts.group_shares import GroupShares
 from pytest_autoquant.reports.charts.layer_map import LayerPlace, layer_places
@@ -23,7 +22,8 @@ from pytest_autoquant.reports.charts.schemes import (
     scheme_points,
 )
 from pytest_autoquant.reports.charts.size_stability import StabilityPoint
-from pytest_autoquant.reports.markdown import RANDOM_WEIGHTS, bits, number, percent
+from pytest_autoquant.reports.markdown.case_report import report_links, selection_sentence
+from pytest_autoquant.reports.markdown.elements import RANDOM_WEIGHTS, bits, number, percent
 from pytest_autoquant.reports.report_model import ReportModel, ViewModel
 
 #: Significant digits of a score in the page. They place colours and give the ratio of two scores,

@@ -14,10 +14,10 @@ from urllib.parse import quote
 
 from pytest_autoquant.calibration.sizes import size_order
 from pytest_autoquant.grid.case import CaseId, is_scheme_id
-from pytest_autoquant.manifests.outcomes import StructureCheck
-from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
+from pytest_autoquant.manifests.records.outcomes import StructureCheck
+from pytest_autoquant.manifests.records.scheme_manifest import SchemeManifest
 from pytest_autoquant.reports.charts.static_svg import CHARTS, specification
-from pytest_autoquant.reports.markdown import (
+from pytest_autoquant.reports.markdown.elements import (
     ALIGNED_MEANS,
     GROUPS_MEAN,
     KL_SCORE_MEANS,
@@ -30,12 +30,13 @@ from pytest_autoquant.reports.markdown import (
     number,
     percent,
 )
-from pytest_autoquant.reports.page.contents import contents
-from pytest_autoquant.reports.report_model import ReportModel
-from pytest_autoquant.reports.run_comparison import RunComparison
-from pytest_autoquant.reports.scheme_decisions import DECISION_HEADERS, decisions, rule_sentence
-from pytest_autoquant.reports.scheme_report import HEADERS, MEANING, cells
-from pytest_autoquant.reports.session_report import (
+from pytest_autoquant.reports.markdown.scheme_decisions import (
+    DECISION_HEADERS,
+    decisions,
+    rule_sentence,
+)
+from pytest_autoquant.reports.markdown.scheme_report import HEADERS, MEANING, cells
+from pytest_autoquant.reports.markdown.session_report import (
     counts_sentence,
     infeasible_note,
     last_run_sentences,
@@ -43,6 +44,9 @@ from pytest_autoquant.reports.session_report import (
     quantized,
     run_of,
 )
+from pytest_autoquant.reports.page.contents import contents
+from pytest_autoquant.reports.report_model import ReportModel
+from pytest_autoquant.reports.run_comparison import RunComparison
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.text import counted, well_formed
 

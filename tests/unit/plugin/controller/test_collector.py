@@ -8,12 +8,16 @@ from builders import changed, files_in, run_plan, structure_check, with_case_nam
 from pytest_autoquant.errors import RecordError, WriteError
 from pytest_autoquant.files import write_atomic
 from pytest_autoquant.manifests.layout import state_path
-from pytest_autoquant.manifests.outcome_log import OUTCOME_LOG, read
-from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase
-from pytest_autoquant.manifests.scheme_manifest import ExportRecord, dump_scheme, load_scheme
+from pytest_autoquant.manifests.records.outcome_log import OUTCOME_LOG, read
+from pytest_autoquant.manifests.records.outcomes import FailedCase, KeptCase, SkippedCase
+from pytest_autoquant.manifests.records.scheme_manifest import (
+    ExportRecord,
+    dump_scheme,
+    load_scheme,
+)
+from pytest_autoquant.manifests.records.sensitivity_manifest import dump_manifest, read_manifest
+from pytest_autoquant.manifests.records.session_summary import read_summary
 from pytest_autoquant.manifests.selection import with_budget
-from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest, read_manifest
-from pytest_autoquant.manifests.session_summary import read_summary
 from pytest_autoquant.plugin.controller.collector import Collector, TestEnd
 from pytest_autoquant.plugin.messages.collected import CollectedCases
 from pytest_autoquant.plugin.messages.outcome import (

@@ -7,7 +7,7 @@ from builders import changed, files_in
 from execnet import XSpec
 from pytest_autoquant.files import write_atomic
 from pytest_autoquant.manifests.fingerprint import fingerprint_of
-from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
+from pytest_autoquant.manifests.records.sensitivity_manifest import dump_manifest
 from pytest_autoquant.models.checkpoint_digest import files_digest
 from pytest_autoquant.plugin.controller.hooks import Controller, num_workers
 from pytest_autoquant.plugin.gpus import VISIBLE

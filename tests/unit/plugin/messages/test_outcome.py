@@ -5,9 +5,9 @@ import json
 import pytest
 from builders import structure_check
 from pytest_autoquant.errors import RecordError
-from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase
-from pytest_autoquant.manifests.scheme_manifest import dump_scheme, load_scheme
-from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest, load_manifest
+from pytest_autoquant.manifests.records.outcomes import FailedCase, KeptCase, SkippedCase
+from pytest_autoquant.manifests.records.scheme_manifest import dump_scheme, load_scheme
+from pytest_autoquant.manifests.records.sensitivity_manifest import dump_manifest, load_manifest
 from pytest_autoquant.plugin.messages.outcome import (
     Checked,
     DerivedScheme,

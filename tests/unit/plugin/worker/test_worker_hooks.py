@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from builders import files_in
 from pytest_autoquant.manifests.layout import find_manifests
-from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase
-from pytest_autoquant.manifests.sensitivity_manifest import load_manifest, read_manifest
+from pytest_autoquant.manifests.records.outcomes import FailedCase, KeptCase, SkippedCase
+from pytest_autoquant.manifests.records.sensitivity_manifest import load_manifest, read_manifest
 from pytest_autoquant.plugin.messages.outcome import (
     Checked,
     Failed,

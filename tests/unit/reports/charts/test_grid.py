@@ -5,7 +5,7 @@ import re
 import pytest
 from builders import results_of
 from pytest_autoquant.grid.vocabulary import load_vocabulary
-from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
+from pytest_autoquant.manifests.records.outcomes import FailedCase, SkippedCase
 from pytest_autoquant.reports.charts.grid import GridCell, View, grid_cells, grid_file, views
 
 SMALL = View(model="toy", method="gradient", size="small")

@@ -8,7 +8,7 @@ from dataclasses import fields
 
 import pytest
 from builders import results_of
-from pytest_autoquant.manifests.outcomes import SkippedCase
+from pytest_autoquant.manifests.records.outcomes import SkippedCase
 from pytest_autoquant.reports.charts.grid import GridCell, View, grid_cells
 from pytest_autoquant.reports.charts.layer_map import LayerCell
 from pytest_autoquant.reports.charts.pareto import ParetoPoint

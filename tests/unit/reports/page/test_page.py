@@ -13,8 +13,8 @@ from fuzz import HOSTILE_TEXTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest_autoquant.manifests.case_result import case_result_of
-from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase
-from pytest_autoquant.manifests.sensitivity_manifest import dump_manifest
+from pytest_autoquant.manifests.records.outcomes import FailedCase, SkippedCase
+from pytest_autoquant.manifests.records.sensitivity_manifest import dump_manifest
 from pytest_autoquant.reports.charts.static_svg import CHARTS, specification
 from pytest_autoquant.reports.page.contents import contents
 from pytest_autoquant.reports.page.render import render_page

@@ -12,7 +12,7 @@ from builders import calibration_of, ignore_progress, model_state
 from pytest_autoquant.calibration.batches import Batch, CalibrationData
 from pytest_autoquant.calibration.captions import CaptionSet
 from pytest_autoquant.errors import NotReplayableError
-from pytest_autoquant.manifests.sensitivity_manifest import ModelRecord
+from pytest_autoquant.manifests.records.sensitivity_manifest import ModelRecord
 from pytest_autoquant.models.layers import Linear
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.next_token import next_token_logits, next_token_loss

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pytest_autoquant.export.checkpoint_files import malformed
+from pytest_autoquant.export.checkpoint.files import malformed
 
 #: Largest accepted number of layers or experts: a damaged file must not ask for more tensors than
 #: fit in memory. Published models have up to 126 layers and 512 experts.

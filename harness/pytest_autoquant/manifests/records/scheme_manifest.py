@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Literal
 
 from pytest_autoquant.files import read_bytes
-from pytest_autoquant.manifests.consistency import scheme_disagreements
-from pytest_autoquant.manifests.json_record import (
+from pytest_autoquant.manifests.layout import SCHEME_MANIFEST, scheme_folder
+from pytest_autoquant.manifests.records.consistency import scheme_disagreements
+from pytest_autoquant.manifests.records.json_record import (
     SCHEMA_VERSION,
     STRICT,
     dump_record,
     invalid_record,
     load_record,
 )
-from pytest_autoquant.manifests.layout import SCHEME_MANIFEST, scheme_folder
-from pytest_autoquant.manifests.sensitivity_manifest import (
+from pytest_autoquant.manifests.records.sensitivity_manifest import (
     DatasetRecord,
     EnvironmentRecord,
     MemoryRecord,

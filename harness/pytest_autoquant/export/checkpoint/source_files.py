@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from pytest_autoquant.errors import ExportError
-from pytest_autoquant.export.checkpoint_files import INDEX, is_scale_name
-from pytest_autoquant.export.checkpoint_tensors import CheckpointTensors, weight_files
+from pytest_autoquant.export.checkpoint.files import INDEX, is_scale_name
+from pytest_autoquant.export.checkpoint.tensors import CheckpointTensors, weight_files
 from pytest_autoquant.files import load_json, write_atomic
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.registry import ModelSource

@@ -16,9 +16,9 @@ import torch
 
 from pytest_autoquant.errors import ExportError
 from pytest_autoquant.export.apply_scheme import GroupFormat, shared_range
-from pytest_autoquant.export.checkpoint_tensors import CheckpointTensors
-from pytest_autoquant.export.stored_linear import TOLERANCE, StoredLinear, largest_error
-from pytest_autoquant.export.write_checkpoint import size_in_bytes
+from pytest_autoquant.export.checkpoint.stored_linear import TOLERANCE, StoredLinear, largest_error
+from pytest_autoquant.export.checkpoint.tensors import CheckpointTensors
+from pytest_autoquant.export.checkpoint.write import size_in_bytes
 from pytest_autoquant.formats.quantizer import E4M3_MAX
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.replay.quantizers import fake_quantized

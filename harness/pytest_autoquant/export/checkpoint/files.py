@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pytest_autoquant.errors import ExportError
-from pytest_autoquant.export.tensor_values import Bytes, Values, summarize
+from pytest_autoquant.export.checkpoint.tensor_values import Bytes, Values, summarize
 from pytest_autoquant.files import load_json
 from pytest_autoquant.text import one_line
 

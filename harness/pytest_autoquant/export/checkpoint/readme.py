@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from pytest_autoquant.export.vllm_rules.configs import ALGORITHMS
 from pytest_autoquant.manifests.layout import SCHEME_MANIFEST
-from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
+from pytest_autoquant.manifests.records.scheme_manifest import SchemeManifest
 from pytest_autoquant.text import counted
 
 README = "README.md"

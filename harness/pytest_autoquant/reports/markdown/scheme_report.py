@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pytest_autoquant.manifests.case_result import RANDOM
-from pytest_autoquant.manifests.scheme_manifest import (
+from pytest_autoquant.manifests.records.scheme_manifest import (
     ExportRecord,
     SchemeManifest,
     ViolationRecord,
 )
 from pytest_autoquant.regression.comparison import spearman
-from pytest_autoquant.reports.markdown import (
+from pytest_autoquant.reports.markdown.elements import (
     bits,
     code,
     number,
@@ -22,7 +22,7 @@ from pytest_autoquant.reports.markdown import (
     table,
     text,
 )
-from pytest_autoquant.reports.scheme_decisions import (
+from pytest_autoquant.reports.markdown.scheme_decisions import (
     DECISION_HEADERS,
     decisions,
     rule_sentence,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from pytest_autoquant.manifests.json_record import record_schema
-from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
-from pytest_autoquant.manifests.sensitivity_manifest import Manifest
-from pytest_autoquant.manifests.session_summary import SessionSummary
+from pytest_autoquant.manifests.records.json_record import record_schema
+from pytest_autoquant.manifests.records.scheme_manifest import SchemeManifest
+from pytest_autoquant.manifests.records.sensitivity_manifest import Manifest
+from pytest_autoquant.manifests.records.session_summary import SessionSummary
 from pytest_autoquant.text import unknown
 
 #: Record types by the name of their schema.

@@ -8,17 +8,17 @@ from statistics import median
 
 from pytest_autoquant.calibration.sizes import SIZES
 from pytest_autoquant.manifests.case_result import UNKNOWN, CaseResult
-from pytest_autoquant.manifests.outcomes import FailedCase
-from pytest_autoquant.manifests.session_summary import (
+from pytest_autoquant.manifests.records.outcomes import FailedCase
+from pytest_autoquant.manifests.records.session_summary import (
     GroupShare,
     LastRun,
     OutcomeCounts,
     SessionSummary,
     SummaryCase,
 )
-from pytest_autoquant.reports.case_report import report_links
 from pytest_autoquant.reports.charts.grid import grid_file
-from pytest_autoquant.reports.markdown import (
+from pytest_autoquant.reports.markdown.case_report import report_links
+from pytest_autoquant.reports.markdown.elements import (
     ALIGNED_MEANS,
     GROUPS_MEAN,
     INFEASIBLE_MEANS,
@@ -33,8 +33,8 @@ from pytest_autoquant.reports.markdown import (
     table,
     text,
 )
+from pytest_autoquant.reports.markdown.scheme_report import SCHEMES_MARKDOWN
 from pytest_autoquant.reports.report_model import ReportModel
-from pytest_autoquant.reports.scheme_report import SCHEMES_MARKDOWN
 from pytest_autoquant.reports.session_results import SessionResults, caution
 from pytest_autoquant.text import counted, shown_duration, shown_time
 

@@ -16,11 +16,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS
-from pytest_autoquant.manifests.packed_scores import unpack_scores
+from pytest_autoquant.manifests.records.packed_scores import unpack_scores
 
 if TYPE_CHECKING:
-    from pytest_autoquant.manifests.scheme_manifest import SchemeManifest
-    from pytest_autoquant.manifests.sensitivity_manifest import Manifest
+    from pytest_autoquant.manifests.records.scheme_manifest import SchemeManifest
+    from pytest_autoquant.manifests.records.sensitivity_manifest import Manifest
 
 #: Largest relative difference of two sums of the same numbers, added in another order.
 _ROUNDING = 1e-9

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pytest_autoquant.export.checkpoint_files import INDEX
+from pytest_autoquant.export.checkpoint.files import INDEX
 from pytest_autoquant.files import load_json
 
 #: Current and older prefix of a tensor's name. transformers 5 renamed modules of Qwen2.5-VL and

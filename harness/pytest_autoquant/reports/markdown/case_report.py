@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 from pytest_autoquant.allocation.scored_group import rounded_up
 from pytest_autoquant.manifests.case_result import CaseResult, ErrorBar, finite
-from pytest_autoquant.manifests.sensitivity_manifest import Manifest
-from pytest_autoquant.reports.markdown import (
+from pytest_autoquant.manifests.records.sensitivity_manifest import Manifest
+from pytest_autoquant.reports.markdown.elements import (
     ERROR_BARS_MEAN,
     GROUPS_MEAN,
     KL_SCORE_MEANS,
@@ -25,7 +25,7 @@ from pytest_autoquant.reports.markdown import (
     text,
     with_error,
 )
-from pytest_autoquant.reports.selection_tables import (
+from pytest_autoquant.reports.markdown.selection_tables import (
     SELECTION_MEANS,
     budget_rows,
     kept_rows,

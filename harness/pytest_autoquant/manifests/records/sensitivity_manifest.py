@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pytest_autoquant.files import read_bytes
-from pytest_autoquant.manifests.consistency import manifest_disagreements
-from pytest_autoquant.manifests.json_record import (
+from pytest_autoquant.manifests.layout import CasePlace, manifest_path
+from pytest_autoquant.manifests.records.consistency import manifest_disagreements
+from pytest_autoquant.manifests.records.json_record import (
     SCHEMA_VERSION,
     STRICT,
     dump_record,
@@ -21,7 +22,6 @@ from pytest_autoquant.manifests.json_record import (
     invalid_record,
     load_record,
 )
-from pytest_autoquant.manifests.layout import CasePlace, manifest_path
 
 #: Suffix of a group's name after its first member: ModelOpt registers the group's hyperparameter as
 #: ``quant_recipe`` of that module (modelopt/torch/quantization/algorithms.py, ModelOpt 0.47).

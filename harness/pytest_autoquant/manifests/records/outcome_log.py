@@ -14,13 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from pytest_autoquant.files import load_json, read_bytes, unwritable, write_atomic
-from pytest_autoquant.manifests.json_record import (
+from pytest_autoquant.manifests.records.json_record import (
     SCHEMA_VERSION,
     check_version,
     invalid_record,
     validate_record,
 )
-from pytest_autoquant.manifests.outcomes import FailedCase, KeptCase, SkippedCase, StructureCheck
+from pytest_autoquant.manifests.records.outcomes import (
+    FailedCase,
+    KeptCase,
+    SkippedCase,
+    StructureCheck,
+)
 from pytest_autoquant.text import well_formed
 
 OUTCOME_LOG = "outcomes.jsonl"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pytest_autoquant.manifests.json_record import STRICT
+from pytest_autoquant.manifests.records.json_record import STRICT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pytest_autoquant.manifests.case_result import finite
-from pytest_autoquant.manifests.scheme_manifest import GroupDecision, SchemeManifest
-from pytest_autoquant.reports.markdown import number, percent
+from pytest_autoquant.manifests.records.scheme_manifest import GroupDecision, SchemeManifest
+from pytest_autoquant.reports.markdown.elements import number, percent
 
 #: How a group that is not quantized is shown.
 UNQUANTIZED = "16-bit"

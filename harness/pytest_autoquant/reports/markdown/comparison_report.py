@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pytest_autoquant.manifests.case_result import UNKNOWN
 from pytest_autoquant.manifests.fingerprint import Difference
 from pytest_autoquant.regression.comparison import Comparison
-from pytest_autoquant.reports.markdown import (
+from pytest_autoquant.reports.markdown.elements import (
     code,
     correlation,
     drift_shown,

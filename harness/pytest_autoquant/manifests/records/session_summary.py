@@ -12,13 +12,13 @@ from pathlib import Path
 
 from pytest_autoquant.files import read_bytes
 from pytest_autoquant.grid.sharding import Shard
-from pytest_autoquant.manifests.json_record import (
+from pytest_autoquant.manifests.records.json_record import (
     SCHEMA_VERSION,
     STRICT,
     load_record,
 )
-from pytest_autoquant.manifests.outcomes import FailedCase, SkippedCase, StructureCheck
-from pytest_autoquant.manifests.sensitivity_manifest import CaseStatus
+from pytest_autoquant.manifests.records.outcomes import FailedCase, SkippedCase, StructureCheck
+from pytest_autoquant.manifests.records.sensitivity_manifest import CaseStatus
 from pytest_autoquant.text import well_formed
 
 SUMMARY_JSON = "summary.json"

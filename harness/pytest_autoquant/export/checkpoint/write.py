@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pytest_autoquant.errors import ExportError
-from pytest_autoquant.export.checkpoint_tensors import CheckpointTensors
-from pytest_autoquant.export.source_files import (
+from pytest_autoquant.export.checkpoint.source_files import (
     keep_companions,
     keep_config,
     keep_tensors,
 )
+from pytest_autoquant.export.checkpoint.tensors import CheckpointTensors
 from pytest_autoquant.modelopt_support.quiet import quiet
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.text import in_words

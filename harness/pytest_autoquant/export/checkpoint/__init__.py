@@ -1,0 +1,1 @@
+"""Checkpoints on disk: written with ModelOpt, kept from their source, read back and verified."""

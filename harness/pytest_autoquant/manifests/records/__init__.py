@@ -1,0 +1,1 @@
+"""Records on disk and their schemas: sensitivity, scheme, session summary, outcome log."""

@@ -1,0 +1,1 @@
+"""Reports as Markdown: a case, a session, schemes, a comparison."""
