@@ -43,11 +43,6 @@ def memory_in_models():
 
 
 @pytest.fixture(scope="module")
-def runner(aq_runner):
-    return aq_runner
-
-
-@pytest.fixture(scope="module")
 def stock(aq_runner):
     return StockEngine(aq_runner.model, method="gradient")
 

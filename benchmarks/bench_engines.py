@@ -12,7 +12,6 @@ import torch
 from pytest_autoquant.calibration.batches import calibration_data
 from pytest_autoquant.calibration.captions import load_captions
 from pytest_autoquant.modelopt_support.quiet import quiet
-from pytest_autoquant.plugin.pytest_config import plan_of
 from pytest_autoquant.scoring.engine import Measurement
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
 from pytest_autoquant.scoring.stock import StockEngine
@@ -25,16 +24,6 @@ PADDED_LENGTH, PADDED_BATCH = 512, 8
 
 
 @pytest.fixture(scope="module")
-def plan(pytestconfig):
-    return plan_of(pytestconfig)
-
-
-@pytest.fixture(scope="module")
-def runner(aq_runner):
-    return aq_runner
-
-
-@pytest.fixture(scope="module")
 def stock(aq_runner):
     return StockEngine(aq_runner.model, method="gradient")
 
@@ -42,12 +31,6 @@ def stock(aq_runner):
 @pytest.fixture(scope="module")
 def size(plan):
     return plan.sizes[0] if plan.settings.sizes else "medium"
-
-
-@pytest.fixture(scope="module")
-def configs(plan, runner):
-    supported = [c for c in plan.combinations if runner.support(c).is_supported]
-    return {runner.config(c).digest: (c.test_id, runner.config(c)) for c in reversed(supported)}
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ AutoQuant measures one case of ``STOCK_CASES``, whose ranks are compared with th
 """
 
 import pytest
-from pytest_autoquant.plugin.pytest_config import plan_of
 from pytest_autoquant.scoring.engine import Measurement
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
 from pytest_autoquant.scoring.stock import StockEngine
@@ -20,24 +19,8 @@ STOCK_CASES = ("wint4_aint8-default", "wfp8_afp8-default", "wint8_aint8-default"
 
 
 @pytest.fixture(scope="module")
-def plan(pytestconfig):
-    return plan_of(pytestconfig)
-
-
-@pytest.fixture(scope="module")
-def runner(aq_runner):
-    return aq_runner
-
-
-@pytest.fixture(scope="module")
 def data(plan, runner):
     return runner.data(plan.sizes[0] if plan.settings.sizes else "small")
-
-
-@pytest.fixture(scope="module")
-def configs(plan, runner):
-    supported = [c for c in plan.combinations if runner.support(c).is_supported]
-    return {runner.config(c).digest: (c.test_id, runner.config(c)) for c in reversed(supported)}
 
 
 @pytest.fixture(scope="module")
