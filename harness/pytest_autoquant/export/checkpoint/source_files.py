@@ -127,6 +127,6 @@ def _kept(source: CheckpointTensors, name: str, exported: torch.Tensor) -> torch
         return exported
     original = source.get(name)
     if original is None:
-        original = exported.to(source.common_dtype())
+        original = exported.to(source.common_dtype)
     is_exact = torch.equal(original.to(exported.dtype), exported)
     return original if is_exact else exported

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,9 @@ class CheckpointTensors:
         """Return the names of the tensors in a module and in those below it."""
         return tuple(name for name in self._file_of if name.startswith(f"{module}."))
 
+    @cached_property
     def common_dtype(self) -> torch.dtype:
-        """Return the dtype of most floating-point tensors, read from the files' headers."""
+        """The dtype of most floating-point tensors, read from the files' headers."""
         names = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16}
         names["BF16"] = torch.bfloat16
         counts = Counter(file.get_slice(name).get_dtype() for name, file in self._file_of.items())

@@ -209,7 +209,7 @@ def _is_kept(
     """Whether a stored tensor is the original, and the one that was loaded from it."""
     if original is not None and original.shape == loaded.shape:
         return _is_identical(actual, original) and _is_equal(actual.to(loaded.dtype), loaded)
-    if source is not None and actual.dtype == source.common_dtype():
+    if source is not None and actual.dtype == source.common_dtype:
         return _is_equal(actual.to(loaded.dtype), loaded)
     return _is_identical(actual, loaded)
 

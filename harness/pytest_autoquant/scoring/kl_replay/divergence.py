@@ -29,6 +29,7 @@ class Reference:
     def __init__(self, logits: torch.Tensor) -> None:
         self._logits = logits
         self._captions, self._tokens, self._vocabulary = logits.shape
+        self._log_sum: torch.Tensor | None = None
 
     @property
     def bytes_per_token(self) -> int:
@@ -56,11 +57,12 @@ class Reference:
         plain = self._logits.to(device)
         rows = len(logits) * (self._tokens - 1)
         divergences = torch.empty(rows, dtype=torch.float32, device=device)
-        log_sum = plain.float().logsumexp(-1)
+        if self._log_sum is None:  # every group compares with the same predictions
+            self._log_sum = plain.float().logsumexp(-1)
         _kernel()[(rows,)](
             logits,
             plain,
-            log_sum,
+            self._log_sum,
             divergences,
             self._tokens,
             self._captions,

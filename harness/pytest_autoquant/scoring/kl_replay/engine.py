@@ -28,7 +28,7 @@ from pytest_autoquant.models.device import (
 )
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.caption_scores import CaptionScores
-from pytest_autoquant.scoring.engine import Failure, Measurement, Outcomes
+from pytest_autoquant.scoring.engine import Failure, Outcomes
 from pytest_autoquant.scoring.kl_replay.decoder_layers import DecoderLayers, forward_replaced
 from pytest_autoquant.scoring.kl_replay.recording import (
     RecordedBatch,
@@ -38,6 +38,7 @@ from pytest_autoquant.scoring.kl_replay.recording import (
 )
 from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.replay.memory import first_that_fits
+from pytest_autoquant.scoring.replay.outcomes import REPLAY, replay_outcomes
 from pytest_autoquant.scoring.replay.quantizers import replay_refusal
 from pytest_autoquant.scoring.replay.sweep import Attributes, SweepPlan, plan_sweep
 from pytest_autoquant.scoring.signal import Signal
@@ -72,7 +73,7 @@ class _Sums:
 class KLReplayEngine:
     """Measures the KL divergence of many configs in one sweep over the layer groups."""
 
-    name = "replay"
+    name = REPLAY
     sweeps = True
 
     def __init__(self, model: LoadedModel, *, record_device: str = "auto") -> None:
@@ -97,8 +98,8 @@ class KLReplayEngine:
     ) -> Outcomes:
         """Measure configs; see ``Engine.score``.
 
-        When the GPU runs out of memory, tries again with half as much at a time, then with the
-        recording in host memory.
+        When the GPU runs out of memory, tries again with a quarter at a time, then with less and
+        the recording in host memory.
 
         Raises:
             NotReplayableError: the model cannot be started between its layers.
@@ -134,11 +135,14 @@ class KLReplayEngine:
         scores = CaptionScores(sums.divergences, self._groups, data)
         signal = Signal(dead=self._model.dead, unfed=recording.zero_inputs())
         timing = {"record": recorded - started, "sweep": time.perf_counter() - recorded}
-        return {
-            config.digest: sums.failures.get(index)
-            or self._measurement(config, plan, scores, index, timing, signal)
-            for index, config in enumerate(configs)
-        }
+        return replay_outcomes(
+            plan,
+            scores,
+            sums.failures,
+            timing=timing,
+            peak_cuda_bytes=peak_cuda_bytes(self._model.device),
+            signal=signal,
+        )
 
     def _sweep(
         self,
@@ -159,25 +163,6 @@ class KLReplayEngine:
                 for block in group.blocks(plan):
                     group.measure(plan, block, sums.divergences[place], sums.failures)
         return sums
-
-    def _measurement(
-        self,
-        config: EffectiveConfig,
-        plan: SweepPlan,
-        scores: CaptionScores,
-        index: int,
-        timing: dict[str, float],
-        signal: Signal,
-    ) -> Measurement:
-        is_quantized = plan.is_enabled(config)
-        return Measurement(
-            engine=self.name,
-            groups=scores.of_config(index, quantized=is_quantized),
-            quantizers=plan.descriptions(config),
-            timing=timing,
-            peak_cuda_bytes=peak_cuda_bytes(self._model.device),
-            signal=signal,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ model is never converted.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,9 +25,10 @@ from pytest_autoquant.models.device import (
 )
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.caption_scores import CaptionScores
-from pytest_autoquant.scoring.engine import Measurement, Outcomes
+from pytest_autoquant.scoring.engine import Outcomes
 from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.replay.memory import first_that_fits
+from pytest_autoquant.scoring.replay.outcomes import REPLAY, replay_outcomes
 from pytest_autoquant.scoring.replay.quantizers import replay_refusal
 from pytest_autoquant.scoring.replay.recorder import capture
 from pytest_autoquant.scoring.replay.sweep import SweepPlan, SweepResult, plan_sweep, sweep_slice
@@ -58,7 +59,7 @@ class _Attempt:
 class ReplayEngine:
     """Scores many configs in one sweep over a tape."""
 
-    name = "replay"
+    name = REPLAY
     sweeps = True
 
     def __init__(
@@ -133,11 +134,15 @@ class ReplayEngine:
         result = self._sweep(plan, tape, attempt.max_tokens, progress)
         scores = CaptionScores(result.by_group(self._groups), self._groups, data)
         timing = {"capture": captured - started, "sweep": time.perf_counter() - captured}
-        return {
-            config.digest: result.failures.get(index)
-            or self._measurement(config, plan, scores, index, timing, tape)
-            for index, config in enumerate(configs)
-        }
+        return replay_outcomes(
+            plan,
+            scores,
+            result.failures,
+            timing=timing,
+            peak_cuda_bytes=peak_cuda_bytes(self._model.device),
+            signal=self._signal(tape),
+            notes=_gradient_notes(tape),
+        )
 
     def _tape(self, data: CalibrationData, device: torch.device, progress: Progress) -> Tape:
         """Return the tape of a size, from the tape folder if it holds it, else captured."""
@@ -165,28 +170,11 @@ class ReplayEngine:
                 sweep_slice(plan, token_slice, self._model.module, result)
         return result
 
-    def _measurement(
-        self,
-        config: EffectiveConfig,
-        plan: SweepPlan,
-        scores: CaptionScores,
-        index: int,
-        timing: Mapping[str, float],
-        tape: Tape,
-    ) -> Measurement:
-        is_quantized = plan.is_enabled(config)
-        return Measurement(
-            engine=self.name,
-            groups=scores.of_config(index, quantized=is_quantized),
-            quantizers=plan.descriptions(config),
-            timing=timing,
-            peak_cuda_bytes=peak_cuda_bytes(self._model.device),
-            signal=Signal(
-                dead=self._model.dead,
-                unfed=self._in_module_order(tape.zero_inputs),
-                unmoved=self._in_module_order(tape.zero_gradients),
-            ),
-            notes=_gradient_notes(tape),
+    def _signal(self, tape: Tape) -> Signal:
+        return Signal(
+            dead=self._model.dead,
+            unfed=self._in_module_order(tape.zero_inputs),
+            unmoved=self._in_module_order(tape.zero_gradients),
         )
 
     def _in_module_order(self, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,0 +1,44 @@
+"""What a replay hands back: a measurement of every config that did not fail."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pytest_autoquant.scoring.caption_scores import CaptionScores
+from pytest_autoquant.scoring.engine import Failure, Measurement, Outcomes
+from pytest_autoquant.scoring.replay.sweep import SweepPlan
+from pytest_autoquant.scoring.signal import Signal
+
+#: Name of both replay engines.
+REPLAY = "replay"
+
+
+def replay_outcomes(
+    plan: SweepPlan,
+    scores: CaptionScores,
+    failures: Mapping[int, Failure],
+    *,
+    timing: Mapping[str, float],
+    peak_cuda_bytes: int | None,
+    signal: Signal,
+    notes: tuple[str, ...] = (),
+) -> Outcomes:
+    """Return the outcome of each config of a sweep, by the config's digest.
+
+    Args:
+        failures: by index of the config.
+        timing: seconds by phase, of the whole sweep.
+    """
+    return {
+        config.digest: failures.get(index)
+        or Measurement(
+            engine=REPLAY,
+            groups=scores.of_config(index, quantized=plan.is_enabled(config)),
+            quantizers=plan.descriptions(config),
+            timing=timing,
+            peak_cuda_bytes=peak_cuda_bytes,
+            signal=signal,
+            notes=notes,
+        )
+        for index, config in enumerate(plan.configs)
+    }
