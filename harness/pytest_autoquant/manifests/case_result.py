@@ -156,7 +156,7 @@ class CaseResult:
 
     Attributes:
         model: the model's name in folders and case ids.
-        effective_bits: bits stored per weight under the case's format, block scales included.
+        effective_bits: bits stored per weight under the case's format, scales included.
         groups: most sensitive first; ``module_order`` has their names in model order.
         total_score: score of quantizing every group, per scored token; None if it is not finite.
         quantizers: ModelOpt's description of each active quantizer.

@@ -76,7 +76,7 @@ def test_tables_show_the_manifests_numbers(render, manifest):
     assert dict(facts[1:]) == {
         "model": "toy-org/toy (checkpoint weights)",
         "format": "INT4_WEIGHT_INT8_ACT_CFG, experimental",
-        "weights stored in": "4.125 bits, block scales included",
+        "weights stored in": "4.125 bits, scales included",
         "status": "measured",
         "method": "gradient, engine modelopt",
         "captions": "4 calibrated, 3 scored (10 tokens) of mine.txt",

@@ -197,7 +197,7 @@ def _facts(manifest: Manifest, result: CaseResult) -> str:
     rows = [
         ("model", f"{code(manifest.model.id)} ({text(manifest.model.weights)} weights)"),
         ("format", f"{code(manifest.quantization.base_format_name)}{experimental}"),
-        ("weights stored in", f"{stored:.4g} bits, block scales included"),
+        ("weights stored in", f"{stored:.4g} bits, scales included"),
         ("status", text(case.status) + (f" of {code(case.alias_of)}" if case.alias_of else "")),
         ("method", f"{text(case.method)}, engine {text(manifest.run_config.engine)}"),
         (

@@ -374,7 +374,7 @@
       ...of("case", entry.id),
       ...of("status", entry.alias_of ? `alias of ${entry.alias_of}` : entry.status),
       ...of("format", entry.format + (entry.experimental ? " (experimental)" : "")),
-      ...of("weights stored in", `${entry.bits} bits per weight, block scales included`),
+      ...of("weights stored in", `${entry.bits} bits per weight, scales included`),
       ...of("total score", `${entry.total_shown} ${entry.unit}`),
       ...Object.entries(entry.quantizers).flatMap(([name, text]) => of(name, text)),
       ...of("measured", entry.measured),
