@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pytest_autoquant.allocation.scored_group import ScoredGroup
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS
@@ -54,12 +55,17 @@ def budget_rows(case: CaseResult) -> tuple[BudgetRow, ...]:
 
     Empty if a score is not finite or the stored bits are not recorded.
     """
+    return _budget_rows(case.groups, case.selection.budget)
+
+
+@lru_cache(maxsize=1)  # the Markdown and the JSON of a case ask one after the other
+def _budget_rows(recorded: tuple[Group, ...], own: float | None) -> tuple[BudgetRow, ...]:
     from pytest_autoquant.allocation.knapsack import select_formats_by_budget  # imports numpy
 
-    groups = _scored(case.groups)
+    groups = _scored(recorded)
     if not groups:
         return ()
-    budgets = _budgets(groups, case.selection.budget)
+    budgets = _budgets(groups, own)
     total = math.fsum(group.scores[0] for group in groups)
     return tuple(
         BudgetRow(
@@ -106,7 +112,8 @@ def score_per_megabit(group: Group) -> float | None:
     return 1e6 * group.score / saved if saved > 0 else None
 
 
-def _scored(groups: Sequence[Group]) -> tuple[ScoredGroup, ...]:
+@lru_cache(maxsize=1)  # likewise, and each of the two has two tables
+def _scored(groups: tuple[Group, ...]) -> tuple[ScoredGroup, ...]:
     """Return the groups, the most sensitive first; empty if a number is missing or too large."""
     scored = tuple(
         ScoredGroup(
