@@ -18,6 +18,9 @@ from pytest_autoquant.models.loading import LoadedModel
 
 _HIDDEN = "hidden_states"
 
+#: A layer's forward as a function of the layer and its arguments.
+LayerForward = Callable[..., torch.Tensor]
+
 #: Called with the index of a layer and the hidden state before it, ``(captions, tokens, hidden)``.
 OnHidden = Callable[[int, torch.Tensor], None]
 
@@ -34,9 +37,23 @@ class DecoderLayers:
 
     def __init__(self, model: LoadedModel) -> None:
         self._prefix, self._layers = _find_layers(model)
+        self._head = model.module.get_output_embeddings()
 
     def __len__(self) -> int:
         return len(self._layers)
+
+    def compiled(self) -> LayerForward | None:
+        """Return the layers' common forward, compiled; None where they have none in common.
+
+        Every cast to the model's dtype stays where the model has it, so that compiled layers round
+        as the others do.
+        """
+        forwards = {type(layer).forward for layer in self._layers}
+        if len(forwards) > 1 or any("forward" in vars(layer) for layer in self._layers):
+            return None
+        options = {"emulate_precision_casts": True}
+        compiled: LayerForward = torch.compile(forwards.pop(), dynamic=True, options=options)
+        return compiled
 
     def index_of(self, linear: str) -> int:
         """Return the index of the layer that holds a linear."""
@@ -61,17 +78,29 @@ class DecoderLayers:
         order.check_end()
 
     @contextmanager
-    def started_at(self, index: int, state: torch.Tensor, *, alone: bool = False) -> Iterator[None]:
+    def started_at(
+        self,
+        index: int,
+        state: torch.Tensor,
+        *,
+        alone: bool = False,
+        compiled: LayerForward | None = None,
+    ) -> Iterator[None]:
         """Make the model's forward start at a layer: the layers before it do nothing.
 
         Args:
             state: hidden state before the layer, ``(captions, tokens, hidden)``.
-            alone: whether the layers after it do nothing either.
+            alone: whether the layers after it do nothing either, nor does the output embedding.
+            compiled: what the layers after it run in place of their own forward.
         """
         with ExitStack() as stack:
+            if alone and self._head is not None:
+                stack.enter_context(forward_replaced(self._head, _pass_on))
             for place, layer in enumerate(self._layers):
                 if place < index or (alone and place > index):
                     stack.enter_context(forward_replaced(layer, _pass_on))
+                elif place > index and compiled is not None:
+                    stack.enter_context(forward_replaced(layer, partial(compiled, layer)))
             start = partial(_with_hidden, state)
             hook = self._layers[index].register_forward_pre_hook(start, with_kwargs=True)
             stack.callback(hook.remove)

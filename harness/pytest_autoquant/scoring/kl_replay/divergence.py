@@ -23,11 +23,11 @@ class Reference:
     """The unquantized predictions of one batch.
 
     Args:
-        logits: ``(captions, tokens, vocabulary)``; the last token of a caption predicts nothing.
+        logits: ``(captions, tokens, vocabulary)``; every token's are compared.
     """
 
     def __init__(self, logits: torch.Tensor) -> None:
-        self._logits = logits
+        self._logits = logits.contiguous()
         self._captions, self._tokens, self._vocabulary = logits.shape
         self._log_sum: torch.Tensor | None = None
 
@@ -48,14 +48,14 @@ class Reference:
         if logits.is_cuda:
             return self._on_cuda(logits)
         versions = logits.reshape(-1, *self._logits.shape)
-        plain = self._logits[:, :-1].float()
+        plain = self._logits.float()
         probability = plain.softmax(-1)
-        return torch.stack([_divergence(v[:, :-1].float(), plain, probability) for v in versions])
+        return torch.stack([_divergence(v.float(), plain, probability) for v in versions])
 
     def _on_cuda(self, logits: torch.Tensor) -> torch.Tensor:
         device, logits = logits.device, logits.contiguous()
         plain = self._logits.to(device)
-        rows = len(logits) * (self._tokens - 1)
+        rows = len(logits) * self._tokens
         divergences = torch.empty(rows, dtype=torch.float32, device=device)
         if self._log_sum is None:  # every group compares with the same predictions
             self._log_sum = plain.float().logsumexp(-1)
@@ -64,12 +64,11 @@ class Reference:
             plain,
             self._log_sum,
             divergences,
-            self._tokens,
-            self._captions,
+            self._captions * self._tokens,
             self._vocabulary,
             BLOCK=_CUDA_BLOCK,
         )
-        return divergences.view(-1, self._captions, self._tokens - 1).sum(-1, dtype=torch.float64)
+        return divergences.view(-1, self._captions, self._tokens).sum(-1, dtype=torch.float64)
 
 
 def _divergence(
@@ -94,15 +93,13 @@ def _kernel() -> Any:
         plain,
         log_sum,
         divergences,
-        tokens,
-        captions,
+        plain_rows,
         vocabulary,
         BLOCK: tl.constexpr,  # noqa: N803
     ):
         row = tl.program_id(0).to(tl.int64)
-        caption, position = row // (tokens - 1), row % (tokens - 1)
-        place = (caption % captions) * tokens + position
-        ours = quantized + (caption * tokens + position) * vocabulary
+        place = row % plain_rows
+        ours = quantized + row * vocabulary
         theirs = plain + place * vocabulary
         log_total = tl.load(log_sum + place)
         first = tl.zeros((BLOCK,), tl.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pytest_autoquant.calibration.batches import Batch, CalibrationData
+from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.errors import NotReplayableError
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.kl_replay.decoder_layers import DecoderLayers
@@ -21,15 +21,18 @@ from pytest_autoquant.scoring.replay.tape import largest_magnitudes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedBatch:
-    """A scored batch as the unquantized model saw it.
+    """A scored batch as the unquantized model saw it, without the last token of each caption.
+
+    The last token predicts nothing, and no other token attends to it.
 
     Attributes:
+        ids: ``(captions, tokens)``, on the model's device.
         rows: where its tokens lie among the tokens of all scored batches.
         states: hidden state before each layer, ``(captions, tokens, hidden)``.
         reference: its predictions.
     """
 
-    batch: Batch
+    ids: torch.Tensor
     rows: slice
     states: tuple[torch.Tensor, ...]
     reference: Reference
@@ -79,32 +82,40 @@ def record(
             progress("record", done, len(data.batches))
             states: dict[int, torch.Tensor] = {}
             with layers.watched(partial(_keep, states, device)):
-                inputs, logits = run_watched(model, batch)
+                inputs, logits = run_watched(model, model.tensor(batch))
             for name, x in inputs.items():
                 _widen(amax, name, x)
             if done < len(scored):
-                start = batches[-1].rows.stop if batches else 0
-                batches.append(
-                    RecordedBatch(
-                        batch=batch,
-                        rows=slice(start, start + batch.num_tokens),
-                        states=tuple(states.values()),
-                        reference=Reference(logits.to(device)),
-                    )
-                )
+                batches.append(_recorded(batches, model.tensor(batch), states, logits.to(device)))
     return Recording(
         batches=tuple(batches),
         amax=amax,
-        num_multi_caption_tokens=sum(b.num_tokens for b in scored if len(b.rows) > 1),
+        num_multi_caption_tokens=sum(b.ids.numel() for b in batches if len(b.ids) > 1),
+    )
+
+
+def _recorded(
+    before: Sequence[RecordedBatch],
+    ids: torch.Tensor,
+    states: Mapping[int, torch.Tensor],
+    logits: torch.Tensor,
+) -> RecordedBatch:
+    start, ids = before[-1].rows.stop if before else 0, ids[:, :-1]
+    return RecordedBatch(
+        ids=ids,
+        rows=slice(start, start + ids.numel()),
+        states=tuple(state[:, :-1] for state in states.values()),
+        reference=Reference(logits[:, :-1]),
     )
 
 
 def run_watched(
-    model: LoadedModel, batch: Batch, linears: Sequence[str] | None = None
+    model: LoadedModel, ids: torch.Tensor, linears: Sequence[str] | None = None
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Run a batch; return the input of each linear, ``(tokens, in_features)``, and the logits.
 
     Args:
+        ids: ``(captions, tokens)``.
         linears: the linears to watch, all by default.
 
     Raises:
@@ -112,8 +123,8 @@ def run_watched(
     """
     names = [each.name for each in model.linears] if linears is None else list(linears)
     inputs: dict[str, torch.Tensor] = {}
-    with _watched_linears(model, names, batch.num_tokens, inputs):
-        logits = model.module(input_ids=model.tensor(batch), use_cache=False).logits
+    with _watched_linears(model, names, ids.numel(), inputs):
+        logits = model.module(input_ids=ids, use_cache=False).logits
     idle = next((name for name in names if name not in inputs), None)
     if idle is not None:
         raise _not_replayable(f"{idle} did not run on the captions")

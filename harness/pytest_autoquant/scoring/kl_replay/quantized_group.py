@@ -1,0 +1,200 @@
+"""One layer group, quantized by many configs while the rest of the model is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from pytest_autoquant.models.loading import LoadedModel
+from pytest_autoquant.scoring.engine import Failure
+from pytest_autoquant.scoring.kl_replay.decoder_layers import (
+    DecoderLayers,
+    LayerForward,
+    forward_replaced,
+)
+from pytest_autoquant.scoring.kl_replay.recording import RecordedBatch, Recording, run_watched
+from pytest_autoquant.scoring.replay.sweep import Attributes, SweepPlan
+
+#: Most bytes of logits that one forward pass makes, and of quantized weights that one block of
+#: configs keeps. Their sum with the recording is what the engine needs beside the model.
+_LOGITS_BYTES = 2 << 30
+_WEIGHT_BYTES = 3 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedModel:
+    """A model and what was recorded of it.
+
+    Attributes:
+        compiled: what unquantized layers run in place of their own forward, if anything.
+        divisor: by what the bytes at a time are divided.
+    """
+
+    model: LoadedModel
+    layers: DecoderLayers
+    recording: Recording
+    compiled: LayerForward | None
+    divisor: int
+
+    def layer_inputs(self, layer: int) -> dict[str, torch.Tensor]:
+        """Return the inputs of a layer's linears over all scored batches, by name.
+
+        Each is ``(tokens, in_features)``. The layer runs alone on its recorded hidden states.
+        """
+        linears = [each.name for each in self.model.linears]
+        names = [name for name in linears if self.layers.index_of(name) == layer]
+        parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+        for recorded in self.recording.batches:
+            state = recorded.states[layer].to(self.model.device)
+            with self.layers.started_at(layer, state, alone=True):
+                inputs, _ = run_watched(self.model, recorded.ids, names)
+            for name, x in inputs.items():
+                parts[name].append(x)
+        return {name: torch.cat(each) for name, each in parts.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Version:
+    """The group as one config quantizes it.
+
+    Attributes:
+        config: index of the config in the sweep.
+        weights: by member, ``(out_features, in_features)``.
+        inputs: by member, ``(tokens, in_features)`` over all scored batches.
+    """
+
+    config: int
+    weights: dict[str, torch.Tensor]
+    inputs: dict[str, torch.Tensor]
+
+
+class QuantizedGroup:
+    """One layer group of a recorded model.
+
+    Args:
+        members: names of the group's linears.
+        inputs: of the linears of the group's layer; see ``RecordedModel.layer_inputs``.
+    """
+
+    def __init__(
+        self, recorded: RecordedModel, members: Sequence[str], inputs: dict[str, torch.Tensor]
+    ) -> None:
+        self._recorded, self._members = recorded, members
+        self._model, self._recording = recorded.model, recorded.recording
+        self._layer = recorded.layers.index_of(members[0])
+        self._linears = {name: self._model.module.get_submodule(name) for name in members}
+        self._inputs = inputs
+
+    def measure(
+        self, plan: SweepPlan, divergences: torch.Tensor, failures: dict[int, Failure]
+    ) -> None:
+        """Write the divergence of each config that has not failed.
+
+        Args:
+            divergences: ``(configs, captions)``, written.
+            failures: by index of the config; those of this group are added.
+        """
+        for block in self._blocks(plan):
+            versions = self._versions(plan, block, failures)
+            places = torch.tensor([each.config for each in versions], device=divergences.device)
+            first = 0
+            for batch in self._recording.batches:
+                captions = slice(first, first + len(batch.ids))
+                first = captions.stop
+                for part in _even_parts(len(versions), self._versions_at_a_time(batch)):
+                    divergences[places[part], captions] = self._run_on(batch, versions[part])
+
+    def _blocks(self, plan: SweepPlan) -> Iterator[list[Attributes]]:
+        """Yield the weight quantizers in blocks whose quantized weights fit."""
+        size = sum(linear.weight.nbytes for linear in self._linears.values())
+        weights = list(plan.products)
+        for part in _even_parts(len(weights), _WEIGHT_BYTES // self._recorded.divisor // size):
+            yield weights[part]
+
+    def _versions(
+        self, plan: SweepPlan, block: Sequence[Attributes], failures: dict[int, Failure]
+    ) -> list[_Version]:
+        """Quantize with each config of a block that has not failed."""
+        quantized_weight = cache(partial(self._quantized_weight, plan))
+        quantized_input = cache(partial(self._quantized_input, plan))
+        versions = []
+        for weight in block:
+            for product in plan.products[weight]:
+                if product.config in failures:
+                    continue
+                try:
+                    version = _Version(
+                        config=product.config,
+                        weights={name: quantized_weight(name, weight) for name in self._linears},
+                        inputs={
+                            name: quantized_input(name, product.input) for name in self._linears
+                        },
+                    )
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:
+                    failures[product.config] = Failure.of(error)
+                else:
+                    versions.append(version)
+        return versions
+
+    def _quantized_weight(self, plan: SweepPlan, name: str, attributes: Attributes) -> torch.Tensor:
+        weight: torch.Tensor = self._linears[name].weight
+        quantizer = plan.weights[attributes]
+        return weight if quantizer is None else quantizer.weight(weight)
+
+    def _quantized_input(self, plan: SweepPlan, name: str, attributes: Attributes) -> torch.Tensor:
+        x, quantizer = self._inputs[name], plan.inputs[attributes]
+        if quantizer is None:
+            return x
+        amax = self._recording.amax[name]
+        return quantizer.input(x, amax, self._recording.num_multi_caption_tokens)
+
+    def _versions_at_a_time(self, batch: RecordedBatch) -> int:
+        size: int = batch.ids.numel() * batch.reference.bytes_per_token
+        return _LOGITS_BYTES // self._recorded.divisor // size
+
+    def _run_on(self, batch: RecordedBatch, versions: Sequence[_Version]) -> torch.Tensor:
+        """Run the model from the group's layer on; return ``(versions, captions)``."""
+        ids = batch.ids.repeat(len(versions), 1)
+        state = batch.states[self._layer].to(self._model.device).repeat(len(versions), 1, 1)
+        start = self._recorded.layers.started_at(
+            self._layer, state, compiled=self._recorded.compiled
+        )
+        with ExitStack() as stack:
+            stack.enter_context(start)
+            for name, linear in self._linears.items():
+                output = _outputs(versions, name, linear, batch.rows).view(*ids.shape, -1)
+                stack.enter_context(forward_replaced(linear, partial(_answer, output)))
+            logits = self._model.module(input_ids=ids, use_cache=False).logits
+        return batch.reference.divergences(logits)
+
+
+def _outputs(
+    versions: Sequence[_Version], name: str, linear: torch.nn.Linear, rows: slice
+) -> torch.Tensor:
+    """Return a linear's quantized outputs on some tokens, ``(versions, tokens, out_features)``."""
+    return torch.stack(
+        [
+            functional.linear(each.inputs[name][rows], each.weights[name], linear.bias)
+            for each in versions
+        ]
+    )
+
+
+def _even_parts(count: int, most: int) -> Iterator[slice]:
+    """Split ``count`` into the fewest parts of at most ``most``, which differ by at most 1."""
+    parts = -(-count // max(1, most))
+    for part in range(parts):
+        yield slice(part * count // parts, (part + 1) * count // parts)
+
+
+def _answer(output: torch.Tensor, x: Any) -> torch.Tensor:
+    """Return a computed output in place of a linear's own."""
+    return output
