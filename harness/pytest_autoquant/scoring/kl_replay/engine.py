@@ -8,9 +8,9 @@ distinct quantizer, and the model runs on with many configs in one batch.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -39,7 +39,7 @@ from pytest_autoquant.scoring.kl_replay.recording import (
 from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.replay.memory import first_that_fits
 from pytest_autoquant.scoring.replay.outcomes import REPLAY, replay_outcomes
-from pytest_autoquant.scoring.replay.quantizers import replay_refusal
+from pytest_autoquant.scoring.replay.quantizers import replay_refusal, shared_range
 from pytest_autoquant.scoring.replay.sweep import Attributes, SweepPlan, plan_sweep
 from pytest_autoquant.scoring.signal import Signal
 
@@ -76,14 +76,27 @@ class KLReplayEngine:
     name = REPLAY
     sweeps = True
 
-    def __init__(self, model: LoadedModel, *, record_device: str = "auto") -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        record_device: str = "auto",
+        ranges: Mapping[str, torch.Tensor] | None = None,
+        is_fused: bool = False,
+    ) -> None:
         """Read the layer groups of a model.
 
         Args:
             record_device: ``cpu`` to keep the recording in host memory, else the model's device.
+            ranges: by linear, ``(in_features,)``: largest |X| of other captions, which calibrate
+                instead of the measured ones; see ``recording.input_ranges``.
+            is_fused: whether a group's linears share the range of a format that has one per linear,
+                as they do in a runtime that fuses them.
         """
         self._model = model
         self._on_host = record_device == "cpu"
+        self._ranges = ranges
+        self._is_fused = is_fused
         self._groups = layer_groups(model)
         self._elsewhere = scored_elsewhere(model)
 
@@ -129,6 +142,8 @@ class KLReplayEngine:
         reset_peak_cuda_bytes(self._model.device)
         layers, plan = DecoderLayers(self._model), plan_sweep(configs)
         recording = record(self._model, layers, data, attempt.device, progress)
+        if self._ranges is not None:
+            recording = replace(recording, amax=self._ranges)
         synchronize(self._model.device)
         recorded = time.perf_counter()
         sums = self._sweep(plan, layers, recording, attempt.divisor, progress)
@@ -159,7 +174,9 @@ class KLReplayEngine:
         with torch.no_grad():
             for place, members in enumerate(self._groups):
                 progress("KL divergence", place, len(self._groups))
-                group = _Group(self._model, layers, recording, members, divisor)
+                group = _Group(
+                    self._model, layers, recording, members, divisor, is_fused=self._is_fused
+                )
                 for block in group.blocks(plan):
                     group.measure(plan, block, sums.divergences[place], sums.failures)
         return sums
@@ -188,8 +205,11 @@ class _Group:
         recording: Recording,
         members: Sequence[str],
         divisor: int,
+        *,
+        is_fused: bool,
     ) -> None:
         self._model, self._layers, self._recording = model, layers, recording
+        self._is_fused = is_fused
         self._members, self._divisor = members, divisor
         self._layer = layers.index_of(members[0])
         self._linears = {name: model.module.get_submodule(name) for name in members}
@@ -277,7 +297,16 @@ class _Group:
     def _quantized_weight(self, plan: SweepPlan, name: str, attributes: Attributes) -> torch.Tensor:
         weight: torch.Tensor = self._linears[name].weight
         quantizer = plan.weights[attributes]
-        return weight if quantizer is None else quantizer.weight(weight)
+        if quantizer is None:
+            return weight
+        return quantizer.weight(weight, self._shared_range(attributes))
+
+    def _shared_range(self, attributes: Attributes) -> torch.Tensor | None:
+        """Return the range that the group's linears share, None where each has its own."""
+        if not self._is_fused:
+            return None
+        weights = [linear.weight.detach() for linear in self._linears.values()]
+        return shared_range(attributes, weights)
 
     def _quantized_input(self, plan: SweepPlan, name: str, attributes: Attributes) -> torch.Tensor:
         x, quantizer = self._inputs[name], plan.inputs[attributes]

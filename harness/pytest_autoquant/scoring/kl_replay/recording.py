@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -46,7 +46,7 @@ class Recording:
     """
 
     batches: tuple[RecordedBatch, ...]
-    amax: dict[str, torch.Tensor]
+    amax: Mapping[str, torch.Tensor]
     num_multi_caption_tokens: int
 
     def zero_inputs(self) -> tuple[str, ...]:
@@ -97,6 +97,21 @@ def record(
         amax=amax,
         num_multi_caption_tokens=sum(b.num_tokens for b in scored if len(b.rows) > 1),
     )
+
+
+def input_ranges(model: LoadedModel, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
+    """Return the largest |X| per channel of each linear over batches, ``(in_features,)``.
+
+    Raises:
+        NotReplayableError: a linear does not run once on every token.
+    """
+    amax: dict[str, torch.Tensor] = {}
+    with torch.no_grad():
+        for batch in batches:
+            inputs, _ = run_watched(model, batch)
+            for name, x in inputs.items():
+                _widen(amax, name, x)
+    return amax
 
 
 def run_watched(
