@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pytest_autoquant.allocation.scheme import Allocation, uniform_allocation
+from pytest_autoquant.allocation.scheme import uniform_allocation
 from pytest_autoquant.allocation.scored_group import rounded_up
 from pytest_autoquant.calibration.batches import CalibrationData
+from pytest_autoquant.errors import AutoquantError
 from pytest_autoquant.export.apply_scheme import GroupFormat
 from pytest_autoquant.export.scheme_groups import Choice
 from pytest_autoquant.manifests.records.scheme_manifest import (
@@ -21,6 +22,7 @@ from pytest_autoquant.manifests.uncertainty import (
     ScoreDifference,
     score_differences,
 )
+from pytest_autoquant.text import in_words
 
 #: Relative slack on bits, which are rounded quotients.
 _ROUNDING = 1e-12
@@ -33,11 +35,13 @@ class PlainChoices:
     Attributes:
         bits: bits per weight that each candidate's uniform scheme stores.
         damages: of those that store at most the scheme's bits and are not the scheme.
+        problems: why the others of them could not be measured.
         own: the candidate whose uniform scheme is the scheme, if there is one.
     """
 
     bits: Mapping[str, float]
     damages: Mapping[str, MeasuredDamage]
+    problems: Mapping[str, str]
     own: str | None
 
     def compare(self, damage: MeasuredDamage, captions: CalibrationData) -> UniformRecord:
@@ -48,7 +52,7 @@ class PlainChoices:
         """
         found = {**self.damages, **({} if self.own is None else {self.own: damage})}
         kl = {name: each.kl for name, each in found.items() if math.isfinite(each.kl)}
-        record = UniformRecord(kl={name: kl.get(name) for name in found})
+        record = UniformRecord(kl={name: kl.get(name) for name in (*found, *self.problems)})
         if not kl:
             return replace(record, not_compared=self._why_none(found))
         best = min(kl, key=lambda name: kl[name])
@@ -58,8 +62,10 @@ class PlainChoices:
         return _compared(record, found[best], damage, captions)
 
     def _why_none(self, found: Mapping[str, MeasuredDamage]) -> str:
-        if found:
-            return f"the KL divergence of uniform {' and '.join(found)} is not finite"
+        reasons = [f"the KL divergence of uniform {name} is not finite" for name in found]
+        reasons += [f"uniform {name}: {problem}" for name, problem in self.problems.items()]
+        if reasons:
+            return "; ".join(reasons)
         smallest = min(self.bits, key=lambda name: self.bits[name])
         return (
             "no uniform scheme of its candidates fits into the scheme's bits: the smallest, "
@@ -80,19 +86,21 @@ def plain_choices(
     candidates = choice.case.scheme.candidates
     uniform = {name: uniform_allocation(choice.groups, i) for i, name in enumerate(candidates)}
     most = choice.allocation.effective_bits * (1 + _ROUNDING)
+    own = next((n for n, u in uniform.items() if u.chosen == choice.allocation.chosen), None)
+    damages, problems = {}, {}
+    for name, allocation in uniform.items():
+        if name == own or allocation.effective_bits > most:
+            continue
+        try:
+            damages[name] = measure(replace(choice, allocation=allocation).formats)
+        except Exception as error:  # what a scheme is compared with must not cost the scheme
+            problems[name] = str(error) if isinstance(error, AutoquantError) else in_words(error)
     return PlainChoices(
         bits={name: each.effective_bits for name, each in uniform.items()},
-        damages={
-            name: measure(replace(choice, allocation=each).formats)
-            for name, each in uniform.items()
-            if each.effective_bits <= most and not _are_equal(each, choice.allocation)
-        },
-        own=next((n for n, u in uniform.items() if _are_equal(u, choice.allocation)), None),
+        damages=damages,
+        problems=problems,
+        own=own,
     )
-
-
-def _are_equal(first: Allocation, second: Allocation) -> bool:
-    return first.chosen == second.chosen
 
 
 def _compared(

@@ -279,7 +279,8 @@ class MeasurementRunner:
                 if (reason := engine.refuses(config)) is not None
             }
             replayed = [config for config in configs if config.digest not in refused]
-            return {**refused, **engine.score(replayed, captions, self._progress)}
+            outcomes = engine.score(replayed, captions, self._progress) if replayed else {}
+            return {**refused, **outcomes}
         except Exception as error:  # a comparison that fails must not cost what it compares
             return {config.digest: Failure.of(error) for config in configs}
 

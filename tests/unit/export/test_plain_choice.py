@@ -134,3 +134,14 @@ def test_uniform_scheme_without_a_finite_divergence_is_not_compared(decide, held
     found = plain.compare(damage, held.data)
     assert (found.kl, found.verdict) == ({INT4: None}, None)
     assert found.not_compared == f"the KL divergence of uniform {INT4} is not finite"
+
+
+def test_uniform_scheme_that_cannot_be_measured_costs_no_scheme(decide, held):
+    def fails(formats):
+        raise KeyError("no kernel")
+
+    choice = decide(lambda place: 2 if place < 20 else 0)
+    damage = held.damage("small", choice.formats)
+    found = plain_choices(choice, fails).compare(damage, held.data)
+    assert (found.kl, found.verdict) == ({INT4: None}, None)
+    assert found.not_compared == f"uniform {INT4}: KeyError: 'no kernel'"

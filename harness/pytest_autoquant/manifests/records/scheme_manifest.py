@@ -209,7 +209,7 @@ class UniformRecord:
 
     Attributes:
         kl: measured KL divergence of each candidate's uniform scheme that stores at most the
-            scheme's bits, None if it is not finite.
+            scheme's bits, None if it is not finite or could not be measured.
         candidate: the one with the lowest.
         effective_bits: bits per weight that it stores.
         difference: the scheme's KL divergence minus the candidate's, in nats per token.
