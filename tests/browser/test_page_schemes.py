@@ -69,9 +69,15 @@ def test_table_and_points_show_the_numbers_of_the_manifests(shown, schemes):
         quantized = sum(group["format"] is not None for group in manifest["groups"])
         assert found[name][2] == f"{quantized} of {len(manifest['groups'])}"
         assert found[name][4] == f"{manifest['allocation']['effective_bits']:.4g}"
-        assert found[name][6:8] == [score, kl]
-        assert found[name][10:12] == ["not exported", "not tried"]
-        assert re.fullmatch(r"[\d-]+ [\d:]+ UTC, took .* s", found[name][12])
+        error = manifest["measured"]["standard_error"]
+        assert found[name][6:8] == [score, f"{kl} ± {error:.2g}"]
+        interaction, uniform = manifest["interaction"], manifest["uniform"]
+        ratio, error = interaction["ratio"], interaction["standard_error"]
+        assert found[name][8] == f"{ratio:.4g} ± {error:.2g}"
+        verdict = {"better": "better than", "same": "is"}[uniform["verdict"]]
+        assert found[name][9] == f"{verdict} {uniform['candidate']}"
+        assert found[name][12:14] == ["not exported", "not tried"]
+        assert re.fullmatch(r"[\d-]+ [\d:]+ UTC, took .* s", found[name][14])
         point = f"{name}: predicted score {score} per token, measured KL {kl} nats per token"
         assert point in points
 

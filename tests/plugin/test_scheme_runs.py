@@ -51,6 +51,8 @@ def user_schemes(tmp_path_factory):
         "hybrid": ("[wint4_aint8, wfp8_afp8]", "effective_bits: 9"),
         "mixture": ("[wint4_afp16-w_group64, wfp8_afp8]", "effective_bits: 8.5"),
         "mine": ("[wint8_afp16]", "fraction_of_groups: 0.1"),
+        "within": ("[wint4_afp16, wfp8_afp8]", "max_kl: 0.02"),
+        "too_close": ("[wfp8_afp8]", "max_kl: 1.0e-9"),
     }
     for name, (candidates, measure) in rules.items():
         text = f"name: {name}\ncandidates: {candidates}\n{measure}\n"
@@ -345,6 +347,25 @@ def test_for_a_target_what_it_cannot_load_is_left_out_with_the_reason(new_projec
         "wint4_afp16-w_group64": ("vllm cannot load wint4_afp16-w_group64, exported as W4A16_AWQ")
     }
     assert manifest.export.violations == ()
+
+
+def test_measured_divergence_decides_the_bits_of_a_scheme(new_project, user_schemes):
+    project = new_project("within")
+    run = project.run(
+        *("-n0", "cases/test_schemes.py", *CPU, user_schemes.option),
+        *("--aq-schemes=within,too_close", "--aq-max-kl=0.5"),
+    )
+    assert run.status == pytest.ExitCode.TESTS_FAILED
+    assert re.search(r"^=+ 1 failed, 1 passed", run.output, re.MULTILINE)
+    assert "only the unquantized model stays within a KL divergence of 1e-09 nats" in run.output
+    assert "Traceback" not in run.output
+    (found,) = manifests(run.root).values()
+    assert (found.scheme.measure, found.scheme.amount, found.search.limit) == ("max_kl", 0.02, 0.02)
+    assert 0.01 < found.measured.kl <= 0.02
+    assert found.uniform.verdict in ("better", "same")
+    assert found.interaction.ratio == pytest.approx(1, abs=0.2)
+    summary = (run.root / "summary.md").read_text()
+    assert "against the uniform scheme" in summary
 
 
 # Killed

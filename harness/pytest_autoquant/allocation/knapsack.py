@@ -75,6 +75,30 @@ def select_formats_by_budget(
     )
 
 
+class ExactFrontier:
+    """Every selection that no other one matches in bits with less score, fewest bits first.
+
+    Args:
+        groups: one or more groups, each with one or more candidates.
+        most: most bits stored per weight, over all groups.
+    """
+
+    def __init__(self, groups: Sequence[ScoredGroup], most: float) -> None:
+        self._groups = groups
+        self._minimum = _effective_bits(groups, tuple(group.smallest for group in groups))
+        storage = _Storage.of(groups)
+        self._table = _Table.of(groups, storage, max(0, storage.units_within(most)))
+        stored = storage.smallest + storage.unit * self._table.units.astype(object)
+        self.bits: tuple[float, ...] = tuple(bits / storage.weights for bits in stored)
+
+    def __len__(self) -> int:
+        return len(self.bits)
+
+    def __getitem__(self, place: int) -> Selection:
+        chosen = self._table.best(int(self._table.units[place]))
+        return _selection(self._groups, chosen, self._minimum, is_satisfied=True)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Storage:
     """What candidates store, in whole units above the smallest candidate of their group.

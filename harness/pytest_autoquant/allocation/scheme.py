@@ -15,8 +15,11 @@ from pytest_autoquant.allocation.scored_group import ScoredGroup, rounded_up
 from pytest_autoquant.errors import UsageError
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS
 
-Measure = Literal["fraction_of_groups", "fraction_of_weights", "effective_bits"]
+Measure = Literal["fraction_of_groups", "fraction_of_weights", "effective_bits", "max_kl"]
 MEASURES: tuple[Measure, ...] = get_args(Measure)
+
+#: Measures that weigh a group's score against the bits it saves, among several candidates.
+BY_BITS: tuple[Measure, ...] = ("effective_bits", "max_kl")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +30,9 @@ class Scheme:
         candidates: formats a group may take, each ``pair`` or ``pair-granularity``; not
             quantizing a group is always allowed as well.
         measure: what ``amount`` limits: the fraction of groups or of weights to quantize, least
-            sensitive groups first, or the bits stored per weight over the language model's linears.
-        amount: a fraction in [0, 1], or bits per weight in (0, 16].
+            sensitive groups first, or the bits stored per weight over the language model's linears,
+            or the KL divergence that the quantized model is measured to have.
+        amount: a fraction in [0, 1], bits per weight in (0, 16], or nats per token above 0.
     """
 
     name: str
@@ -47,19 +51,21 @@ class Scheme:
             return "candidates must not be empty; give one quant pair or more"
         if len(set(self.candidates)) < len(self.candidates):
             return f"candidates must not repeat, got {names}"
-        if self.measure != "effective_bits" and len(self.candidates) > 1:
+        if self.measure not in BY_BITS and len(self.candidates) > 1:
             return (
                 f"{self.measure} allows one candidate, got {names}; give one, or use "
-                "effective_bits, which selects among several"
+                f"{' or '.join(BY_BITS)}, which select among several"
             )
         return None
 
     def _amount_problem(self) -> str | None:
         if self.measure == "effective_bits":
-            is_valid, allowed = 0 < self.amount <= UNQUANTIZED_BITS, "(0, 16]"
+            is_valid, allowed = 0 < self.amount <= UNQUANTIZED_BITS, "in (0, 16]"
+        elif self.measure == "max_kl":
+            is_valid, allowed = 0 < self.amount < math.inf, "above 0, in nats per token"
         else:
-            is_valid, allowed = 0 <= self.amount <= 1, "[0, 1]"
-        return None if is_valid else f"{self.measure} must be in {allowed}, got {self.amount:g}"
+            is_valid, allowed = 0 <= self.amount <= 1, "in [0, 1]"
+        return None if is_valid else f"{self.measure} must be {allowed}, got {self.amount:g}"
 
 
 def builtin_schemes() -> dict[str, Scheme]:
@@ -112,6 +118,7 @@ def allocate(scheme: Scheme, groups: Sequence[ScoredGroup]) -> Allocation:
     By a fraction, groups are quantized in ascending order of score, so a smaller fraction selects
     a subset of a larger one: the number of groups nearest to ``fraction_of_groups``, or as many as
     stay within ``fraction_of_weights``. By bits, the least total score within the budget, exactly.
+    By measured KL divergence, the fewest bits: the first of the selections to be measured.
     A fraction is of all groups; those that must not take the candidate are passed over.
 
     A group keeps to the candidates that it can take.
@@ -127,14 +134,16 @@ def allocate(scheme: Scheme, groups: Sequence[ScoredGroup]) -> Allocation:
         names = " or ".join(scheme.candidates)
         raise UsageError(f"scheme {scheme.name!r}: no layer group can take {names}")
     if scheme.measure == "effective_bits":
-        return _allocation(groups, _chosen_within_bits(scheme, groups))
+        return allocation_of(groups, _chosen_within_bits(scheme, groups))
+    if scheme.measure == "max_kl":
+        return allocation_of(groups, _fewest_bits(groups))
     able = [i for i, group in enumerate(groups) if group.takeable]
     ascending = sorted(able, key=lambda i: (groups[i].scores[0], i))
     if scheme.measure == "fraction_of_groups":
         quantized = set(ascending[: _wanted_groups(scheme, len(groups))])
     else:
         quantized = set(_first_within_weights(groups, ascending, scheme.amount))
-    return _allocation(groups, [0 if i in quantized else None for i in range(len(groups))])
+    return allocation_of(groups, [0 if i in quantized else None for i in range(len(groups))])
 
 
 def check_reachable(scheme: Scheme, groups: Sequence[ScoredGroup]) -> None:
@@ -170,8 +179,11 @@ def _chosen_within_bits(scheme: Scheme, groups: Sequence[ScoredGroup]) -> list[i
             f"{', '.join(scheme.candidates)}; give at least "
             f"{rounded_up(selection.minimum_effective_bits)}, or a candidate with fewer bits"
         )
-    choices = [(*group.takeable, None) for group in groups]
-    return [choice[i] for choice, i in zip(choices, selection.chosen, strict=True)]
+    return [g.candidate(i) for g, i in zip(groups, selection.chosen, strict=True)]
+
+
+def _fewest_bits(groups: Sequence[ScoredGroup]) -> list[int | None]:
+    return [group.candidate(group.with_unquantized().smallest) for group in groups]
 
 
 def _first_within_weights(
@@ -188,7 +200,14 @@ def _first_within_weights(
     return taken
 
 
-def _allocation(groups: Sequence[ScoredGroup], chosen: Sequence[int | None]) -> Allocation:
+def uniform_allocation(groups: Sequence[ScoredGroup], candidate: int) -> Allocation:
+    """Return the plain choice: one candidate for every group that can take it."""
+    chosen = [candidate if candidate in group.takeable else None for group in groups]
+    return allocation_of(groups, chosen)
+
+
+def allocation_of(groups: Sequence[ScoredGroup], chosen: Sequence[int | None]) -> Allocation:
+    """Return the allocation that gives each group a candidate, None to leave it unquantized."""
     selected = list(zip(groups, chosen, strict=True))
     weights = sum(group.weights for group in groups)
     quantized = [(group, i) for group, i in selected if i is not None]

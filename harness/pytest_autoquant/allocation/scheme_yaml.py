@@ -37,6 +37,7 @@ class _SchemeFile(StrictMapping):
     fraction_of_groups: _Amount = None
     fraction_of_weights: _Amount = None
     effective_bits: _Amount = None
+    max_kl: _Amount = None
 
     @model_validator(mode="after")
     def _check_one_measure(self) -> _SchemeFile:

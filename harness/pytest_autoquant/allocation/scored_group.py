@@ -41,6 +41,10 @@ class ScoredGroup:
             left_out=frozenset(),
         )
 
+    def candidate(self, place: int) -> int | None:
+        """Return a candidate of ``with_unquantized`` as this group's own; None if unquantized."""
+        return (*self.takeable, None)[place]
+
     @property
     def stored_bits(self) -> tuple[int, ...]:
         """Bits that the whole group stores, by candidate."""

@@ -16,6 +16,7 @@ from pytest_autoquant.modelopt_support.quiet import quiet
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.next_token import next_token_logits
 from pytest_autoquant.models.restore import preserved
+from pytest_autoquant.scoring.replay import quantizers
 
 _DISABLE_ALL = {"quantizer_name": "*", "enable": False}
 
@@ -63,16 +64,9 @@ def applied(
 
 
 def shared_range(model: LoadedModel, group: GroupFormat) -> torch.Tensor | None:
-    """Return the largest weight magnitude of a group, None if its linears have finer ranges.
-
-    As in ModelOpt's export, the first linear decides. NVFP4 has a range per tensor, which scales
-    the scales of its blocks. The shape is that of ModelOpt's ``amax`` per tensor: ``()``.
-    """
-    attributes = group.config.weight
+    """Return the range that a group's linears share in its format, see ``quantizers``."""
     weights = [model.module.get_submodule(name).weight.detach() for name in group.modules]
-    if attributes is None or not attributes.has_one_range(*weights[0].shape):
-        return None
-    return torch.stack([weight.abs().amax().float() for weight in weights]).amax()
+    return quantizers.shared_range(group.config.weight, weights)
 
 
 def _share_range(model: LoadedModel, group: GroupFormat) -> None:

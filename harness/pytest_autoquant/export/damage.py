@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from pytest_autoquant.calibration.batches import Batch, captions_digest
+from pytest_autoquant.calibration.batches import Batch, caption_digest, captions_digest
 from pytest_autoquant.calibration.captions import CaptionSet
+from pytest_autoquant.manifests.records.packed_scores import pack_scores
 from pytest_autoquant.manifests.records.scheme_manifest import MeasuredDamage
+from pytest_autoquant.manifests.uncertainty import ratio_error
 from pytest_autoquant.modelopt_support.private_api import named_quantizers
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.next_token import next_token_logits
@@ -23,12 +25,13 @@ def measure_damage(
     """Compare next-token predictions with quantizers switched on and off, batch by batch.
 
     KL divergence is that of the quantized from the unquantized prediction, sum over tokens of
-    p (log p - log q), in fp64.
+    p (log p - log q), in fp64, kept by caption in the order of ``CalibrationData.by_digest``.
 
     Args:
         captions: the held-out captions that ``batches`` hold.
     """
-    kl = loss = before = agreeing = 0.0
+    by_caption: list[tuple[str, int, float]] = []
+    loss = before = agreeing = 0.0
     with torch.no_grad():
         for batch in batches:
             tokens = model.tensor(batch)
@@ -36,19 +39,28 @@ def measure_damage(
                 plain = _log_probabilities(model.module, tokens)
             quantized = _log_probabilities(model.module, tokens)
             target = tokens[:, 1:]
-            kl += functional.kl_div(quantized, plain, reduction="sum", log_target=True).item()
+            terms = functional.kl_div(quantized, plain, reduction="none", log_target=True)
+            kl = terms.sum((1, 2)).tolist()
+            by_caption += [
+                (caption_digest(row), len(row) - 1, each)
+                for row, each in zip(batch.rows, kl, strict=True)
+            ]
             loss -= quantized.gather(-1, target[..., None]).sum().item()
             before -= plain.gather(-1, target[..., None]).sum().item()
             agreeing += (quantized.argmax(-1) == plain.argmax(-1)).sum().item()
     count = sum(batch.num_predicted for batch in batches)
+    _, predictions, divergences = zip(*sorted(by_caption, key=lambda each: each[0]), strict=True)
     return MeasuredDamage(
-        kl=kl / count,
+        kl=sum(divergences) / count,
         loss=loss / count,
         loss_before=before / count,
         agreement=agreeing / count,
         num_tokens=count,
         captions=captions.name,
         sha256=captions_digest(captions.lines, ()),
+        standard_error=ratio_error(divergences, predictions),
+        caption_kl=pack_scores(divergences),
+        caption_predictions=predictions,
     )
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from pytest_autoquant.calibration.batches import Batch
 from pytest_autoquant.calibration.captions import CaptionSet
-from pytest_autoquant.errors import ExportError, UsageError, WriteError
+from pytest_autoquant.errors import ExportError, MeasurementError, UsageError, WriteError
 from pytest_autoquant.export.apply_scheme import applied
 from pytest_autoquant.export.checkpoint.folder import refuse_existing, replace_folder
 from pytest_autoquant.export.checkpoint.readme import README, readme
@@ -21,8 +22,11 @@ from pytest_autoquant.export.checkpoint.verify import (
     verify_checkpoint,
 )
 from pytest_autoquant.export.checkpoint.write import write_checkpoint
-from pytest_autoquant.export.damage import measure_damage
 from pytest_autoquant.export.exportable import ExportProbe
+from pytest_autoquant.export.held_out import HeldOut
+from pytest_autoquant.export.interaction import GroupsAlone, groups_alone
+from pytest_autoquant.export.measured_search import choose_by_measurement
+from pytest_autoquant.export.plain_choice import PlainChoices, plain_choices
 from pytest_autoquant.export.scheme_groups import (
     Choice,
     Obstacles,
@@ -39,8 +43,10 @@ from pytest_autoquant.grid.case import SchemeCase
 from pytest_autoquant.manifests.layout import SCHEME_MANIFEST, scheme_folder
 from pytest_autoquant.manifests.records.scheme_manifest import (
     ExportRecord,
+    MeasuredDamage,
     SchemeManifest,
     SchemeRecord,
+    SearchRecord,
     dump_scheme,
 )
 from pytest_autoquant.modelopt_support.layer_groups import layer_groups
@@ -49,11 +55,8 @@ from pytest_autoquant.models.device import peak_cuda_bytes
 from pytest_autoquant.models.layers import Linear
 from pytest_autoquant.scoring.build_manifest import dataset_record
 from pytest_autoquant.scoring.environment import memory_record
-from pytest_autoquant.scoring.notes import length_notes
 from pytest_autoquant.scoring.runner import MeasurementRunner
-from pytest_autoquant.text import digits_apart, in_words, now_utc
-
-_HELD_OUT_BATCH_SIZE = 8
+from pytest_autoquant.text import digits_apart, first_few, in_words, now_utc
 
 #: Why fused experts stay in 16 bits.
 FUSED_EXPERTS = "a scheme cannot quantize the fused experts"
@@ -71,13 +74,23 @@ class UnexportedSchemeError(ExportError):
         self.measured = measured
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Decided:
+    """A choice, how it was found, and what its damage is compared with."""
+
+    choice: Choice
+    search: SearchRecord | None
+    alone: GroupsAlone
+    plain: PlainChoices
+
+
 class SchemeRunner:
     """Turns schemes into measured decisions and, if asked, into checkpoints.
 
-    The model is quantized and calibrated once per scheme: its damage is measured and its checkpoint
-    is written in the same state. ``scheme_manifest.json`` is written here only inside a checkpoint,
-    so that it appears together with it. Without an export nothing is written here: the caller
-    writes the returned manifest.
+    A scheme's damage is measured and its checkpoint is written in the same state of the model. What
+    the damage is compared with is measured before, once per run. ``scheme_manifest.json`` is
+    written here only inside a checkpoint, so that it appears together with it. Without an export
+    nothing is written here: the caller writes the returned manifest.
     """
 
     def __init__(
@@ -104,7 +117,7 @@ class SchemeRunner:
             load_in_vllm: whether each checkpoint is loaded in vLLM, where it is installed.
         """
         self._bench = bench
-        self._held_out = held_out
+        self._held_out = HeldOut(bench, held_out)
         self._target = target
         self._root = root
         self._may_replace = may_replace
@@ -192,7 +205,8 @@ class SchemeRunner:
 
         Raises:
             UsageError: the budget cannot be reached.
-            MeasurementError: the scheme cannot be measured.
+            MeasurementError: the scheme cannot be measured, its damage is not finite, or none stays
+                within the ``max_kl`` that it asks for.
             ExportError: the checkpoint exists already, or the source's files cannot be found.
             UnexportedSchemeError: the measured damage is larger than allowed, the checkpoint cannot
                 be written or is not the quantized model, or anything else failed after the
@@ -201,26 +215,50 @@ class SchemeRunner:
         target = self._checkpoint_folder(case)
         source = source_folder(self._bench.model, self._bench.source) if target else None
         phases = _Phases()
-        choice = self._choose(case, phases)
+        decided = self._decide(case, phases)
+        size, formats = case.size, decided.choice.formats
         measured: SchemeManifest | None = None
         try:
             with self._staged(target) as folder:
                 phases.begin("quantize and measure")
-                with applied(self._bench.model, choice.formats, self._batches(case)):
-                    measured = self._manifest(choice, phases)
+                if folder is None:
+                    measured = self._manifest(decided, self._held_out.damage(size, formats), phases)
                     self._check_damage(measured)
-                    if folder is None:
-                        return measured
+                    return measured
+                with applied(self._bench.model, formats, self._bench.data(size).batches):
+                    damage = self._held_out.damage_of_applied(size, formats)
+                    measured = self._manifest(decided, damage, phases)
+                    self._check_damage(measured)
                     phases.begin("export")
-                    scales = calibrated_input_scales(self._bench.model, choice.formats)
+                    scales = calibrated_input_scales(self._bench.model, formats)
                     write_checkpoint(self._bench.model, source, folder)
-                return self._finish(measured, choice, scales, folder, source, phases)
+                return self._finish(measured, decided.choice, scales, folder, source, phases)
         except Exception as error:  # whatever fails after the measurement, it is kept
             if measured is None:
                 raise
             is_ours = isinstance(error, ExportError | WriteError)
             message = str(error) if is_ours else f"the export failed: {in_words(error)}"
             raise UnexportedSchemeError(message, measured) from error
+
+    def _decide(self, case: SchemeCase, phases: _Phases) -> _Decided:
+        """Choose the formats, and measure what they are compared with."""
+        choice, search = self._choose(case, phases), None
+        damage = partial(self._held_out.damage, case.size)
+        if case.scheme.measure == "max_kl":
+            phases.begin("search")
+            limit = self._limit(case)
+            choice, search = choose_by_measurement(choice, limit, damage, self._bench.progress)
+        phases.begin("groups alone")
+        used = dict.fromkeys(i for i in choice.allocation.chosen if i is not None)
+        outcomes = self._held_out.alone(case.size, [choice.configs[i] for i in used])
+        alone = groups_alone(choice, outcomes, self._held_out.data)
+        phases.begin("uniform")
+        plain = plain_choices(choice, damage)
+        return _Decided(choice=choice, search=search, alone=alone, plain=plain)
+
+    def _limit(self, case: SchemeCase) -> float:
+        """Return the divergence that a search stays within: ``--aq-max-kl`` applies as well."""
+        return min(case.scheme.amount, math.inf if self._max_kl is None else self._max_kl)
 
     def _check_damage(self, measured: SchemeManifest) -> None:
         """Refuse a scheme that is worse than asked for."""
@@ -292,18 +330,28 @@ class SchemeRunner:
             return f"{self._target} cannot load {name}, exported as {algorithm}"
         return self._probe.problem(config)
 
-    def _batches(self, case: SchemeCase) -> tuple[Batch, ...]:
-        return self._bench.data(case.size).batches
+    def _notes(self, decided: _Decided) -> tuple[str, ...]:
+        case, search = decided.choice.case, decided.search
+        notes = [*decided.choice.notes, *self._held_out.notes(case.size)]
+        if search is not None and search.limit < case.scheme.amount:
+            notes.append(
+                f"searched within {search.limit:.6g} nats per token: --aq-max-kl is smaller than "
+                f"the scheme's max_kl of {case.scheme.amount:.6g}"
+            )
+        return tuple(notes)
 
-    def _manifest(self, choice: Choice, phases: _Phases) -> SchemeManifest:
-        """Measure the damage on the held-out captions; return the manifest without an export.
+    def _manifest(
+        self, decided: _Decided, measured: MeasuredDamage, phases: _Phases
+    ) -> SchemeManifest:
+        """Return the manifest without an export.
 
         Raises:
-            CaptionError: no held-out caption has two tokens.
+            MeasurementError: the damage is not finite.
         """
-        case, bench = choice.case, self._bench
-        held_out = bench.held_out(self._held_out, batch_size=_HELD_OUT_BATCH_SIZE)
-        measured = measure_damage(bench.model, self._held_out, held_out.batches)
+        choice, bench = decided.choice, self._bench
+        case, alone = choice.case, decided.alone
+        if not math.isfinite(measured.kl):
+            raise _not_finite(case, alone)
         return SchemeManifest(
             case_id=case.case_id,
             scheme=SchemeRecord(
@@ -315,10 +363,12 @@ class SchemeRunner:
                 target=self._target,
                 max_kl=self._max_kl,
             ),
-            notes=(*choice.notes, *length_notes(held_out)),
+            notes=self._notes(decided),
             model=bench.model.record,
             dataset=dataset_record(bench.data(case.size)),
-            groups=choice.decisions,
+            groups=tuple(
+                replace(group, kl=kl) for group, kl in zip(choice.decisions, alone.kl, strict=True)
+            ),
             allocation=choice.allocation_record,
             frontier=choice.frontier,
             measured=measured,
@@ -327,6 +377,9 @@ class SchemeRunner:
             timing=phases.seconds(),
             memory=memory_record(peak_cuda_bytes(bench.device)),
             measured_at=now_utc(),
+            search=decided.search,
+            interaction=alone.interaction(measured),
+            uniform=decided.plain.compare(measured, self._held_out.data),
         )
 
     def _finish(
@@ -372,6 +425,15 @@ class SchemeRunner:
             load=load.outcome,
             load_text=load.text,
         )
+
+
+def _not_finite(case: SchemeCase, alone: GroupsAlone) -> MeasurementError:
+    """Return the error of a damage that is not finite, with the groups that cause it if known."""
+    where = f", nor is that of {first_few(alone.not_finite)} alone" if alone.not_finite else ""
+    return MeasurementError(
+        f"scheme {case.scheme.name}: the measured KL divergence is not finite{where}; leave "
+        f"{' or '.join(case.scheme.candidates)} out, or give groups more bits"
+    )
 
 
 def _checked(folder: Path, source: Path | None) -> Findings:

@@ -97,11 +97,34 @@ class CaptionSample:
     def deviations(self) -> Floats:
         """The jackknife's deviations, ``(groups, captions)``; needs two captions."""
         scores = np.asarray(self.scores, dtype=np.float64)
-        tokens, count = np.asarray(self.predictions, dtype=np.float64), scores.shape[1]
-        without = (scores.sum(1, keepdims=True) - scores) / (tokens.sum() - tokens)
-        centred = without.mean(1, keepdims=True) - without
-        deviations: Floats = centred * np.sqrt((count - 1) / count)
-        return deviations
+        return _deviations(scores, np.asarray(self.predictions, dtype=np.float64))
+
+
+def _deviations(scores: Floats, denominators: Floats) -> Floats:
+    """Return the jackknife's deviations of sum / sum.
+
+    Args:
+        scores: ``(groups, captions)``; ``denominators`` are ``(captions,)``.
+    """
+    count = scores.shape[1]
+    without = (scores.sum(1, keepdims=True) - scores) / (denominators.sum() - denominators)
+    centred = without.mean(1, keepdims=True) - without
+    deviations: Floats = centred * np.sqrt((count - 1) / count)
+    return deviations
+
+
+def ratio_error(numerators: Sequence[float], denominators: Sequence[float]) -> float | None:
+    """Return the standard error of sum / sum over captions, both given by caption.
+
+    None with fewer than two captions, and where leaving one out leaves no finite ratio.
+    """
+    if len(numerators) < 2:
+        return None
+    above = np.asarray([numerators], dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        deviations = _deviations(above, np.asarray(denominators, dtype=np.float64))
+    error = float(np.linalg.norm(deviations))
+    return error if np.isfinite(error) else None
 
 
 def case_sample(scored: ScoredCaptions, groups: Sequence[Group]) -> CaptionSample | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pytest_autoquant.allocation.scored_group import rounded_up
 from pytest_autoquant.manifests.records.scheme_manifest import ExportRecord, SchemeManifest
 from pytest_autoquant.reports.markdown.elements import LOST_MEANS, number
+from pytest_autoquant.reports.markdown.scheme_damage import uniform_sentence
 from pytest_autoquant.reports.markdown.scheme_report import SCHEMES_MARKDOWN
 from pytest_autoquant.reports.markdown.session_report import SUMMARY_MARKDOWN, counts_sentence
 from pytest_autoquant.reports.session_results import SessionResults, caution, most_sensitive_groups
@@ -45,6 +46,8 @@ def _scheme_lines(found: SchemeManifest) -> Iterator[str]:
         f"  scheme {found.scheme.name}: {found.allocation.effective_bits:.4g} bits per weight, KL "
         f"{number(found.measured.kl)} nats per token"
     )
+    if found.uniform is not None and found.uniform.verdict == "worse":
+        yield f"    {uniform_sentence(found)}"
     for reason in found.scheme.left_out.values():
         yield f"    --aq-target {found.scheme.target} left out: {reason}"
     if found.export is not None:

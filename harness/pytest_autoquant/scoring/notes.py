@@ -47,6 +47,25 @@ def length_notes(data: CalibrationData) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def held_out_notes(held_out: CalibrationData, data: CalibrationData) -> tuple[str, ...]:
+    """Return a note where held-out captions also calibrate, or are too few for error bars."""
+    notes = [*length_notes(held_out)]
+    calibrating = {row for batch in data.batches for row in batch.rows}
+    shared = sum(row in calibrating for batch in held_out.batches for row in batch.rows)
+    if shared:
+        notes.append(
+            f"{held_out.captions.name}: {shared} of {counted(held_out.num_captions, 'caption')} "
+            f"also calibrate (size {data.captions.size} of {data.captions.name}), so damage is "
+            "measured in part on what set the ranges; give others with --aq-held-out"
+        )
+    if held_out.num_captions < 2:
+        notes.append(
+            f"{held_out.captions.name}: no error bars and no comparison with the uniform scheme: "
+            "a single caption is held out; give at least two"
+        )
+    return tuple(notes)
+
+
 def size_notes(size: str, original: str) -> tuple[str, ...]:
     """Return a note where a size holds the captions of another one, which measured them."""
     if size == original:

@@ -53,9 +53,10 @@ from pytest_autoquant.scoring.build_manifest import (
     build_manifest,
 )
 from pytest_autoquant.scoring.configurations import Configurations
-from pytest_autoquant.scoring.engine import Engine, Failure, Measurement
+from pytest_autoquant.scoring.engine import Engine, Failure, Measurement, Outcomes
 from pytest_autoquant.scoring.environment import environment_record, memory_record
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
+from pytest_autoquant.scoring.kl_replay.recording import input_ranges
 from pytest_autoquant.scoring.notes import (
     data_notes,
     error_bar_notes,
@@ -252,6 +253,36 @@ class MeasurementRunner:
         for note in length_notes(data):
             self.warn(note)
         return data
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """Show how far a measurement is."""
+        self._progress(phase, done, total)
+
+    def damage_of_groups(
+        self, configs: Sequence[EffectiveConfig], captions: CalibrationData, size: str
+    ) -> Outcomes:
+        """Measure the KL divergence of each layer group alone on captions that calibrate nothing.
+
+        A size's captions calibrate. Linears of a group share the range of a format that has one per
+        linear, as in a scheme. What cannot be measured is a failure of its config.
+        """
+        try:
+            engine = KLReplayEngine(
+                self.model,
+                record_device=self._settings.tape_device,
+                ranges=input_ranges(self.model, self.data(size).batches),
+                is_fused=True,
+            )
+            refused = {
+                config.digest: Failure(reason=reason, trace="")
+                for config in configs
+                if (reason := engine.refuses(config)) is not None
+            }
+            replayed = [config for config in configs if config.digest not in refused]
+            outcomes = engine.score(replayed, captions, self._progress) if replayed else {}
+            return {**refused, **outcomes}
+        except Exception as error:  # a comparison that fails must not cost what it compares
+            return {config.digest: Failure.of(error) for config in configs}
 
     def measure(self, case: Case) -> Measured:
         """Measure a case, or take its scores from what has been measured.

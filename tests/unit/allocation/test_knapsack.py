@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytest_autoquant.allocation.knapsack import select_formats, select_formats_by_budget
+from pytest_autoquant.allocation.knapsack import (
+    ExactFrontier,
+    select_formats,
+    select_formats_by_budget,
+)
 from pytest_autoquant.allocation.scored_group import ScoredGroup
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
@@ -189,6 +193,31 @@ def test_budget_that_cannot_be_met_selects_the_smallest_candidates(budget):
     assert (selection.chosen, selection.score) == ((1, 1), 10.0)
     assert selection.effective_bits == selection.minimum_effective_bits == 5.375
     assert select_formats(groups, 5.375).is_satisfied
+
+
+@given(problem=problems(most_groups=4))
+def test_frontier_has_every_number_of_bits_that_lowers_the_least_score(problem):
+    groups, (most, *_) = problem
+    choices = list(product(*(range(len(g.scores)) for g in groups)))
+    allowed = [c for c in choices if stored_bits(groups, c) <= Fraction(most) * num_weights(groups)]
+    sizes = sorted({stored_bits(groups, c) for c in allowed})
+    least = [
+        min(total_score(groups, c) for c in allowed if stored_bits(groups, c) <= size)
+        for size in sizes
+    ]
+    expected = [
+        float(size / num_weights(groups))
+        for place, size in enumerate(sizes)
+        if place == 0 or least[place] < least[place - 1] * (1 - 1e-12)
+    ]
+    frontier = ExactFrontier(groups, most)
+    found = [frontier[place] for place in range(len(frontier))]
+    assert [each.effective_bits for each in found] == pytest.approx(list(frontier.bits))
+    if expected:
+        assert frontier.bits == pytest.approx(expected)
+        for each in found:
+            score = brute_force(groups, each.effective_bits * (1 + 1e-12))
+            assert each.score == pytest.approx(score, rel=1e-9)
 
 
 def test_selections_keep_the_order_of_the_budgets():

@@ -49,8 +49,16 @@ def group(*scores, weights=100, bits=(8.0, 4.125)):
         ],
         (
             {"measure": "fraction_of_groups", "amount": 0.5, "candidates": ("a", "b")},
-            "fraction_of_groups allows one candidate, got a, b; give one, or use effective_bits",
+            "fraction_of_groups allows one candidate, got a, b; give one, or use effective_bits or "
+            "max_kl, which select among several",
         ),
+        *[
+            (
+                {"measure": "max_kl", "amount": amount},
+                f"max_kl must be above 0, in nats per token, got {amount:g}",
+            )
+            for amount in (0.0, -0.1, math.inf, math.nan)
+        ],
     ],
 )
 def test_invalid_rule_is_refused_with_the_schemes_name(fields, problem):
@@ -70,7 +78,7 @@ def test_built_in_schemes_do_what_their_names_say():
         "fp8_autoquant_bits12": ("effective_bits", 12.0),
         "int4_fp8_autoquant_bits6": ("effective_bits", 6.0),
     }
-    assert {measure for measure, _ in rules.values()} == set(MEASURES)
+    assert {measure for measure, _ in rules.values()} == {*MEASURES} - {"max_kl"}
     for name, each in builtin_schemes().items():
         pairs = ("wint4_afp16", "wfp8_afp8") if name.startswith("int4_") else ("wfp8_afp8",)
         assert (each.name, each.candidates) == (name, pairs)

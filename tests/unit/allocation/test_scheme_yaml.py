@@ -6,7 +6,7 @@ from pytest_autoquant.errors import UsageError
 
 SCHEME = "name: mine\ncandidates: [wfp8_afp8]\n"
 BITS = SCHEME + "effective_bits: "
-MEASURES = "fraction_of_groups, fraction_of_weights, effective_bits"
+MEASURES = "fraction_of_groups, fraction_of_weights, effective_bits, max_kl"
 
 
 @pytest.fixture
@@ -25,6 +25,7 @@ def scheme(tmp_path):
         ("fraction_of_groups", "0.3", 0.3),
         ("fraction_of_weights", "0", 0.0),
         ("effective_bits", "16", 16.0),
+        ("max_kl", "0.02", 0.02),
     ],
 )
 def test_scheme_is_read_with_its_one_measure(scheme, measure, raw, amount):
@@ -42,6 +43,15 @@ def test_scheme_is_read_with_its_one_measure(scheme, measure, raw, amount):
             BITS + "8\nfraction_of_groups: 0.5\n",
             f"must have exactly one of {MEASURES}, got fraction_of_groups, effective_bits",
         ),
+        (
+            BITS + "8\nmax_kl: 0.1\n",
+            f"must have exactly one of {MEASURES}, got effective_bits, max_kl",
+        ),
+        (f"{SCHEME}max_kl: low\n", "max_kl must be a number, got 'low'"),
+        *[
+            (f"{SCHEME}max_kl: {raw}\n", "scheme 'mine': max_kl must be above 0, in nats per token")
+            for raw in ("0", "-0.02", ".inf", ".nan")
+        ],
         (BITS + "8\nbits: 8\n", f"unknown key 'bits'; allowed: name, candidates, {MEASURES}"),
         ("name: mine\neffective_bits: 8\n", "key 'candidates' is missing"),
         (BITS.replace("mine", "a-b") + "8\n", "name must consist of a-z, 0-9 and _ only, got"),

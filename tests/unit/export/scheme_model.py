@@ -3,7 +3,10 @@
 from dataclasses import replace
 
 import torch
+from builders import settings_of
+from pytest_autoquant.allocation.scheme import Scheme
 from pytest_autoquant.calibration.batches import calibration_data
+from pytest_autoquant.calibration.captions import CaptionSet
 from pytest_autoquant.export.apply_scheme import GroupFormat, applied
 from pytest_autoquant.export.checkpoint.source_files import source_folder
 from pytest_autoquant.export.checkpoint.verify import calibrated_input_scales, verify_checkpoint
@@ -11,8 +14,11 @@ from pytest_autoquant.export.checkpoint.write import write_checkpoint
 from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.formats.granularity import DEFAULT
 from pytest_autoquant.formats.quant_pair import QuantPair
+from pytest_autoquant.grid.case import Combination, SchemeCase
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.modelopt_support.presets import load_preset
+from pytest_autoquant.models.registry import find_model
+from pytest_autoquant.scoring.runner import MeasurementRunner
 
 VOCABULARY = load_vocabulary()
 LAYERS = "model.language_model.layers"
@@ -49,6 +55,26 @@ def config_of(candidate):
         )
         return resolve(own, DEFAULT, load_preset(own))
     return resolve(VOCABULARY.pairs[pair], VOCABULARY.granularities[granularity or "default"])
+
+
+def open_bench(model="tiny-qwen3-vl"):
+    settings = settings_of(device="cpu", model=model)
+    source = find_model(model, random_weights=False)
+    return MeasurementRunner(settings, source, lambda *_: None, print)
+
+
+def held_out_of(*lines):
+    return CaptionSet(name="mine.txt", size="held-out", requested=len(lines), lines=lines)
+
+
+def case_of(scheme, model="tiny-qwen3-vl"):
+    configs = [config_of(name) for name in scheme.candidates]
+    candidates = tuple(Combination(pair=c.pair, granularity=c.granularity) for c in configs)
+    return SchemeCase(model=model, scheme=scheme, candidates=candidates, size="small")
+
+
+def mine(*candidates, measure="effective_bits", amount=10.0):
+    return case_of(Scheme(name="mine", candidates=candidates, measure=measure, amount=amount))
 
 
 def formats_of(*chosen):

@@ -12,13 +12,14 @@ import pytest
 import scheme_model
 import torch
 import transformers
-from builders import change_weights, settings_of
-from pytest_autoquant.allocation.scheme import Scheme, allocate, builtin_schemes
+from builders import change_weights, model_state, settings_of
+from pytest_autoquant.allocation.frontier_search import MOST_MEASUREMENTS
+from pytest_autoquant.allocation.scheme import allocate, builtin_schemes
 from pytest_autoquant.allocation.scored_group import ScoredGroup
 from pytest_autoquant.calibration.batches import calibration_data, captions_digest
 from pytest_autoquant.calibration.captions import CaptionSet
 from pytest_autoquant.errors import CaptionError, ExportError, MeasurementError, UsageError
-from pytest_autoquant.export import pipeline, scheme_groups
+from pytest_autoquant.export import held_out, pipeline, scheme_groups
 from pytest_autoquant.export.apply_scheme import GroupFormat, applied
 from pytest_autoquant.export.damage import measure_damage
 from pytest_autoquant.export.pipeline import SchemeRunner, UnexportedSchemeError
@@ -26,28 +27,18 @@ from pytest_autoquant.export.scheme_groups import NUM_BUDGETS
 from pytest_autoquant.export.vllm_load import LoadResult
 from pytest_autoquant.export.vllm_rules import check_export
 from pytest_autoquant.formats.granularity import Granularity
-from pytest_autoquant.grid.case import Combination, SchemeCase
 from pytest_autoquant.manifests.records.scheme_manifest import load_scheme
 from pytest_autoquant.modelopt_support.status import SUPPORTED, Status
 from pytest_autoquant.models.registry import REGISTRY, find_model
+from pytest_autoquant.reports.markdown.elements import with_error
+from pytest_autoquant.reports.markdown.scheme_damage import uniform_sentence
 from pytest_autoquant.reports.markdown.scheme_report import schemes_markdown
 from pytest_autoquant.scoring.runner import MeasurementRunner
-from scheme_model import VOCABULARY, config_of
+from scheme_model import VOCABULARY, case_of, held_out_of, mine, open_bench
 from scipy.stats import spearmanr
 
 MODELS = [name for name in REGISTRY if name.startswith("tiny-")]
-SHORT = CaptionSet(
-    name="mine.txt",
-    size="held-out",
-    requested=3,
-    lines=("A dog runs over the beach.", "Two cats sleep on a red sofa.", "A bus."),
-)
-
-
-def open_bench(model="tiny-qwen3-vl"):
-    settings = settings_of(device="cpu", model=model)
-    source = find_model(model, random_weights=False)
-    return MeasurementRunner(settings, source, lambda *_: None, print)
+SHORT = held_out_of("A dog runs over the beach.", "Two cats sleep on a red sofa.", "A bus.")
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +56,6 @@ def runner(bench, *, root=None, target=None, held_out=SHORT, may_replace=False, 
         load_in_vllm=load,
         **more,
     )
-
-
-def case_of(scheme, model="tiny-qwen3-vl"):
-    configs = [config_of(name) for name in scheme.candidates]
-    candidates = tuple(Combination(pair=c.pair, granularity=c.granularity) for c in configs)
-    return SchemeCase(model=model, scheme=scheme, candidates=candidates, size="small")
-
-
-def mine(*candidates, measure="effective_bits", amount=10.0):
-    return case_of(Scheme(name="mine", candidates=candidates, measure=measure, amount=amount))
 
 
 def builtin(name):
@@ -146,6 +127,7 @@ def test_scheme_with_one_candidate_that_the_target_loads_is_supported(idle, tmp_
     assert runner(idle, target="vllm", root=tmp_path).support(case) == SUPPORTED
 
 
+COMPARED = ("groups alone", "uniform")
 MIXTURE = "int4_fp8_autoquant_bits6"
 FORMATS = ("wint4_afp16", "wfp8_afp8")
 
@@ -174,7 +156,7 @@ def test_manifest_names_scheme_model_and_captions(bench, mixture):
     assert mixture.measured.captions == "mine.txt"
     assert mixture.measured.sha256 == captions_digest(SHORT.lines, ())
     assert mixture.memory.peak_rss_bytes > 0
-    assert list(mixture.timing) == ["score", "solve", "quantize and measure"]
+    assert list(mixture.timing) == ["score", "solve", *COMPARED, "quantize and measure"]
     assert all(seconds >= 0 for seconds in mixture.timing.values())
 
 
@@ -199,20 +181,21 @@ def bits_of(group):
     return {"wint4_afp16": 4.125, "wfp8_afp8": fp8, None: 16.0}
 
 
+def scored_groups(manifest):
+    return [
+        ScoredGroup(
+            name=g.name,
+            scores=tuple(g.scores.values()),
+            bits=tuple(bits_of(g)[name] for name in FORMATS),
+            weights=g.weights,
+        )
+        for g in manifest.groups
+    ]
+
+
 def test_formats_are_the_allocation_and_its_sums(mixture):
     groups = mixture.groups
-    expected = allocate(
-        builtin_schemes()[MIXTURE],
-        [
-            ScoredGroup(
-                name=g.name,
-                scores=tuple(g.scores.values()),
-                bits=tuple(bits_of(g)[name] for name in FORMATS),
-                weights=g.weights,
-            )
-            for g in groups
-        ],
-    )
+    expected = allocate(builtin_schemes()[MIXTURE], scored_groups(mixture))
     assert [g.bits for g in groups] == [bits_of(g)[g.format] for g in groups]
     assert [g.format for g in groups] == [
         None if place is None else FORMATS[place] for place in expected.chosen
@@ -397,7 +380,8 @@ def test_checkpoint_holds_the_returned_manifest(exported):
     assert manifest.path == (folder / "scheme_manifest.json").relative_to(root)
     assert load_scheme((root / manifest.path).read_text(), source="x") == manifest
     assert [path.name for path in folder.parent.iterdir()] == ["mine"]
-    assert list(manifest.timing) == ["score", "solve", "quantize and measure", "export", "check"]
+    phases = ["score", "solve", *COMPARED, "quantize and measure", "export", "check"]
+    assert list(manifest.timing) == phases
 
 
 def test_manifest_describes_its_checkpoint(bench, exported):
@@ -440,6 +424,113 @@ def test_scheme_worse_than_allowed_fails_with_its_measurement_and_exports_nothin
     assert runner(bench, max_kl=kl).derive(case).scheme.max_kl == kl
 
 
+SEARCHED = ("search", *COMPARED)
+
+
+def test_fewest_bits_within_a_measured_divergence_are_found_and_exported(bench, tmp_path):
+    case = mine(*FORMATS, measure="max_kl", amount=0.02)
+    before = model_state(bench.model.module)
+    manifest = runner(bench, root=tmp_path).derive(case)
+    assert model_state(bench.model.module) == before
+    search, measured = manifest.search, manifest.measured
+    assert (search.limit, search.num_unmeasured) == (0.02, 0)
+    assert 3 < len(search.steps) <= MOST_MEASUREMENTS
+    assert [step.passed for step in search.steps] == [step.kl <= 0.02 for step in search.steps]
+    passing = [step for step in search.steps if step.passed]
+    found = min(passing, key=lambda step: step.effective_bits)
+    decided = manifest.allocation.effective_bits, manifest.allocation.score, measured.kl
+    assert decided == (found.effective_bits, found.score, found.kl)
+    assert 0.01 < measured.kl <= 0.02
+    for step in search.steps:  # each is the best prediction for its bits
+        best = allocate(mine(*FORMATS, amount=step.effective_bits).scheme, scored_groups(manifest))
+        assert best.score == pytest.approx(step.score, rel=1e-12)
+    assert list(manifest.timing)[2:6] == [*SEARCHED, "quantize and measure"]
+    assert manifest.export.num_quantized == sum(len(g.modules) for g in manifest.groups if g.format)
+    text = schemes_markdown({"x": manifest})
+    assert f"measured were {len(search.steps)} of {search.num_selections} selections" in text
+
+
+def test_search_stays_within_the_smaller_limit_and_says_so(bench):
+    case = mine("wfp8_afp8", measure="max_kl", amount=0.02)
+    manifest = runner(bench, max_kl=0.004).derive(case)
+    assert (manifest.search.limit, manifest.scheme.amount) == (0.004, 0.02)
+    assert 0 < manifest.measured.kl <= 0.004
+    assert (
+        "searched within 0.004 nats per token: --aq-max-kl is smaller than the scheme's max_kl of "
+        "0.02"
+    ) in manifest.notes
+    within = runner(bench, max_kl=0.5).derive(case)
+    assert within.search.limit == 0.02
+    assert not any("searched" in note for note in within.notes)
+
+
+def test_search_that_only_the_unquantized_model_passes_fails_with_the_least_divergence(bench):
+    with pytest.raises(MeasurementError) as error:
+        runner(bench).derive(mine("wfp8_afp8", measure="max_kl", amount=1e-9))
+    assert re.fullmatch(
+        r"scheme mine: only the unquantized model stays within a KL divergence of 1e-09 nats per "
+        r"token; of \d+ measured selections the least has \d\S+, at 1\d\.\d+ bits per weight; give "
+        r"a larger max_kl, or candidates with more bits",
+        str(error.value),
+    )
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_divergence_that_is_not_finite_is_refused_by_the_scheme_and_its_groups(
+    bench, monkeypatch, broken
+):
+    measure, first = held_out.measure_damage, bench.model.linears[0].name
+    monkeypatch.setattr(
+        held_out, "measure_damage", lambda *given: replace(measure(*given), kl=broken)
+    )
+    case = mine("wfp8_afp8", measure="fraction_of_groups", amount=1.0)
+    with pytest.raises(MeasurementError) as error:
+        runner(bench).derive(case)
+    said = "scheme mine: the measured KL divergence is not finite"
+    assert str(error.value) == f"{said}; leave wfp8_afp8 out, or give groups more bits"
+    outcomes = bench.damage_of_groups
+
+    def first_is_broken(*given):
+        ((digest, found),) = outcomes(*given).items()
+        groups = (replace(found.groups[0], score=broken), *found.groups[1:])
+        return {digest: replace(found, groups=groups)}
+
+    monkeypatch.setattr(bench, "damage_of_groups", first_is_broken)
+    with pytest.raises(MeasurementError, match=re.escape(f"{said}, nor is that of {first} alone")):
+        runner(bench).derive(case)
+    monkeypatch.undo()
+    monkeypatch.setattr(bench, "damage_of_groups", first_is_broken)
+    manifest = runner(bench).derive(case)
+    assert manifest.groups[0].kl is None
+    assert manifest.interaction.not_measured.endswith(f"one group quantized alone: {first}")
+
+
+def test_held_out_captions_that_calibrate_are_counted(bench, capsys):
+    calibrating = bench.data("small").captions.lines[:2]
+    mixed = held_out_of("A dog runs over the beach.", *calibrating)
+    manifest = runner(bench, held_out=mixed).derive(mine("wfp8_afp8"))
+    note = (
+        "mine.txt: 2 of 3 captions also calibrate (size small of autoquant-captions), so damage is "
+        "measured in part on what set the ranges; give others with --aq-held-out"
+    )
+    assert note in manifest.notes
+    assert note in capsys.readouterr().out
+
+
+def test_single_held_out_caption_has_no_error_bars_and_says_why(bench):
+    manifest = runner(bench, held_out=held_out_of("A dog runs.")).derive(mine("wfp8_afp8"))
+    assert manifest.notes == (
+        "mine.txt: no error bars and no comparison with the uniform scheme: a single caption is "
+        "held out; give at least two",
+    )
+    interaction, uniform = manifest.interaction, manifest.uniform
+    assert (manifest.measured.standard_error, interaction.standard_error) == (None, None)
+    assert interaction.ratio > 0
+    assert (uniform.verdict, uniform.standard_error) == (None, None)
+    assert uniform.difference == manifest.measured.kl - uniform.kl["wfp8_afp8"]
+    assert uniform.not_compared == "a single held-out caption gives no error bar"
+
+
 def test_readme_of_a_checkpoint_says_what_loads_it(exported):
     root, manifest = exported
     text = (root / manifest.path).with_name("README.md").read_text()
@@ -449,7 +540,9 @@ def test_readme_of_a_checkpoint_says_what_loads_it(exported):
     assert f"Quantized are {groups}, to FP8, W4A16_AWQ; everything" in text
     assert "- vLLM does not load W4A16_AWQ as ModelOpt writes it.\n" in text
     assert "- transformers does not load this checkpoint." in text
-    assert f"KL divergence {manifest.measured.kl:.4g} nats per token" in text
+    kl = with_error(manifest.measured.kl, manifest.measured.standard_error)
+    assert f"KL divergence {kl} nats per token" in text
+    assert f" {uniform_sentence(manifest)} " in text
 
 
 def test_groups_of_dead_linears_stay_in_16_bits_and_the_export_is_verified(tmp_path):
@@ -478,14 +571,14 @@ def test_group_without_a_signal_is_not_made_a_scheme_of(bench, monkeypatch):
 
 
 def test_deriving_again_with_an_export_gives_equal_results(mixture, exported):
-    for field in ("groups", "allocation", "frontier", "measured"):
+    for field in ("groups", "allocation", "frontier", "measured", "interaction", "uniform"):
         assert getattr(exported[1], field) == getattr(mixture, field)
 
 
 def test_model_is_quantized_once_per_export_and_loaded_in_vllm_only_when_asked(
     bench, tmp_path, monkeypatch
 ):
-    """Each runner quantizes one small linear to learn the export's name, and the model once."""
+    """Each runner quantizes a small linear to learn the export's name, and the uniform scheme."""
     quantize, quantized, folders = mtq.quantize, [], []
 
     def counted(module, config, forward_loop):
@@ -504,11 +597,11 @@ def test_model_is_quantized_once_per_export_and_loaded_in_vllm_only_when_asked(
     assert schemes.support(case).is_supported
     assert quantized == [False]
     manifest = schemes.derive(case)
-    assert (quantized, folders) == ([False, True], ["mine"])
+    assert (quantized, folders) == ([False, True, True], ["mine"])
     assert (manifest.export.load, manifest.export.load_text) == ("failed", "vLLM 0 failed: x")
     assert list(manifest.timing)[-1] == "load"
     runner(bench, root=tmp_path, may_replace=True).derive(case)
-    assert (quantized[2:], folders) == ([False, True], ["mine"])
+    assert (quantized[3:], folders) == ([False, True, True], ["mine"])
 
 
 def test_existing_checkpoint_is_refused_before_any_work(bench, exported, monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from builders import changed
 from pytest_autoquant.errors import RecordError
+from pytest_autoquant.manifests.records.packed_scores import pack_scores
 from pytest_autoquant.manifests.records.scheme_manifest import dump_scheme, load_scheme
 
 
@@ -31,10 +32,42 @@ def test_manifest_of_a_version_without_warnings_is_read(scheme):
     assert load_scheme(json.dumps(document), source="x") == expected
 
 
+def test_manifest_of_a_version_without_comparisons_is_read(scheme):
+    document = json.loads(dump_scheme(scheme))
+    for name in ("search", "interaction", "uniform"):
+        assert document.pop(name) is None
+    for name in ("standard_error", "caption_kl", "caption_predictions"):
+        del document["measured"][name]
+    assert all(group.pop("kl") is None for group in document["groups"])
+    found = load_scheme(json.dumps(document), source="x")
+    assert (found, found.measured.by_caption) == (scheme, ())
+
+
+def test_divergence_of_each_caption_is_read_back(scheme):
+    by_caption = replace(
+        scheme.measured,
+        kl=0.075,
+        caption_kl=pack_scores([0.25, 0.5]),
+        caption_predictions=(5, 5),
+    )
+    found = load_scheme(dump_scheme(replace(scheme, measured=by_caption)), source="x")
+    assert found.measured.by_caption == (0.25, 0.5)
+
+
 @pytest.mark.parametrize(
     ("part", "values", "said"),
     [
         ("scheme", {"candidates": ("wint4_afp16",)}, "group 'a' has scores of wfp8_afp8, "),
+        (
+            "measured",
+            {"caption_kl": pack_scores([0.25, 0.5]), "caption_predictions": (5, 5)},
+            "measured.caption_kl gives 0.075 per token, measured.kl is 0.001",
+        ),
+        (
+            "measured",
+            {"caption_kl": "AAAA", "caption_predictions": (5, 5)},
+            "measured.caption_kl must be base64 of 2 numbers of fp32",
+        ),
         ("allocation", {"score": 0.25}, "in groups is 0.5, but allocation.score says 0.25"),
         ("allocation", {"fraction_of_groups": 1.0}, "is 0.5, but allocation.fraction_of_groups"),
         ("allocation", {"fraction_of_weights": 1.0}, "allocation.fraction_of_weights says 1.0"),

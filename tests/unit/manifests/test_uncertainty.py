@@ -6,6 +6,7 @@ from builders import covered
 from pytest_autoquant.manifests.uncertainty import (
     CaptionSample,
     group_uncertainties,
+    ratio_error,
     score_differences,
     student_t,
 )
@@ -32,6 +33,22 @@ def test_standard_error_is_the_jackknifes():
     ]
     (found,) = group_uncertainties(sample_of(scores, predictions))
     assert found.standard_error == pytest.approx(np.std(left_out) * np.sqrt(3), rel=1e-12)
+
+
+def test_error_of_a_ratio_is_the_jackknifes():
+    above, below = [1.0, 2.0, 4.0, 9.0], [2.0, 1.0, 5.0, 6.0]
+    left_out = [(16 - a) / (14 - b) for a, b in zip(above, below, strict=True)]
+    expected = np.std(left_out) * np.sqrt(3)
+    assert ratio_error(above, below) == pytest.approx(expected, rel=1e-12)
+    assert ratio_error(above, [2 * each for each in above]) == pytest.approx(0.0, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("above", "below"),
+    [([1.0], [2.0]), ([1.0, 2.0], [0.0, 3.0]), ([1.0, float("nan")], [1.0, 2.0])],
+)
+def test_ratio_of_one_caption_or_without_a_rest_has_no_error(above, below):
+    assert ratio_error(above, below) is None
 
 
 @pytest.mark.parametrize(("degrees", "relative"), [(1, 1e-5), (2, 1e-4), (3, 1e-2), (15, 1e-4)])

@@ -15,7 +15,11 @@ FP8, INT4 = "wfp8_afp8", "wint4_afp16"
 
 def group(name, chosen, weights, **scores):
     by_name = {FP8: scores["fp8"]} | ({INT4: scores["int4"]} if "int4" in scores else {})
-    return GroupDecision(name=name, modules=(name,), weights=weights, format=chosen, scores=by_name)
+    return GroupDecision(
+        **{"name": name, "modules": (name,), "weights": weights, "format": chosen},
+        scores=by_name,
+        kl=scores.get("kl"),
+    )
 
 
 @pytest.fixture
@@ -27,7 +31,7 @@ def by_bits(derived):
             derived.scheme, candidates=(INT4, FP8), measure="effective_bits", amount=6.0
         ),
         groups=(
-            group("a", FP8, 1_000_000, fp8=0.25, int4=2.0),
+            group("a", FP8, 1_000_000, fp8=0.25, int4=2.0, kl=0.125),
             group("b", None, 500_000, fp8=3.0, int4=8.0),
             group("c", INT4, 2_000_000, fp8=0.1, int4=0.75),
         ),
@@ -50,12 +54,18 @@ def by_rank(derived):
 
 def test_decisions_have_format_score_share_and_the_rules_reason(derived, by_bits):
     assert [decision.cells for decision in decisions(by_bits)] == [
-        ("a", FP8, "0.25", "25.0%", "scores 0.25 per million weights, worth the bits it saves"),
         (
-            *("b", "16-bit", "", ""),
+            *("a", FP8, "0.25", "25.0%", "0.125"),
+            "scores 0.25 per million weights, worth the bits it saves",
+        ),
+        (
+            *("b", "16-bit", "", "", ""),
             f"would score 3 with {FP8}, 6 per million weights, too much for the bits it saves",
         ),
-        ("c", INT4, "0.75", "75.0%", "scores 0.375 per million weights, worth the bits it saves"),
+        (
+            *("c", INT4, "0.75", "75.0%", ""),
+            "scores 0.375 per million weights, worth the bits it saves",
+        ),
     ]
     reason = "from the least sensitive; the first 2 are quantized"
     assert [(d.group, d.format, d.reason) for d in decisions(by_rank(derived))] == [

@@ -180,7 +180,7 @@ def test_options_that_left_candidates_out_or_made_a_broken_checkpoint_are_named(
         f"    {counts} schemes.md",
     ]
     page = render(schemes_markdown(schemes))
-    assert [row[10] for row in page.tables[0][1:]] == [
+    assert [row[12] for row in page.tables[0][1:]] == [
         "3 violations; 1 warning; not checked: the rules c: why",
         "3 violations",
     ]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pytest_autoquant.export.vllm_rules.configs import ALGORITHMS
 from pytest_autoquant.manifests.layout import SCHEME_MANIFEST
 from pytest_autoquant.manifests.records.scheme_manifest import SchemeManifest
+from pytest_autoquant.reports.markdown.elements import with_error
+from pytest_autoquant.reports.markdown.scheme_damage import damage_sentences
 from pytest_autoquant.text import counted
 
 README = "README.md"
@@ -32,14 +34,23 @@ def readme(manifest: SchemeManifest, algorithms: Sequence[str]) -> str:
         f"Quantized are {len(quantized)} of {counted(len(manifest.groups), 'layer group')} of the "
         f"language model, to {_listed(algorithms) or 'nothing'}; everything else is the source's, "
         f"bit for bit. {SCHEME_MANIFEST} has the decision and the scores of every group.",
-        f"Measured on held-out captions: KL divergence {manifest.measured.kl:.4g} nats per token, "
-        f"perplexity {manifest.measured.perplexity:.4g} (before: "
-        f"{manifest.measured.perplexity_before:.4g}).",
+        _damage(manifest),
         "## What loads it",
         f"- {_vllm(algorithms)}\n- {_TRANSFORMERS}\n- Other runtimes were not tried.",
         f"Written by nvidia-modelopt {manifest.environment.modelopt} and pytest-autoquant.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _damage(manifest: SchemeManifest) -> str:
+    measured = manifest.measured
+    sentences = (
+        f"Measured on held-out captions: KL divergence "
+        f"{with_error(measured.kl, measured.standard_error)} nats per token, perplexity "
+        f"{measured.perplexity:.4g} (before: {measured.perplexity_before:.4g}).",
+        *damage_sentences(manifest),
+    )
+    return " ".join(sentences)
 
 
 def _vllm(algorithms: Sequence[str]) -> str:

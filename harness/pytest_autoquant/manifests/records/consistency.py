@@ -76,6 +76,7 @@ def scheme_disagreements(found: SchemeManifest) -> Iterator[str]:
     """Yield every fact of a scheme manifest whose copies disagree, with both values."""
     yield from _candidate_problems(found)
     yield from _disagreeing(_allocation_copies(found))
+    yield from _caption_kl_problems(found)
 
 
 def ranking_disagreements(
@@ -367,6 +368,22 @@ def _allocation_copies(found: SchemeManifest) -> Iterator[Copies]:
         copy=decided.fraction_of_weights,
         copy_at="allocation.fraction_of_weights",
     )
+
+
+def _caption_kl_problems(found: SchemeManifest) -> Iterator[str]:
+    """Yield where the damage by caption is damaged, or is not the scheme's."""
+    measured = found.measured
+    try:
+        divergences = measured.by_caption
+    except ValueError as error:
+        yield f"measured.caption_kl {error}"
+        return
+    kl = math.fsum(divergences) / max(1, sum(measured.caption_predictions))
+    if divergences and not math.isclose(kl, measured.kl, rel_tol=_FP32_ROUNDING, abs_tol=1e-30):
+        yield (
+            f"measured.caption_kl gives {kl!r} per token, measured.kl is {measured.kl!r}; one of "
+            "them was changed: restore the file, or measure again"
+        )
 
 
 def _sum(scores: Iterable[float | None]) -> float | None:

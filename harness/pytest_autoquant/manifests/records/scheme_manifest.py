@@ -18,6 +18,7 @@ from pytest_autoquant.manifests.records.json_record import (
     invalid_record,
     load_record,
 )
+from pytest_autoquant.manifests.records.packed_scores import unpack_scores
 from pytest_autoquant.manifests.records.sensitivity_manifest import (
     DatasetRecord,
     EnvironmentRecord,
@@ -34,15 +35,15 @@ class SchemeRecord:
         left_out: by candidate, why the target runtime cannot load it.
         amount: in the unit of ``measure``.
         target: the runtime whose limits apply; None if there is none.
-        max_kl: the largest measured KL divergence that passes, in nats per token; None for no
-            limit.
+        max_kl: the largest measured KL divergence that ``--aq-max-kl`` lets pass, in nats per
+            token; None for no limit.
     """
 
     __pydantic_config__ = STRICT
     name: str
     candidates: tuple[str, ...]
     left_out: dict[str, str]
-    measure: Literal["fraction_of_groups", "fraction_of_weights", "effective_bits"]
+    measure: Literal["fraction_of_groups", "fraction_of_weights", "effective_bits", "max_kl"]
     amount: float
     target: str | None
     max_kl: float | None = None
@@ -59,6 +60,8 @@ class GroupDecision:
         bits: stored per weight in the chosen format, every scale included; 16 if the group
             stays unquantized, None in earlier manifests.
         left_out: by candidate, why the group cannot take it.
+        kl: KL divergence on the held-out captions, in nats per token, with this group alone
+            quantized to its format; None if it stays unquantized or was not measured so.
     """
 
     __pydantic_config__ = STRICT
@@ -69,6 +72,7 @@ class GroupDecision:
     scores: dict[str, float]
     bits: float | None = None
     left_out: dict[str, str] = field(default_factory=dict)
+    kl: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +113,10 @@ class MeasuredDamage:
         loss_before: cross-entropy of the unquantized model.
         agreement: share of predicted tokens with the same most likely token.
         captions: name of the held-out set; ``sha256`` over its lines.
+        standard_error: of ``kl`` over captions; None for a single caption and in earlier manifests.
+        caption_kl: base64 of little-endian fp32, the divergence of each caption in nats, in the
+            order of their digests.
+        caption_predictions: next-token predictions of each caption, in that order.
     """
 
     __pydantic_config__ = STRICT
@@ -119,6 +127,14 @@ class MeasuredDamage:
     num_tokens: int
     captions: str
     sha256: str
+    standard_error: float | None = None
+    caption_kl: str | None = None
+    caption_predictions: tuple[int, ...] = ()
+
+    @property
+    def by_caption(self) -> tuple[float, ...]:
+        """The divergence of each caption in nats; empty in earlier manifests."""
+        return unpack_scores(self.caption_kl or "", len(self.caption_predictions))
 
     @property
     def perplexity(self) -> float:
@@ -129,6 +145,89 @@ class MeasuredDamage:
     def perplexity_before(self) -> float:
         """Perplexity of the unquantized model."""
         return _exponential(self.loss_before)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchStep:
+    """A selection that was measured; ``kl`` in nats per token, None if it is not finite."""
+
+    __pydantic_config__ = STRICT
+    effective_bits: float
+    score: float
+    kl: float | None
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchRecord:
+    """How the fewest bits within a measured KL divergence were found.
+
+    Attributes:
+        limit: the largest measured KL divergence that passes: the scheme's, or ``--aq-max-kl`` if
+            that is smaller.
+        steps: in the order in which they were measured. The passing one with the fewest bits is
+            the scheme.
+        num_selections: selections on the exact frontier that quantize a group.
+        num_unmeasured: those between the scheme and the next smaller one that was measured.
+    """
+
+    __pydantic_config__ = STRICT
+    limit: float
+    steps: tuple[SearchStep, ...]
+    num_selections: int
+    num_unmeasured: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InteractionRecord:
+    """Whether the damages of the quantized groups add up.
+
+    Attributes:
+        sum_kl: KL divergences of the groups, each quantized alone, summed, in nats per token, on
+            the same captions and with the same ranges as the scheme.
+        ratio: KL divergence of the scheme / ``sum_kl``. 1 if damages add up; above 1 they reinforce
+            each other, below 1 they cancel in part.
+        standard_error: of ``ratio`` over captions; None for a single caption.
+        not_measured: why there is no ratio.
+    """
+
+    __pydantic_config__ = STRICT
+    sum_kl: float | None = None
+    ratio: float | None = None
+    standard_error: float | None = None
+    not_measured: str | None = None
+
+
+#: A scheme against the best uniform one: its measured KL divergence is lower, higher, the same
+#: within the noise, or it is that uniform scheme.
+Verdict = Literal["better", "worse", "no difference", "same"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UniformRecord:
+    """The scheme against the plain choice: one candidate for every group that can take it.
+
+    Attributes:
+        kl: measured KL divergence of each candidate's uniform scheme that stores at most the
+            scheme's bits, None if it is not finite or could not be measured.
+        candidate: the one with the lowest.
+        effective_bits: bits per weight that it stores.
+        difference: the scheme's KL divergence minus the candidate's, in nats per token.
+        standard_error: of ``difference`` over captions, paired; None for a single caption.
+        noise: half the width of the difference's 95% interval.
+        verdict: None without an interval.
+        not_compared: why there is no verdict.
+    """
+
+    __pydantic_config__ = STRICT
+    kl: dict[str, float | None] = field(default_factory=dict)
+    candidate: str | None = None
+    effective_bits: float | None = None
+    difference: float | None = None
+    standard_error: float | None = None
+    noise: float | None = None
+    verdict: Verdict | None = None
+    not_compared: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +281,8 @@ class SchemeManifest:
 
     Attributes:
         notes: what a reader of the decisions should know, e.g. that a linear is all zero.
+        search: of a scheme whose rule is ``max_kl``.
+        interaction: None in earlier manifests, as is ``uniform``.
     """
 
     __pydantic_config__ = STRICT
@@ -200,6 +301,9 @@ class SchemeManifest:
     timing: Mapping[str, float]
     memory: MemoryRecord
     measured_at: str | None = None
+    search: SearchRecord | None = None
+    interaction: InteractionRecord | None = None
+    uniform: UniformRecord | None = None
 
     @property
     def path(self) -> Path:

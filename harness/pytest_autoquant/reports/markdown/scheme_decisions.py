@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pytest_autoquant.allocation.scheme import BY_BITS
 from pytest_autoquant.manifests.case_result import finite
 from pytest_autoquant.manifests.records.scheme_manifest import GroupDecision, SchemeManifest
 from pytest_autoquant.reports.markdown.elements import number, percent
@@ -12,7 +13,14 @@ from pytest_autoquant.reports.markdown.elements import number, percent
 #: How a group that is not quantized is shown.
 UNQUANTIZED = "16-bit"
 
-DECISION_HEADERS = ("group", "format", "score (per token)", "share of the prediction", "reason")
+DECISION_HEADERS = (
+    "group",
+    "format",
+    "score (per token)",
+    "share of the prediction",
+    "KL alone (nats per token)",
+    "reason",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +30,7 @@ class Decision:
     Attributes:
         score: of the chosen format, per scored token; None where the group is not quantized.
         share: of the scheme's predicted score; None without a score or a prediction.
+        kl: measured with this group alone quantized; None if it was not.
         reason: how the scheme's rule came to the format.
     """
 
@@ -29,6 +38,7 @@ class Decision:
     format: str
     score: float | None
     share: float | None
+    kl: float | None
     reason: str
 
     @property
@@ -36,7 +46,8 @@ class Decision:
         """The decision as text, in the order of ``DECISION_HEADERS``."""
         score = "" if self.score is None else number(self.score)
         share = "" if self.share is None else percent(self.share)
-        return self.group, self.format, score, share, self.reason
+        kl = "" if self.kl is None else number(self.kl)
+        return self.group, self.format, score, share, kl, self.reason
 
 
 def rule_sentence(found: SchemeManifest) -> str:
@@ -48,13 +59,19 @@ def rule_sentence(found: SchemeManifest) -> str:
             f"within {amount:.6g} bits per weight: a group's score is weighed against the bits it "
             "saves."
         )
+    if found.scheme.measure == "max_kl":
+        return (
+            f"Every group takes {candidates} or stays in 16 bits, with the least total score "
+            "within the fewest bits that were found to measure a KL divergence of at most "
+            f"{amount:.6g} nats per token: a group's score is weighed against the bits it saves."
+        )
     of = "groups" if found.scheme.measure == "fraction_of_groups" else "weights"
     return f"{candidates} for {percent(amount)} of the {of}, in ascending order of score."
 
 
 def decisions(found: SchemeManifest) -> tuple[Decision, ...]:
     """Return what became of every group, in the manifest's order."""
-    if found.scheme.measure == "effective_bits":
+    if found.scheme.measure in BY_BITS:
         reasons = [_reason_by_bits(group) for group in found.groups]
     else:
         reasons = list(_reasons_by_rank(found))
@@ -65,6 +82,7 @@ def decisions(found: SchemeManifest) -> tuple[Decision, ...]:
             format=UNQUANTIZED if group.format is None else group.format,
             score=(score := None if group.format is None else group.scores[group.format]),
             share=finite(score / total) if score is not None and total else None,
+            kl=group.kl,
             reason=reason,
         )
         for group, reason in zip(found.groups, reasons, strict=True)

@@ -10,6 +10,7 @@ from pytest_autoquant.manifests.case_result import RANDOM
 from pytest_autoquant.manifests.records.scheme_manifest import (
     ExportRecord,
     SchemeManifest,
+    SearchRecord,
     ViolationRecord,
 )
 from pytest_autoquant.regression.comparison import spearman
@@ -21,6 +22,14 @@ from pytest_autoquant.reports.markdown.elements import (
     random_weights_caution,
     table,
     text,
+    with_error,
+)
+from pytest_autoquant.reports.markdown.scheme_damage import (
+    SEARCH_HEADERS,
+    damage_sentences,
+    interaction_cell,
+    search_rows,
+    uniform_cell,
 )
 from pytest_autoquant.reports.markdown.scheme_decisions import (
     DECISION_HEADERS,
@@ -34,7 +43,12 @@ SCHEMES_MARKDOWN = "schemes.md"
 MEANING = (
     "The predicted score is the sum of the scores of the quantized groups. The measured KL "
     "divergence, perplexity and top-1 agreement compare the quantized model with the unquantized "
-    "one on captions that neither scored nor calibrated. Bits count the language model's linears."
+    "one on captions that neither scored nor calibrated. After ± is the standard error over these "
+    "captions. The KL divergence is divided by the sum of those of the quantized groups, each "
+    "quantized alone: 1 means that their damages add up. The uniform scheme is the plain choice: "
+    "the candidate with the lowest measured KL divergence, on every group that can take it, within "
+    "the scheme's bits; differences are paired over captions. Bits count the language model's "
+    "linears."
 )
 
 #: Violations that the report lists per scheme; more are counted.
@@ -84,13 +98,34 @@ def schemes_markdown(schemes: Mapping[str, SchemeManifest]) -> str:
         parts.append(text(sentence))
     if any(found.export is not None for found in schemes.values()):
         parts.append(WHAT_LOADS_IT)
-    parts.append(table(HEADERS, [_row(found) for found in schemes.values()], right="  rrrrrrrr   "))
+    parts.append(
+        table(HEADERS, [_row(found) for found in schemes.values()], right="  rrrrrrr rr   ")
+    )
     for found in schemes.values():
+        parts += _damage(found)
         parts += _notes(found)
         parts += _violations(found)
     for found in schemes.values():
         parts += _decisions(found)
     return "\n\n".join(parts) + "\n"
+
+
+#: Columns of ``HEADERS`` that the session's summary shows.
+_IN_SUMMARY = (
+    "scheme",
+    "model",
+    "bits per weight",
+    "measured KL (nats per token)",
+    "KL / sum of groups alone",
+    "against the uniform scheme",
+)
+
+
+def schemes_table(schemes: Mapping[str, SchemeManifest]) -> str:
+    """Return the schemes' damage as a Markdown table for the session's summary."""
+    places = [HEADERS.index(header) for header in _IN_SUMMARY]
+    rows = [[_row(found)[place] for place in places] for found in schemes.values()]
+    return table(_IN_SUMMARY, rows, right="  rrr ")
 
 
 HEADERS = (
@@ -102,6 +137,8 @@ HEADERS = (
     "size (MB)",
     "predicted score (per token)",
     "measured KL (nats per token)",
+    "KL / sum of groups alone",
+    "against the uniform scheme",
     "perplexity",
     "top-1 agreement",
     "static check",
@@ -131,13 +168,36 @@ def cells(found: SchemeManifest) -> tuple[Cell, ...]:
         Cell(text=bits(decided.effective_bits), order=decided.effective_bits),
         Cell(text=_megabytes(export), order=-1 if export is None else export.bytes_after),
         Cell(text=number(decided.score), order=decided.score),
-        Cell(text=number(measured.kl), order=measured.kl),
+        Cell(text=with_error(measured.kl, measured.standard_error), order=measured.kl),
+        Cell(text=interaction_cell(found), order=_ratio(found)),
+        Cell(text=uniform_cell(found)),
         Cell(text=f"{number(measured.perplexity)} {before}", order=measured.loss),
         Cell(text=percent(measured.agreement), order=measured.agreement),
         Cell(text=check_sentence(export)),
         Cell(text=load_sentence(export)),
         Cell(text=f"{shown_time(found.measured_at)}, took {shown_duration(_seconds(found))}"),
     )
+
+
+def _ratio(found: SchemeManifest) -> float:
+    """Return the number to sort by; the unknown ones come first."""
+    known = found.interaction is not None and found.interaction.ratio
+    return known or -1.0
+
+
+def _damage(found: SchemeManifest) -> list[str]:
+    """Return what the damage is compared with, and the steps of a search."""
+    sentences = damage_sentences(found)
+    if not sentences:
+        return []
+    lines = [f"- {text(sentence)}" for sentence in sentences]
+    heading = f"## Damage of {code(found.scheme.name)}, {text(found.model.name)}"
+    steps = [] if found.search is None else [_steps(found.search)]
+    return [heading, "\n".join(lines), *steps]
+
+
+def _steps(search: SearchRecord) -> str:
+    return table(SEARCH_HEADERS, list(search_rows(search)), right="rrrr ")
 
 
 def _seconds(found: SchemeManifest) -> float:
@@ -167,13 +227,13 @@ def load_sentence(export: ExportRecord | None) -> str:
 
 def _decisions(found: SchemeManifest) -> list[str]:
     rows = [
-        [code(group), code(chosen), score, share, text(reason)]
-        for group, chosen, score, share, reason in (d.cells for d in decisions(found))
+        [code(group), code(chosen), score, share, alone, text(reason)]
+        for group, chosen, score, share, alone, reason in (d.cells for d in decisions(found))
     ]
     return [
         f"## Decisions of {code(found.scheme.name)}, {text(found.model.name)}",
         text(rule_sentence(found)),
-        table(DECISION_HEADERS, rows, right="  rr "),
+        table(DECISION_HEADERS, rows, right="  rrr "),
     ]
 
 

@@ -33,7 +33,7 @@ from pytest_autoquant.reports.markdown.elements import (
     table,
     text,
 )
-from pytest_autoquant.reports.markdown.scheme_report import SCHEMES_MARKDOWN
+from pytest_autoquant.reports.markdown.scheme_report import SCHEMES_MARKDOWN, schemes_table
 from pytest_autoquant.reports.report_model import ReportModel
 from pytest_autoquant.reports.session_results import SessionResults, caution
 from pytest_autoquant.text import counted, shown_duration, shown_time
@@ -258,6 +258,7 @@ def _schemes(model: ReportModel) -> list[str]:
     parts = ["## Schemes"] if count or unfinished else []
     if count:
         parts.append(f"[{count} derived]({SCHEMES_MARKDOWN}). {text(model.agreement)}")
+        parts.append(schemes_table(model.results.schemes))
     if unfinished:
         rows = [(code(case_id), text(status), text(why)) for case_id, status, why in unfinished]
         parts.append(table(("not derived", "status", "reason"), rows))

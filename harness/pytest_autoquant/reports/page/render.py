@@ -30,6 +30,11 @@ from pytest_autoquant.reports.markdown.elements import (
     number,
     percent,
 )
+from pytest_autoquant.reports.markdown.scheme_damage import (
+    SEARCH_HEADERS,
+    damage_sentences,
+    search_rows,
+)
 from pytest_autoquant.reports.markdown.scheme_decisions import (
     DECISION_HEADERS,
     decisions,
@@ -80,6 +85,17 @@ def render_page(model: ReportModel, comparison: RunComparison | None = None) -> 
         schemes=[(found, cells(found)) for found in results.schemes.values()],
         decisions=[(found, decisions(found)) for found in results.schemes.values()],
         decision_headers=DECISION_HEADERS,
+        damages=[
+            (found, sentences)
+            for found in results.schemes.values()
+            if (sentences := damage_sentences(found))
+        ],
+        searches=[
+            (found, list(search_rows(found.search)))
+            for found in results.schemes.values()
+            if found.search is not None
+        ],
+        search_headers=SEARCH_HEADERS,
         unfinished_schemes=results.unfinished_schemes,
         scheme_headers=HEADERS,
         schemes_meaning=MEANING,

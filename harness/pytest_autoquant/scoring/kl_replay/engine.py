@@ -8,8 +8,8 @@ distinct quantizer, and the model runs on with many configs in one batch.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -69,14 +69,27 @@ class KLReplayEngine:
     name = REPLAY
     sweeps = True
 
-    def __init__(self, model: LoadedModel, *, record_device: str = "auto") -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        record_device: str = "auto",
+        ranges: Mapping[str, torch.Tensor] | None = None,
+        is_fused: bool = False,
+    ) -> None:
         """Read the layer groups of a model.
 
         Args:
             record_device: ``cpu`` to keep the recording in host memory, else the model's device.
+            ranges: by linear, ``(in_features,)``: largest |X| of other captions, which calibrate
+                instead of the measured ones; see ``recording.input_ranges``.
+            is_fused: whether a group's linears share the range of a format that has one per linear,
+                as they do in a runtime that fuses them.
         """
         self._model = model
         self._on_host = record_device == "cpu"
+        self._ranges = ranges
+        self._is_fused = is_fused
         self._groups = layer_groups(model)
         self._elsewhere = scored_elsewhere(model)
 
@@ -122,6 +135,8 @@ class KLReplayEngine:
         reset_peak_cuda_bytes(self._model.device)
         layers, plan = DecoderLayers(self._model), plan_sweep(configs)
         recording = record(self._model, layers, data, attempt.device, progress)
+        if self._ranges is not None:
+            recording = replace(recording, amax=self._ranges)
         compiled, notes = self._compiled(layers, recording, len(configs), progress)
         recorded = RecordedModel(
             model=self._model,
@@ -129,6 +144,7 @@ class KLReplayEngine:
             recording=recording,
             compiled=compiled,
             divisor=attempt.divisor,
+            is_fused=self._is_fused,
         )
         synchronize(self._model.device)
         ready = time.perf_counter()

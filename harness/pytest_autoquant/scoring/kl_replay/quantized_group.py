@@ -19,6 +19,7 @@ from pytest_autoquant.scoring.kl_replay.decoder_layers import (
     forward_replaced,
 )
 from pytest_autoquant.scoring.kl_replay.recording import RecordedBatch, Recording, run_watched
+from pytest_autoquant.scoring.replay.quantizers import shared_range
 from pytest_autoquant.scoring.replay.sweep import Attributes, SweepPlan
 
 #: Most bytes of logits that one forward pass makes, and of quantized weights that one block of
@@ -34,6 +35,7 @@ class RecordedModel:
     Attributes:
         compiled: what unquantized layers run in place of their own forward, if anything.
         divisor: by what the bytes at a time are divided.
+        is_fused: whether a group's linears share the range of a format that has one per linear.
     """
 
     model: LoadedModel
@@ -41,6 +43,7 @@ class RecordedModel:
     recording: Recording
     compiled: LayerForward | None
     divisor: int
+    is_fused: bool
 
     def layer_inputs(self, layer: int) -> dict[str, torch.Tensor]:
         """Return the inputs of a layer's linears over all scored batches, by name.
@@ -147,7 +150,16 @@ class QuantizedGroup:
     def _quantized_weight(self, plan: SweepPlan, name: str, attributes: Attributes) -> torch.Tensor:
         weight: torch.Tensor = self._linears[name].weight
         quantizer = plan.weights[attributes]
-        return weight if quantizer is None else quantizer.weight(weight)
+        if quantizer is None:
+            return weight
+        return quantizer.weight(weight, self._shared_range(attributes))
+
+    def _shared_range(self, attributes: Attributes) -> torch.Tensor | None:
+        """Return the range that the group's linears share, None where each has its own."""
+        if not self._recorded.is_fused:
+            return None
+        weights = [linear.weight.detach() for linear in self._linears.values()]
+        return shared_range(attributes, weights)
 
     def _quantized_input(self, plan: SweepPlan, name: str, attributes: Attributes) -> torch.Tensor:
         x, quantizer = self._inputs[name], plan.inputs[attributes]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pytest_autoquant.calibration.batches import CalibrationData
+from pytest_autoquant.calibration.batches import Batch, CalibrationData
 from pytest_autoquant.errors import NotReplayableError
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.kl_replay.decoder_layers import DecoderLayers
@@ -49,7 +49,7 @@ class Recording:
     """
 
     batches: tuple[RecordedBatch, ...]
-    amax: dict[str, torch.Tensor]
+    amax: Mapping[str, torch.Tensor]
     num_multi_caption_tokens: int
 
     def zero_inputs(self) -> tuple[str, ...]:
@@ -107,6 +107,21 @@ def _recorded(
         states=tuple(state[:, :-1] for state in states.values()),
         reference=Reference(logits[:, :-1]),
     )
+
+
+def input_ranges(model: LoadedModel, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
+    """Return the largest |X| per channel of each linear over batches, ``(in_features,)``.
+
+    Raises:
+        NotReplayableError: a linear does not run once on every token.
+    """
+    amax: dict[str, torch.Tensor] = {}
+    with torch.no_grad():
+        for batch in batches:
+            inputs, _ = run_watched(model, model.tensor(batch))
+            for name, x in inputs.items():
+                _widen(amax, name, x)
+    return amax
 
 
 def run_watched(

@@ -7,6 +7,8 @@ bits in one pass. An input quantizer gets its ranges from the recorded largest |
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from pytest_autoquant.formats.effective_config import EffectiveConfig
@@ -114,6 +116,19 @@ def fake_quantized(
         amax: the range of a quantizer with one scale per tensor; None for the weight's own.
     """
     return ShapedQuantizers(attributes).weight(weight, amax)
+
+
+def shared_range(
+    attributes: QuantizerAttributes | None, weights: Sequence[torch.Tensor]
+) -> torch.Tensor | None:
+    """Return the largest magnitude of a group's weights, None if its linears have finer ranges.
+
+    As in ModelOpt's export, the first linear decides. NVFP4 has a range per tensor, which scales
+    the scales of its blocks. The shape is that of ModelOpt's ``amax`` per tensor: ``()``.
+    """
+    if attributes is None or not attributes.has_one_range(*weights[0].shape):
+        return None
+    return torch.stack([weight.abs().amax().float() for weight in weights]).amax()
 
 
 def _unknown_refusal(attributes: QuantizerAttributes) -> str | None:
