@@ -25,10 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_autoquant.manifests.case_result import Group, ScoredCaptions
+from pytest_autoquant.manifests.ranks import TOP
 from pytest_autoquant.manifests.records.packed_scores import unpack_scores
-
-#: Groups that the probability of being among the most sensitive is given for.
-TOP = 10
 
 #: Samples of the bootstrap: their share is within 0.045 of the probability, 95 times of 100.
 _RESAMPLES = 500
