@@ -101,6 +101,12 @@ class CaptionSample:
         deviations: Floats = centred * np.sqrt((count - 1) / count)
         return deviations
 
+    @property
+    def standard_errors(self) -> Floats:
+        """The jackknife's standard errors, ``(groups,)``; needs two captions."""
+        errors: Floats = np.linalg.norm(self.deviations, axis=1)
+        return errors
+
 
 def case_sample(scored: ScoredCaptions, groups: Sequence[Group]) -> CaptionSample | None:
     """Return the scores of some groups of a case by caption; None if they are not known."""
@@ -150,7 +156,7 @@ def group_uncertainties(sample: CaptionSample) -> tuple[GroupUncertainty, ...]:
             top_ten_probability=float(probability),
         )
         for error, first, last, probability in zip(
-            np.linalg.norm(deviations, axis=1),
+            sample.standard_errors,
             lowest,
             highest,
             _top_probabilities(sample),
