@@ -17,9 +17,9 @@ from pytest_autoquant.reports.charts.group_shares import GroupShares, group_shar
 from pytest_autoquant.reports.charts.pareto import ParetoPoint, frontier
 from pytest_autoquant.reports.charts.size_stability import StabilityPoint, stability
 from pytest_autoquant.reports.markdown.caption_need import CaptionNeed, caption_needs
+from pytest_autoquant.reports.markdown.check_report import CheckSummary, check_summaries
 from pytest_autoquant.reports.markdown.elements import SCORE_MEANS
 from pytest_autoquant.reports.markdown.scheme_report import agreement_sentence
-from pytest_autoquant.reports.markdown.score_check import CheckSummary, check_summaries
 from pytest_autoquant.reports.session_results import (
     Ranking,
     SessionResults,

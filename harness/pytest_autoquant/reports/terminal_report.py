@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from pytest_autoquant.allocation.scored_group import rounded_up
 from pytest_autoquant.manifests.records.scheme_manifest import ExportRecord, SchemeManifest
+from pytest_autoquant.reports.markdown.check_report import check_summaries
 from pytest_autoquant.reports.markdown.elements import LOST_MEANS, number
 from pytest_autoquant.reports.markdown.scheme_report import SCHEMES_MARKDOWN
-from pytest_autoquant.reports.markdown.score_check import check_summaries
 from pytest_autoquant.reports.markdown.session_report import SUMMARY_MARKDOWN, counts_sentence
 from pytest_autoquant.reports.session_results import SessionResults, caution, most_sensitive_groups
 from pytest_autoquant.text import counted, one_line

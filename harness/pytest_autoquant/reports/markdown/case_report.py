@@ -10,6 +10,7 @@ from urllib.parse import quote
 from pytest_autoquant.allocation.scored_group import rounded_up
 from pytest_autoquant.manifests.case_result import CaseResult, ErrorBar, finite
 from pytest_autoquant.manifests.records.sensitivity_manifest import Manifest
+from pytest_autoquant.reports.markdown.check_report import check_section, checked_groups
 from pytest_autoquant.reports.markdown.elements import (
     ERROR_BARS_MEAN,
     GROUPS_MEAN,
@@ -25,7 +26,6 @@ from pytest_autoquant.reports.markdown.elements import (
     text,
     with_error,
 )
-from pytest_autoquant.reports.markdown.score_check import check_section, checked_groups
 from pytest_autoquant.reports.markdown.selection_tables import (
     SELECTION_MEANS,
     budget_rows,

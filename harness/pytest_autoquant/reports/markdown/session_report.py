@@ -18,6 +18,7 @@ from pytest_autoquant.manifests.records.session_summary import (
 )
 from pytest_autoquant.reports.charts.grid import grid_file
 from pytest_autoquant.reports.markdown.case_report import report_links
+from pytest_autoquant.reports.markdown.check_report import CHECK_MEANS
 from pytest_autoquant.reports.markdown.elements import (
     ALIGNED_MEANS,
     GROUPS_MEAN,
@@ -34,7 +35,6 @@ from pytest_autoquant.reports.markdown.elements import (
     text,
 )
 from pytest_autoquant.reports.markdown.scheme_report import SCHEMES_MARKDOWN
-from pytest_autoquant.reports.markdown.score_check import CHECK_MEANS
 from pytest_autoquant.reports.report_model import ReportModel
 from pytest_autoquant.reports.session_results import SessionResults, caution
 from pytest_autoquant.text import counted, shown_duration, shown_time

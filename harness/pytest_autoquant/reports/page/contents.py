@@ -23,8 +23,8 @@ from pytest_autoquant.reports.charts.schemes import (
 )
 from pytest_autoquant.reports.charts.size_stability import StabilityPoint
 from pytest_autoquant.reports.markdown.case_report import report_links, selection_sentence
+from pytest_autoquant.reports.markdown.check_report import check_sentence, checked_groups
 from pytest_autoquant.reports.markdown.elements import RANDOM_WEIGHTS, bits, number, percent
-from pytest_autoquant.reports.markdown.score_check import check_sentence, checked_groups
 from pytest_autoquant.reports.report_model import ReportModel, ViewModel
 
 #: Significant digits of a score in the page. They place colours and give the ratio of two scores,

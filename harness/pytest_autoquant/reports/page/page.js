@@ -342,9 +342,10 @@
     { title: "ranks at 95%", of: (row) => row.ranks, order: (row) => row.rank },
   ];
 
+  const klShown = ({ kl, klError }) => (klError ? `${kl} ± ${klError}` : kl);
+
   const checkColumns = [
-    { title: "measured KL (nats per token)", of: (row) => row.kl, order: (row) => -Number(row.klRank) },
-    { title: "KL's standard error", of: (row) => row.klError ?? "n/a", order: (row) => Number(row.klError) },
+    { title: "measured KL (nats per token)", of: klShown, order: (row) => Number(row.kl) },
     { title: "rank by KL", of: (row) => row.klRank, order: (row) => Number(row.klRank) },
   ];
 
@@ -353,17 +354,20 @@
     const shown = rows.filter(({ score, kl }) => score > 0 && Number(kl) > 0);
     const ratios = shown.map(({ score, kl }) => Number(kl) / score).sort((a, b) => a - b);
     const middle = ratios[Math.floor(ratios.length / 2)];
-    return shown.map(({ name, projection, rank, score, scoreShown, kl, klError, klRank }) => ({
-      projection,
-      score,
-      kl: Number(kl),
-      fit: score * middle,
-      low: Math.max(Number(kl) - 2 * Number(klError ?? 0), Number(kl) / 10),
-      high: Number(kl) + 2 * Number(klError ?? 0),
-      detail:
-        `${name}: score ${scoreShown} ${unit}, rank ${rank}; measured KL ${kl}` +
-        `${klError ? ` ± ${klError}` : ""} nats per token, rank ${klRank}`,
-    }));
+    return shown.map((row) => {
+      const [kl, error] = [Number(row.kl), Number(row.klError ?? 0)];
+      return {
+        projection: row.projection,
+        score: row.score,
+        kl,
+        fit: row.score * middle,
+        low: Math.max(kl - 2 * error, kl / 10),
+        high: kl + 2 * error,
+        detail:
+          `${row.name}: score ${row.scoreShown} ${unit}, rank ${row.rank}; ` +
+          `measured KL ${klShown(row)} nats per token, rank ${row.klRank}`,
+      };
+    });
   }
 
   /** Whiskers that would reach zero or less end at a tenth of the score: the scale is a log scale. */

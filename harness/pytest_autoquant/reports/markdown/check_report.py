@@ -145,7 +145,10 @@ class CheckSummary:
         """The headline, and what is misranked most."""
         kinds = ", ".join(kind.shown for kind in self.kinds)
         pairs = ", ".join(f"{pair} {correlation(value)}" for pair, value in self.pairs[:3])
-        return f"{self.headline}; lowest median by pair: {pairs}; mean difference of ranks by kind of layer: {kinds}."
+        return (
+            f"{self.headline}; lowest median by pair: {pairs}; mean difference of ranks by kind of "
+            f"layer: {kinds}."
+        )
 
 
 def check_summaries(cases: Iterable[CaseResult]) -> tuple[CheckSummary, ...]:
