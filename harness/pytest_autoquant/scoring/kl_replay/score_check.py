@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from pytest_autoquant.calibration.batches import CalibrationData
-from pytest_autoquant.errors import NotReplayableError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.manifests.records.score_check import (
     GroupDivergence,
@@ -18,7 +17,7 @@ from pytest_autoquant.manifests.records.score_check import (
 )
 from pytest_autoquant.manifests.uncertainty import CaptionSample
 from pytest_autoquant.models.registry import ModelSource
-from pytest_autoquant.scoring.engine import Engine, Failure, GroupScore, Measurement
+from pytest_autoquant.scoring.engine import Engine, Failure, GroupScore, Measurement, Outcomes
 from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.replay.outcomes import REPLAY
 from pytest_autoquant.text import counted, first_few
@@ -98,14 +97,17 @@ class ScoreChecks:
         if broken:
             count = counted(len(broken), "group")
             return f"score or KL divergence is not finite in {count}: {first_few(broken)}"
-        return _score_check(scored, found, checked)
+        # As the manifest records them, to which the record of the check has to agree.
+        scores = {group.name: group.score / data.scored_tokens for group in scored}
+        return _score_check(scores, found.outcome.groups, checked, found.seconds)
 
     def _measure(self, tokens: str, config: EffectiveConfig, data: CalibrationData) -> None:
         configs = {config.digest: config, **self._waiting.pop(tokens, {})}
         started = time.perf_counter()
+        outcomes: Outcomes
         try:
             outcomes = self._engine().score(list(configs.values()), data, self._progress)
-        except NotReplayableError as error:
+        except Exception as error:  # whatever it is, the scores that were measured stay
             outcomes = dict.fromkeys(configs, Failure.of(error))
         seconds = time.perf_counter() - started
         for digest, outcome in outcomes.items():
@@ -113,23 +115,24 @@ class ScoreChecks:
 
 
 def _score_check(
-    scored: Sequence[GroupScore], found: _Measured, data: CalibrationData
+    scores: Mapping[str, float],
+    groups: Sequence[GroupScore],
+    data: CalibrationData,
+    seconds: float,
 ) -> ScoreCheck:
-    assert isinstance(found.outcome, Measurement)
-    groups, tokens = found.outcome.groups, data.scored_tokens
-    kl = {group.name: group.score / tokens for group in groups}
-    spearman, top_ten = rank_agreement({group.name: group.score for group in scored}, kl)
+    kl = {group.name: group.score / data.scored_tokens for group in groups}
+    spearman, top_ten = rank_agreement(scores, kl)
     errors = _standard_errors(groups, data)
     return ScoreCheck(
         captions=data.num_score_samples,
-        tokens=tokens,
+        tokens=data.scored_tokens,
         spearman=spearman,
         top_ten=top_ten,
         groups={
             name: GroupDivergence(kl=kl[name], standard_error=error)
             for name, error in zip(kl, errors, strict=True)
         },
-        seconds=found.seconds,
+        seconds=seconds,
     )
 
 

@@ -1,7 +1,7 @@
 """Scores beside the measured KL divergence, on the embedded model."""
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 from builders import calibration_of, config_of, ignore_progress, load_tiny
@@ -92,17 +92,33 @@ def test_single_caption_has_no_standard_error(model):
     assert {group.standard_error for group in check.groups.values()} == {None}
 
 
+@dataclass(frozen=True)
 class Broken:
-    """An engine that cannot start this model between its layers."""
+    """An engine that fails on this model."""
+
+    error: Exception
 
     def score(self, configs, data, progress):
-        raise NotReplayableError("layer 1 does not return a hidden state alone; use another engine")
+        raise self.error
 
 
-def test_scores_that_cannot_be_checked_say_why(model, data, scored):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            NotReplayableError("layer 0 does not run; use another"),
+            "layer 0 does not run; use another",
+        ),
+        (RuntimeError("shape"), "RuntimeError: shape"),
+    ],
+)
+def test_failure_of_the_check_loses_no_scores(data, scored, error, reason):
+    checks = ScoreChecks(lambda: Broken(error), ignore_progress)
+    assert checks.check(FP8, scored[FP8.digest].groups, data) == reason
+
+
+def test_scores_that_are_not_finite_cannot_be_checked(model, data, scored):
     groups = scored[FP8.digest].groups
-    broken = ScoreChecks(Broken, ignore_progress).check(FP8, groups, data)
-    assert broken == "layer 1 does not return a hidden state alone; use another engine"
     infinite = (replace(groups[0], score=math.inf), *groups[1:])
     checks = ScoreChecks(lambda: KLReplayEngine(model), ignore_progress)
     assert checks.check(FP8, infinite, data) == (
