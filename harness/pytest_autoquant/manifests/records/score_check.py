@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pytest_autoquant.manifests.ranks import TOP, places, spearman
 from pytest_autoquant.manifests.records.json_record import STRICT
@@ -43,12 +43,15 @@ class ScoreCheck:
     tokens: int
     spearman: float
     top_ten: int
-    groups: Mapping[str, GroupDivergence] = field(default_factory=dict)
+    groups: Mapping[str, GroupDivergence]
     seconds: float
 
 
 def rank_agreement(scores: Mapping[str, float], kl: Mapping[str, float]) -> tuple[float, int]:
-    """Return ``spearman`` and ``top_ten`` of the scores and divergences of the same groups."""
+    """Return ``spearman`` and ``top_ten`` of the scores and divergences of the same groups.
+
+    Rounded to 12 digits: what platforms round otherwise is no disagreement of a record.
+    """
     by_score, by_kl = places(scores), places(kl)
     common = sum(by_score[name] <= TOP and by_kl[name] <= TOP for name in scores)
-    return spearman([(scores[name], kl[name]) for name in scores]), common
+    return round(spearman([(scores[name], kl[name]) for name in scores]), 12), common
