@@ -94,6 +94,21 @@ class Failure:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholeModelKL:
+    """The damage of one config when every layer group is quantized together.
+
+    Attributes:
+        per_caption: KL divergence from the unquantized model in nats, summed over the predictions
+            of each scored caption, in the order of ``CalibrationData.by_digest``.
+        seconds: what measuring all configs together took.
+    """
+
+    per_caption: tuple[float, ...]
+    seconds: float
+    peak_cuda_bytes: int | None
+
+
 #: The outcome of each config, by the config's digest.
 Outcomes = Mapping[str, Measurement | Failure]
 

@@ -77,6 +77,16 @@ class DecoderLayers:
             stack.callback(hook.remove)
             yield
 
+    @contextmanager
+    def seen_before(self, index: int, on_hidden: OnHidden) -> Iterator[None]:
+        """Report the hidden state before one layer, as the run brings it there."""
+        hook = partial(_report, on_hidden, index)
+        handle = self._layers[index].register_forward_pre_hook(hook, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
 
 @contextmanager
 def forward_replaced(module: nn.Module, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
@@ -126,6 +136,10 @@ def _before(
     on_hidden: OnHidden, order: _Order, index: int, layer: Any, args: Any, kwargs: Any
 ) -> None:
     order.enter(index)
+    on_hidden(index, _hidden(index, args, kwargs))
+
+
+def _report(on_hidden: OnHidden, index: int, layer: Any, args: Any, kwargs: Any) -> None:
     on_hidden(index, _hidden(index, args, kwargs))
 
 

@@ -37,24 +37,16 @@ from pytest_autoquant.scoring.kl_replay.recording import (
     run_watched,
 )
 from pytest_autoquant.scoring.progress import Progress
-from pytest_autoquant.scoring.replay.memory import first_that_fits
+from pytest_autoquant.scoring.replay.memory import Attempt, attempts, first_that_fits
 from pytest_autoquant.scoring.replay.outcomes import REPLAY, replay_outcomes
 from pytest_autoquant.scoring.replay.quantizers import replay_refusal
-from pytest_autoquant.scoring.replay.sweep import Attributes, SweepPlan, plan_sweep
+from pytest_autoquant.scoring.replay.sweep import Attributes, SweepPlan, Version, plan_sweep
 from pytest_autoquant.scoring.signal import Signal
 
 #: Most bytes of logits that one forward pass makes, and of quantized outputs that one block of
 #: configs keeps. Their sum with the recording is what the engine needs beside the model.
 _LOGITS_BYTES = 1 << 30
 _OUTPUT_BYTES = 1 << 30
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Attempt:
-    """Where the recording lives, and by what the bytes at a time are divided."""
-
-    device: torch.device
-    divisor: int
 
 
 @dataclass(slots=True)
@@ -104,15 +96,9 @@ class KLReplayEngine:
         Raises:
             NotReplayableError: the model cannot be started between its layers.
         """
-        host = torch.device("cpu")
-        device = host if self._on_host else self._model.device
-        attempts = (
-            _Attempt(device=device, divisor=1),
-            _Attempt(device=device, divisor=4),
-            _Attempt(device=host, divisor=16),
-        )
+        device = torch.device("cpu") if self._on_host else self._model.device
         return first_that_fits(
-            attempts,
+            attempts(device),
             lambda attempt: self._score(configs, data, attempt, progress),
             configs,
             _out_of_memory,
@@ -122,7 +108,7 @@ class KLReplayEngine:
         self,
         configs: Sequence[EffectiveConfig],
         data: CalibrationData,
-        attempt: _Attempt,
+        attempt: Attempt,
         progress: Progress,
     ) -> Outcomes:
         started = time.perf_counter()
@@ -165,15 +151,6 @@ class KLReplayEngine:
         return sums
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Version:
-    """A config, by its index in the sweep, and its quantizers."""
-
-    config: int
-    weight: Attributes
-    input: Attributes
-
-
 class _Group:
     """One layer group, quantized by every config while the rest of the model is not.
 
@@ -206,13 +183,9 @@ class _Group:
                 parts[name].append(x)
         return {name: torch.cat(each) for name, each in parts.items()}
 
-    def blocks(self, plan: SweepPlan) -> Iterator[list[_Version]]:
+    def blocks(self, plan: SweepPlan) -> Iterator[list[Version]]:
         """Yield the versions in blocks whose quantized outputs fit, one weight's together."""
-        versions = [
-            _Version(config=product.config, weight=weight, input=product.input)
-            for weight, products in plan.products.items()
-            for product in products
-        ]
+        versions = plan.versions
         size = sum(
             len(self._inputs[name]) * linear.weight.shape[0] * linear.weight.element_size()
             for name, linear in self._linears.items()
@@ -224,7 +197,7 @@ class _Group:
     def measure(
         self,
         plan: SweepPlan,
-        block: Sequence[_Version],
+        block: Sequence[Version],
         divergences: torch.Tensor,
         failures: dict[int, Failure],
     ) -> None:
@@ -243,8 +216,8 @@ class _Group:
                 divergences[indices, captions] = self._run_on(recorded, outputs, part, len(indices))
 
     def _outputs(
-        self, plan: SweepPlan, block: Sequence[_Version], failures: dict[int, Failure]
-    ) -> tuple[dict[str, torch.Tensor], list[_Version]]:
+        self, plan: SweepPlan, block: Sequence[Version], failures: dict[int, Failure]
+    ) -> tuple[dict[str, torch.Tensor], list[Version]]:
         """Return the members' quantized outputs, ``(versions, tokens, out_features)``."""
         quantized_weight = cache(partial(self._quantized_weight, plan))
         quantized_input = cache(partial(self._quantized_input, plan))
@@ -275,16 +248,11 @@ class _Group:
         return {name: torch.stack(each) for name, each in rows.items()}, computed
 
     def _quantized_weight(self, plan: SweepPlan, name: str, attributes: Attributes) -> torch.Tensor:
-        weight: torch.Tensor = self._linears[name].weight
-        quantizer = plan.weights[attributes]
-        return weight if quantizer is None else quantizer.weight(weight)
+        return plan.quantized_weight(attributes, self._linears[name].weight)
 
     def _quantized_input(self, plan: SweepPlan, name: str, attributes: Attributes) -> torch.Tensor:
-        x, quantizer = self._inputs[name], plan.inputs[attributes]
-        if quantizer is None:
-            return x
-        amax = self._recording.amax[name]
-        return quantizer.input(x, amax, self._recording.num_multi_caption_tokens)
+        x, amax = self._inputs[name], self._recording.amax[name]
+        return plan.quantized_input(attributes, x, amax, self._recording.num_multi_caption_tokens)
 
     def _versions_at_a_time(self, recorded: RecordedBatch) -> int:
         size = recorded.batch.num_tokens * recorded.reference.bytes_per_token
