@@ -401,6 +401,28 @@ def with_scores(manifest, scores):
     )
 
 
+def with_check(manifest, kl, *, captions=3, error=0.01):
+    """Return a manifest whose groups have these measured KL divergences, in module order."""
+    from pytest_autoquant.manifests.records.score_check import (
+        GroupDivergence,
+        ScoreCheck,
+        rank_agreement,
+    )
+
+    found = dict(zip(manifest.layer_sensitivity, kl, strict=True))
+    scores = {name: group.importance for name, group in manifest.layer_sensitivity.items()}
+    spearman, top_ten = rank_agreement(scores, found)
+    check = ScoreCheck(
+        captions=captions,
+        tokens=sum(manifest.dataset.scored_predictions[:captions]),
+        spearman=spearman,
+        top_ten=top_ten,
+        groups={n: GroupDivergence(kl=v, standard_error=error) for n, v in found.items()},
+        seconds=1.5,
+    )
+    return replace(manifest, score_check=check)
+
+
 def linear(name, out_features, in_features):
     """A linear layer of a model that need not exist."""
     from pytest_autoquant.models.layers import Linear

@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import pytest
-from builders import with_case_names, with_scores
+from builders import with_case_names, with_check, with_scores
 from page_reading import (
     GROUP_SUFFIX,
     SECTIONS,
@@ -245,3 +245,40 @@ def test_scores_have_four_digits_and_exact_ranks(page, template, report_of, open
     shown = dict(zip(column(rows, "group"), column(rows, "score (per token)"), strict=True))
     assert shown == {name: four(value) for name, value in values.items()}
     assert list(shown) == sorted(values, key=lambda name: -values[name])
+
+
+def test_scatter_plot_shows_every_groups_divergence_against_its_score(
+    page, swept, open_report, report_of, template
+):
+    """Each score is twice the divergence, but for the two highest, whose divergences swap."""
+    open_case(swept, CASE)
+    assert swept.locator("#case-check").is_hidden()
+    divergences = {name: g.importance / 2 for name, g in template.layer_sensitivity.items()}
+    first, second = (ranked.name for ranked in template.sensitivity_ranking[:2])
+    swap = {first: divergences[second], second: divergences[first]}
+    checked = with_check(with_error_bars(template), (divergences | swap).values(), error=1e-9)
+    report = report_of(checked)
+    open_report(page, report, f"#case={template.case.case_id}")
+    assert page.inner_text("#case-check-found").startswith("Spearman 0.9991 between the score")
+    ranked = scores(report.manifests[template.case.case_id])
+    kl = [(divergences | swap)[name + GROUP_SUFFIX] for name in ranked]
+    rows = table(page, NAME)
+    assert column(rows, "rank by KL") == ["2", "1", *(str(rank) for rank in range(3, 25))]
+    shown = [f"{four(value)} ± 1e-09" for value in kl]
+    assert column(rows, "measured KL (nats per token)") == shown
+    found = {cell["label"] for cell in cells(page, "check")}
+    assert found == {
+        f"{name}: score {four(score)} per token, rank {rank}; measured KL {value} nats per token, "
+        f"rank {by_kl}"
+        for rank, ((name, score), value, by_kl) in enumerate(
+            zip(ranked.items(), shown, column(rows, "rank by KL"), strict=True), start=1
+        )
+    }
+    assert violations(page) == []
+
+
+def test_case_that_was_not_checked_says_why_without_a_plot(page, open_report, report_of, template):
+    report = report_of(replace(template, score_not_checked="it was too slow"))
+    open_report(page, report, f"#case={template.case.case_id}")
+    assert page.inner_text("#case-check-found") == "Not checked: it was too slow."
+    assert page.locator("#case-check-chart").is_hidden()

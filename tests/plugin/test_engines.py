@@ -81,3 +81,18 @@ def test_a_refused_tape_fails_its_cases_and_says_what_to_do(spawn):
     assert f"{tape.name}: is not a tape of this version" in broken.output.replace("\n", "")
     assert "delete it to capture it again" in broken.output
     assert not list(broken.root.rglob("*_quant_manifest.json"))
+
+
+def test_scores_are_checked_unless_the_ini_file_or_the_command_line_says_not(spawn):
+    """The project's ini file switches the check off, as every project may."""
+    off = spawn(*PLAIN)
+    assert manifest_of(off).score_not_checked == "switched off with --aq-no-check-scores"
+    on = spawn(*PLAIN, "--aq-check-scores")
+    assert on.status == 0, on.output
+    check = manifest_of(on).score_check
+    assert check.spearman > 0.9
+    assert (
+        f"  check  tiny-qwen3-vl, 1 case: Spearman of score and measured KL {check.spearman:.4f}"
+    ) in on.output
+    again = spawn(*PLAIN, "--aq-check-scores", "--aq-resume")
+    assert "1 kept from an earlier run" in again.output

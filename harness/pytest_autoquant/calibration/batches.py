@@ -147,6 +147,22 @@ class CalibrationData:
         lengths = Counter(len(row) for batch in self.batches for row in batch.rows)
         return dict(sorted(lengths.items()))
 
+    def scoring_first(self, count: int) -> CalibrationData:
+        """Return the same captions with only the first ``count`` by digest scored.
+
+        The others calibrate. ``sha256`` stays that of these captions as they were scored before.
+        """
+        first, captions = set(self.by_digest[:count]), enumerate(self.replayed_captions)
+        parts: dict[bool, list[Batch]] = {True: [], False: []}
+        for batch in self.replayed:
+            rows: dict[bool, list[tuple[int, ...]]] = {True: [], False: []}
+            for _ in batch.rows:
+                index, row = next(captions)
+                rows[index in first].append(row)
+            for is_first, found in rows.items():
+                parts[is_first] += [Batch(rows=tuple(found))] if found else []
+        return replace(self, scored=tuple(parts[True]), unscored=(*parts[False], *self.unscored))
+
     def split(self, tokens: int) -> CalibrationData:
         """Return the same captions in batches of at most ``tokens`` tokens, one caption at least.
 

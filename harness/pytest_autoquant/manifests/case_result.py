@@ -17,6 +17,7 @@ from pathlib import Path
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS
 from pytest_autoquant.manifests.fingerprint import Fingerprint, fingerprint_of
 from pytest_autoquant.manifests.group_names import short_names
+from pytest_autoquant.manifests.records.score_check import GroupDivergence, ScoreCheck
 from pytest_autoquant.manifests.records.sensitivity_manifest import (
     GROUP_SUFFIX,
     AutoquantState,
@@ -64,6 +65,7 @@ class Group:
         bits: stored per weight where the group is quantized, scales included.
         keeps_16_bits: whether no budget quantizes it.
         error: error bars over captions; None if they are not known.
+        divergence: measured KL divergence; None if the scores were not checked.
     """
 
     name: str
@@ -75,6 +77,7 @@ class Group:
     bits: float | None = None
     keeps_16_bits: bool = False
     error: ErrorBar | None = None
+    divergence: GroupDivergence | None = None
 
     @property
     def layer(self) -> int | None:
@@ -160,6 +163,8 @@ class CaseResult:
         groups: most sensitive first; ``module_order`` has their names in model order.
         total_score: score of quantizing every group, per scored token; None if it is not finite.
         quantizers: ModelOpt's description of each active quantizer.
+        score_check: how the scores rank the groups beside the measured KL divergence; where it is
+            None, ``score_not_checked`` says why, if a check was possible.
     """
 
     case_id: str
@@ -181,6 +186,8 @@ class CaseResult:
     selection: SelectionResult
     quantizers: Mapping[str, str] = field(default_factory=dict)
     source: CaseSource
+    score_check: ScoreCheck | None = None
+    score_not_checked: str | None = None
 
     @property
     def manifest(self) -> str:
@@ -293,6 +300,8 @@ def case_result_of(manifest: Manifest, path: Path | None = None) -> CaseResult:
             measured_at=manifest.measured_at,
             seconds=manifest.timing.get("total"),
         ),
+        score_check=manifest.score_check,
+        score_not_checked=manifest.score_not_checked,
     )
 
 
@@ -302,7 +311,7 @@ def finite(value: float | None) -> float | None:
 
 
 def _group(manifest: Manifest, name: str) -> Group:
-    recorded = manifest.layer_sensitivity[name]
+    recorded, check = manifest.layer_sensitivity[name], manifest.score_check
     members = [manifest.layers[name] for name in recorded.module_names]
     return Group(
         name=name.removesuffix(GROUP_SUFFIX),
@@ -314,6 +323,7 @@ def _group(manifest: Manifest, name: str) -> Group:
         bits=_stored_bits(recorded),
         keeps_16_bits=recorded.keeps_16_bits,
         error=_error_bar(recorded),
+        divergence=None if check is None else check.groups[name],
     )
 
 

@@ -25,10 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pytest_autoquant.manifests.case_result import Group, ScoredCaptions
+from pytest_autoquant.manifests.ranks import TOP
 from pytest_autoquant.manifests.records.packed_scores import unpack_scores
-
-#: Groups that the probability of being among the most sensitive is given for.
-TOP = 10
 
 #: Samples of the bootstrap: their share is within 0.045 of the probability, 95 times of 100.
 _RESAMPLES = 500
@@ -103,6 +101,12 @@ class CaptionSample:
         deviations: Floats = centred * np.sqrt((count - 1) / count)
         return deviations
 
+    @property
+    def standard_errors(self) -> Floats:
+        """The jackknife's standard errors, ``(groups,)``; needs two captions."""
+        errors: Floats = np.linalg.norm(self.deviations, axis=1)
+        return errors
+
 
 def case_sample(scored: ScoredCaptions, groups: Sequence[Group]) -> CaptionSample | None:
     """Return the scores of some groups of a case by caption; None if they are not known."""
@@ -152,7 +156,7 @@ def group_uncertainties(sample: CaptionSample) -> tuple[GroupUncertainty, ...]:
             top_ten_probability=float(probability),
         )
         for error, first, last, probability in zip(
-            np.linalg.norm(deviations, axis=1),
+            sample.standard_errors,
             lowest,
             highest,
             _top_probabilities(sample),

@@ -37,6 +37,11 @@ class ModelSource:
         """The hub id or the folder's name, without the folder's path."""
         return Path(self.location).name if Path(self.location).is_dir() else self.location
 
+    @property
+    def is_embedded(self) -> bool:
+        """Whether it is one of the small models that the package ships."""
+        return Path(self.location).parent == _DATA
+
 
 DEFAULT_MODEL = "tiny-qwen3-vl"
 

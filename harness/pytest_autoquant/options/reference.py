@@ -64,7 +64,7 @@ def _type(option: Option) -> str:
 
 def _default(option: Option) -> str:
     if option.is_flag:
-        return "off"
+        return "auto" if option.is_automatic else "off"
     return "" if option.default in (None, ()) else f"`{option.default}`"
 
 

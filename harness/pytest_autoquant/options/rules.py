@@ -93,6 +93,12 @@ NEEDS = (
         "kl_div)",
     ),
     Need(
+        options=("check_scores",),
+        is_met=lambda s: s.method == "gradient" and s.engine != "modelopt" and not s.save_state,
+        message="has no effect where scores are measured (--aq-method kl_div) or stock AutoQuant "
+        "scores (--aq-engine modelopt, --aq-save-state)",
+    ),
+    Need(
         options=("tape_device",),
         is_met=lambda s: s.engine != "modelopt",
         message="has no effect where stock AutoQuant scores (--aq-engine modelopt)",

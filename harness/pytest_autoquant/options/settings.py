@@ -35,6 +35,7 @@ class Settings:
     load_vllm: bool
     method: str
     engine: str
+    check_scores: bool | None
     tape_device: str
     tape_dir: Path | None
     batch_size: int
@@ -106,5 +107,5 @@ def _is_asked_for(raw: RawValue) -> bool:
 
 def _value(option: Option, raw: RawValue) -> Any:
     if raw.value is None:
-        return False if option.is_flag else option.default
+        return False if option.is_flag and not option.is_automatic else option.default
     return option.kind.parse(raw.value, raw.origin)

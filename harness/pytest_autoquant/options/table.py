@@ -36,6 +36,7 @@ class Option:
 
     Attributes:
         is_for_gate: has no effect without ``--aq-baseline``.
+        is_automatic: a flag whose value is None where it is not set: the run decides.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Option:
     help: str
     default: Any = None
     is_for_gate: bool = False
+    is_automatic: bool = False
 
     @property
     def flag(self) -> str:
@@ -153,6 +155,13 @@ OPTIONS: tuple[Option, ...] = (
         kind=choice("auto", "replay", "modelopt"),
         default="auto",
         help="how scores are obtained; auto replays what it can and runs stock AutoQuant otherwise",
+    ),
+    Option(
+        name="check_scores",
+        kind=FLAG,
+        is_automatic=True,
+        help="measure KL divergence on up to 16 captions beside the gradient scores; by default "
+        "for the embedded models at size small",
     ),
     Option(
         name="tape_device",

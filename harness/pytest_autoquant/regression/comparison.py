@@ -5,17 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pytest_autoquant.manifests.case_result import CaseResult, Group
 from pytest_autoquant.manifests.fingerprint import Difference, differences
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-#: Groups whose order matters most: the top of the ranking.
-TOP = 10
+from pytest_autoquant.manifests.ranks import TOP, spearman
 
 #: Smallest base of a relative drift, as a fraction of the mean score: groups below it contribute
 #: so little that their relative drift says nothing.
@@ -159,35 +152,6 @@ def _group_drift(
     )
 
 
-def spearman(scores: Sequence[tuple[float | None, float | None]]) -> float:
-    """Return Spearman's rank correlation of pairs of scores; ties share their mean rank.
-
-    Scores that are not finite rank above all others. Equal orders give exactly 1. If all scores
-    on one side are tied, so that the correlation is undefined, different orders give 0.
-    """
-    import numpy as np
-
-    if not scores:
-        return 1.0
-    first, second = (
-        _ranks([_order(score) for score in side]) for side in zip(*scores, strict=True)
-    )
-    if np.array_equal(first, second):
-        return 1.0
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return 0.0
-    return float(np.corrcoef(first, second)[0, 1])
-
-
-def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
-    """Return ranks from the lowest, ties with their mean; importing scipy.stats takes a second."""
-    import numpy as np
-
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    mean: NDArray[np.float64] = count.cumsum() - (count - 1) / 2
-    return mean[place]
-
-
 def _drift(before: float | None, after: float | None, floor: float) -> float:
     if before is None or after is None:
         return math.inf
@@ -200,10 +164,6 @@ def _drift(before: float | None, after: float | None, floor: float) -> float:
 def _mean(scores: list[float | None]) -> float:
     finite = [score for score in scores if score is not None]
     return sum(finite) / len(finite) if finite else 0.0
-
-
-def _order(score: float | None) -> float:
-    return math.inf if score is None else score
 
 
 def _names_before(before: CaseResult, after: CaseResult) -> dict[str, str]:

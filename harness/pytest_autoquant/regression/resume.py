@@ -31,10 +31,13 @@ class EarlierRun:
     unreadable: tuple[str, ...] = ()
 
 
-def read_earlier(root: Path, cases: Iterable[Case]) -> EarlierRun:
+def read_earlier(root: Path, cases: Iterable[Case], *, checked: bool = False) -> EarlierRun:
     """Read the manifests that an earlier run left of these cases.
 
     A failed case is not kept, whether its measurement failed or an assertion after it.
+
+    Args:
+        checked: whether a case is kept only if its scores were checked, where they can be.
 
     Raises:
         RecordError: the outcome log cannot be read.
@@ -48,9 +51,15 @@ def read_earlier(root: Path, cases: Iterable[Case]) -> EarlierRun:
         except RecordError as error:
             unreadable.append(f"{error}; its case is measured again")
             continue
-        if manifest is not None and case.case_id not in failed:
-            fingerprints[case.case_id] = fingerprint_of(manifest)
+        if manifest is None or case.case_id in failed or (checked and _lacks_check(manifest)):
+            continue
+        fingerprints[case.case_id] = fingerprint_of(manifest)
     return EarlierRun(fingerprints=fingerprints, unreadable=tuple(unreadable))
+
+
+def _lacks_check(manifest: Manifest) -> bool:
+    """Whether the scores could have been checked and were not."""
+    return manifest.score_check is None and manifest.run_config.engine == "replay"
 
 
 def earlier_manifest(root: Path, case: Case) -> Manifest | None:

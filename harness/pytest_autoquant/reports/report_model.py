@@ -17,6 +17,7 @@ from pytest_autoquant.reports.charts.group_shares import GroupShares, group_shar
 from pytest_autoquant.reports.charts.pareto import ParetoPoint, frontier
 from pytest_autoquant.reports.charts.size_stability import StabilityPoint, stability
 from pytest_autoquant.reports.markdown.caption_need import CaptionNeed, caption_needs
+from pytest_autoquant.reports.markdown.check_report import CheckSummary, check_summaries
 from pytest_autoquant.reports.markdown.elements import SCORE_MEANS
 from pytest_autoquant.reports.markdown.scheme_report import agreement_sentence
 from pytest_autoquant.reports.session_results import (
@@ -56,6 +57,7 @@ class ReportModel:
         origin: where the numbers come from: each label with its distinct values.
         caution: names the models with random weights; empty if there is none.
         agreement: how well predictions rank the schemes; empty with fewer than two schemes.
+        checks: whether the scores of each model hold, by measured KL divergence.
         caption_needs: how many captions each model needs, by its error bars.
         structures: structure cases in the order in which the vocabulary is documented.
     """
@@ -64,6 +66,7 @@ class ReportModel:
     views: tuple[ViewModel, ...]
     stability: tuple[StabilityPoint, ...]
     caption_needs: tuple[CaptionNeed, ...]
+    checks: tuple[CheckSummary, ...]
     sensitive: tuple[Ranking, ...]
     origin: tuple[tuple[str, tuple[str, ...]], ...]
     agreement: str
@@ -85,6 +88,7 @@ def report_model(results: SessionResults) -> ReportModel:
         views=tuple(_view_model(results, view) for view in views(results)),
         stability=tuple(stability(results)),
         caption_needs=tuple(caption_needs(results)),
+        checks=check_summaries(results.cases.values()),
         sensitive=most_sensitive_groups(results.cases.values()),
         origin=tuple(origin(results)),
         caution=caution(results),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from pytest_autoquant.allocation.scored_group import rounded_up
 from pytest_autoquant.manifests.records.scheme_manifest import ExportRecord, SchemeManifest
+from pytest_autoquant.reports.markdown.check_report import check_summaries
 from pytest_autoquant.reports.markdown.elements import LOST_MEANS, number
 from pytest_autoquant.reports.markdown.scheme_report import SCHEMES_MARKDOWN
 from pytest_autoquant.reports.markdown.session_report import SUMMARY_MARKDOWN, counts_sentence
@@ -33,6 +34,7 @@ def terminal_lines(results: SessionResults) -> list[str]:
         lines += _scheme_lines(found)
     lines += _rerun_lines(results)
     lines += _budget_lines(results)
+    lines += [f"  check  {check.headline}" for check in check_summaries(results.cases.values())]
     lines += _group_lines(results)
     lines += [f"left out: {reason}" for reason in results.left_out]
     lines += [f"NOT WRITTEN: {error}" for error in results.write_errors]

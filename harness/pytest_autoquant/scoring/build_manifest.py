@@ -13,6 +13,7 @@ from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS, Effectiv
 from pytest_autoquant.formats.quant_cfg import Entry, is_enabled
 from pytest_autoquant.grid.case import Case
 from pytest_autoquant.manifests.records.packed_scores import pack_scores
+from pytest_autoquant.manifests.records.score_check import ScoreCheck
 from pytest_autoquant.manifests.records.sensitivity_manifest import (
     AutoquantRun,
     CaseRecord,
@@ -43,7 +44,8 @@ class Findings:
 
     ``linears`` is by module name, in module order, ``others`` the linears and convolutions that are
     not measured; ``alias_of`` names the case that measured;
-    ``started`` is the clock (``time.perf_counter``) when the case began.
+    ``started`` is the clock (``time.perf_counter``) when the case began; ``score_check`` is text
+    where the scores are not checked, and why.
     """
 
     case: Case
@@ -59,6 +61,7 @@ class Findings:
     memory: MemoryRecord
     run_config: RunConfig
     started: float
+    score_check: ScoreCheck | str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +92,7 @@ def build_manifest(findings: Findings) -> Manifest:
         findings,
     )
     selected = select_groups(sensitivity, findings.run_config.effective_bits)
+    check = findings.score_check
     return Manifest(
         case=_case_record(findings, problems),
         scheme=_scheme(findings),
@@ -107,6 +111,8 @@ def build_manifest(findings: Findings) -> Manifest:
         memory=findings.memory,
         run_config=findings.run_config,
         measured_at=now_utc(),
+        score_check=None if isinstance(check, str) else check,
+        score_not_checked=check if isinstance(check, str) else None,
     )
 
 

@@ -29,6 +29,7 @@ from pytest_autoquant.manifests.fingerprint import (
     fingerprint,
 )
 from pytest_autoquant.manifests.records.outcomes import StructureCheck
+from pytest_autoquant.manifests.records.score_check import ScoreCheck
 from pytest_autoquant.manifests.records.sensitivity_manifest import (
     EnvironmentRecord,
     Manifest,
@@ -56,6 +57,7 @@ from pytest_autoquant.scoring.configurations import Configurations
 from pytest_autoquant.scoring.engine import Engine, Failure, Measurement
 from pytest_autoquant.scoring.environment import environment_record, memory_record
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
+from pytest_autoquant.scoring.kl_replay.score_check import ScoreChecks, not_checked
 from pytest_autoquant.scoring.notes import (
     data_notes,
     error_bar_notes,
@@ -123,6 +125,9 @@ class MeasurementRunner:
         self._tokens: dict[str, str] = {}
         # By the digests of the token ids and of the config.
         self._outcomes: dict[tuple[str, str], Measurement | Failure] = {}
+        self._checks = ScoreChecks(
+            lambda: KLReplayEngine(self.model, record_device=settings.tape_device), progress
+        )
 
     def assign(self, assignment: Assignment) -> None:
         """Set which cases the run selected and which of them this worker measures together."""
@@ -289,6 +294,7 @@ class MeasurementRunner:
                 memory=memory_record(measurement.peak_cuda_bytes),
                 run_config=self._run_config(measurement.engine, reason, data),
                 started=started,
+                score_check=self._score_check(case, config, measurement),
             )
         )
         return Measured(manifest=manifest, state=measurement.state)
@@ -399,6 +405,8 @@ class MeasurementRunner:
             return
         for digest, outcome in outcomes.items():
             self._outcomes[self._tokens[size], digest] = outcome
+        if engine.sweeps:
+            self._checks.add(self._tokens[size], configs)
 
     def _can_join(self, config: EffectiveConfig, engine: Engine) -> bool:
         is_supported = self.configurations.config_support(config).is_supported
@@ -409,6 +417,17 @@ class MeasurementRunner:
         if isinstance(outcome, Measurement):
             return outcome
         raise MeasurementError(f"{name} could not be measured: {outcome.reason}", outcome.trace)
+
+    def _score_check(
+        self, case: Case, config: EffectiveConfig, measurement: Measurement
+    ) -> ScoreCheck | str | None:
+        """Return the check of a case's scores, or why there is none; None by ``kl_div``."""
+        if case.method != "gradient":
+            return None
+        reason = not_checked(
+            self._settings.check_scores, self.source, case.size, measurement.engine
+        )
+        return reason or self._checks.check(config, measurement.groups, self.data(case.size))
 
     @cached_property
     def _stock(self) -> StockEngine:

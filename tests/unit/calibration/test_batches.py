@@ -197,3 +197,13 @@ def test_digest_of_token_ids_depends_on_the_tokenizer_and_not_on_order_or_batche
 )
 def test_shortfall_names_captions_needed_and_measured(lengths, requested, expected):
     assert data(lengths, requested=requested).shortfall == expected
+
+
+@given(lengths=st.lists(st.integers(2, 6), min_size=1, max_size=30), count=st.integers(1, 31))
+def test_scoring_the_first_captions_leaves_the_others_to_calibrate(lengths, count):
+    whole = data(lengths, score_size=20)
+    first = whole.scoring_first(count)
+    assert first.scored_digests == whole.scored_digests[:count]
+    assert first.scored_predictions == whole.scored_predictions[:count]
+    assert sorted(rows_in(first.batches)) == sorted(rows_in(whole.batches))
+    assert all(len({len(row) for row in batch.rows}) == 1 for batch in first.batches)

@@ -4,7 +4,7 @@ import copy
 import json
 
 import pytest
-from builders import changed
+from builders import changed, with_check
 from fuzz import (
     HOSTILE_NAMES,
     Verbatim,
@@ -82,7 +82,7 @@ def test_keys_are_stable(manifest):
     assert " ".join(document) == (
         "schema_version case scheme model dataset quantization num_quantized_layers layers "
         "layer_sensitivity sensitivity_ranking autoquant_state environment timing memory "
-        "run_config measured_at"
+        "run_config measured_at score_check score_not_checked"
     )
     assert " ".join(document["quantization"]) == (
         "base_format_name base_is_modelopt_preset quant_granularity effective_quant_cfg "
@@ -220,3 +220,22 @@ def test_ranking_that_lacks_a_group_or_is_in_another_order_is_refused(document):
     document["layer_sensitivity"][MLP]["rank"], document["layer_sensitivity"][OUTPUT]["rank"] = 3, 1
     swapped = encode(document | {"sensitivity_ranking": [last, ranking[1], first]})
     assert "the most sensitive comes first" in refusal(swapped)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("spearman",), 1.0, "score_check.spearman by its groups is 0.5, but the record says 1.0"),
+        (("top_ten",), 2, "score_check.top_ten by its groups is 3, but the record says 2"),
+        (("tokens",), 9, "score_check.tokens by its groups is 10, but the record says 9"),
+        (("groups", OUTPUT, "kl"), 7.0, "score_check.spearman by its groups is -0.5"),
+        (("groups",), {}, "score_check.groups must be the groups of layer_sensitivity"),
+    ],
+    ids=lambda value: dotted(value) if isinstance(value, tuple) else None,
+)
+def test_check_of_the_scores_that_its_groups_do_not_give_is_refused(manifest, path, value, said):
+    """Attention, output and mlp score 3, 1 and 6."""
+    checked = json.loads(dump_manifest(with_check(manifest, [1.0, 2.0, 3.0])))
+    assert load_manifest(encode(checked), source="m.json").score_check.spearman == 0.5
+    refused = put(checked, ("score_check", *path), value)
+    assert said in refusal(encode(refused))

@@ -25,6 +25,7 @@ IDLE = {
     "load_vllm": (True, {"export": True, **SCHEMES}),
     "tape_dir": ("tapes", {"engine": "replay"}),
     "tape_device": ("cpu", {"engine": "auto"}),
+    "check_scores": (True, {"engine": "auto"}),
     "seed": ("0", {"weights": "random"}),
     "update_baseline": (True, GATE),
     "baseline_missing": ("skip", GATE),
@@ -40,6 +41,7 @@ IDLE = {
 LACKING = {
     "tape_dir": ({"engine": "modelopt"}, {"method": "kl_div"}),
     "tape_device": ({"engine": "modelopt"},),
+    "check_scores": ({"engine": "modelopt"}, {"method": "kl_div"}, {"save_state": True}),
 }
 
 

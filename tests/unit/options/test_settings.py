@@ -11,7 +11,12 @@ from pytest_autoquant.options.table import OPTIONS
 
 def test_unset_options_have_their_defaults_and_unset_flags_are_off():
     expected = {o.name: False if o.is_flag else o.default for o in OPTIONS}
-    assert asdict(settings_of()) == expected
+    assert asdict(settings_of()) == expected | {"check_scores": None}
+
+
+def test_flag_that_a_run_decides_can_be_switched_on_and_off():
+    given = [settings_of(in_ini=True, check_scores=raw).check_scores for raw in (True, False)]
+    assert given == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from builders import changed
+from builders import changed, with_check
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.manifests.fingerprint import differences, fingerprint_of
 from pytest_autoquant.manifests.layout import case_path
@@ -99,3 +99,16 @@ def test_editing_the_package_keeps_what_was_measured(tmp_path, case, manifest):
     later = fingerprint_of(changed(manifest, "environment", harness="0.1.1+m2"))
     assert differences(earlier, now) == ()
     assert [d.field for d in differences(earlier, later)] == ["harness"]
+
+
+def test_case_without_a_check_of_its_scores_is_measured_again_where_one_is_asked_for(
+    tmp_path, case, manifest
+):
+    """Stock AutoQuant's scores cannot be checked, so its case is kept."""
+    for engine, kept in (("replay", []), ("modelopt", [case.case_id])):
+        write_case(tmp_path, changed(manifest, "run_config", engine=engine))
+        assert list(read_earlier(tmp_path, [case]).fingerprints) == [case.case_id]
+        assert list(read_earlier(tmp_path, [case], checked=True).fingerprints) == kept
+    replayed = changed(manifest, "run_config", engine="replay")
+    write_case(tmp_path, with_check(replayed, [3.0, 2.0, 1.0]))
+    assert list(read_earlier(tmp_path, [case], checked=True).fingerprints) == [case.case_id]

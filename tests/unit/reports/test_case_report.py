@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from builders import changed
+from builders import changed, with_check
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.reports.markdown import case_report
 from pytest_autoquant.reports.markdown.selection_tables import budget_rows, kept_rows
@@ -201,3 +201,39 @@ def test_alias_names_the_measured_case(render, findings):
     facts = dict(render(layer_report_markdown(alias)).tables[0][1:])
     assert facts["status"] == "alias of toy/other/case"
     assert layer_report_json(alias)["alias_of"] == "toy/other/case"
+
+
+def test_check_of_the_scores_lists_the_misranked_groups(render, manifest):
+    """Attention, output and mlp rank 2, 3 and 1 by score, and 3, 2 and 1 by divergence."""
+    checked = with_check(manifest, [0.25, 0.5, 2.0], captions=2)
+    page = render(layer_report_markdown(checked))
+    tokens = sum(manifest.dataset.scored_predictions[:2])
+    assert (
+        "Spearman 0.5000 between the score and the measured KL divergence of 3 groups; of the 3 "
+        "with the largest divergence, 3 are among the 3 with the highest score. Measured on the "
+        f"first 2 captions of 3 that are scored ({tokens} tokens), each group quantized alone."
+    ) in page.text
+    worst = next(rows for rows in page.tables if "rank by KL" in rows[0])
+    assert worst[1:] == [
+        [f"{PREFIX}.self_attn.o_proj", "3", "2", "1", "0.5 ± 0.01"],
+        [f"{PREFIX}.self_attn.q_proj", "2", "3", "3", "0.25 ± 0.01"],
+    ]
+    report = layer_report_json(checked)
+    assert report["score_check"] == {
+        "captions": 2,
+        "tokens": tokens,
+        "spearman": 0.5,
+        "top_ten": 3,
+        "seconds": 1.5,
+    }
+    assert [(g["kl"], g["kl_standard_error"], g["kl_rank"]) for g in report["groups"]] == [
+        (2.0, 0.01, 1),
+        (0.25, 0.01, 3),
+        (0.5, 0.01, 2),
+    ]
+
+
+def test_scores_that_are_not_checked_say_why(render, manifest):
+    page = render(layer_report_markdown(replace(manifest, score_not_checked="it was too slow")))
+    assert "Not checked: it was too slow." in page.text
+    assert "Does the score hold?" not in render(layer_report_markdown(manifest)).text

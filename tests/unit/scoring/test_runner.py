@@ -64,7 +64,7 @@ class Bench:
 
 def bench_of(*, earlier=None, **options):
     """Open a runner for these options; four captions are scored."""
-    defaults = {"device": "cpu", "sizes": "small", "score_size": "4"}
+    defaults = {"device": "cpu", "sizes": "small", "score_size": "4", "check_scores": False}
     return Bench(plan=run_plan(**(defaults | options)), earlier=earlier or {})
 
 
@@ -478,3 +478,41 @@ def test_budget_that_no_selected_case_reaches_is_refused_before_the_model_is_loa
     ):
         bench.measure("mine-default-small")
     assert "model" not in vars(bench.runner)
+
+
+# The check of the scores
+
+
+def test_scores_of_the_whole_batch_are_checked_with_its_first_case():
+    bench = bench_of(pairs="wint8_afp16", check_scores=None)
+    names = [f"wint8_afp16-{name}-small" for name in ("default", "w_per_out_channel", "w_group64")]
+    bench.runner.assign(bench.plan.assign([bench.case(name) for name in names], workers=1))
+    first, alias, third = (bench.measure(name) for name in names)
+    assert "KL divergence" in first[1]
+    assert (alias[1], third[1]) == (set(), set())
+    checks = [manifest.score_check for manifest, _ in (first, alias, third)]
+    assert checks[0] == checks[1] != checks[2]
+    assert [check.captions for check in checks] == [4] * 3
+    assert set(checks[2].groups) == set(third[0].layer_sensitivity)
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "reason"),
+    [
+        ({"check_scores": None}, "medium", "by default only the embedded models are checked"),
+        ({"check_scores": None, "engine": "modelopt"}, "small", "stock AutoQuant scored the case"),
+        ({"check_scores": None, "method": "kl_div"}, "small", None),
+    ],
+    ids=["medium", "stock", "kl_div"],
+)
+def test_scores_that_are_not_checked_say_why_and_measured_ones_need_no_check(options, size, reason):
+    name = f"wint8_afp16-default-{size}"
+    manifest, _ = bench_of(pairs="wint8_afp16", sizes=size, score_size="2", **options).measure(name)
+    assert manifest.score_check is None
+    found = manifest.score_not_checked
+    assert found is None if reason is None else found.startswith(reason)
+
+
+def test_any_size_is_checked_where_it_is_asked_for():
+    bench = bench_of(pairs="wint8_afp16", sizes="medium", score_size="2", check_scores=True)
+    assert bench.measure("wint8_afp16-default-medium")[0].score_check.captions == 2

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS
 from pytest_autoquant.manifests.records.packed_scores import unpack_scores
+from pytest_autoquant.manifests.records.score_check import rank_agreement
 
 if TYPE_CHECKING:
     from pytest_autoquant.manifests.records.scheme_manifest import SchemeManifest
@@ -70,6 +71,7 @@ def manifest_disagreements(manifest: Manifest) -> Iterator[str]:
     yield from _disagreeing(_option_copies(manifest))
     yield from _disagreeing(_caption_copies(manifest))
     yield from _caption_score_problems(manifest)
+    yield from _score_check_problems(manifest)
 
 
 def scheme_disagreements(found: SchemeManifest) -> Iterator[str]:
@@ -326,6 +328,26 @@ def _caption_score_problems(manifest: Manifest) -> Iterator[str]:
                 f"group {name!r}: caption_scores give {score!r} per token, importance is "
                 f"{group.importance!r}; one of them was changed: restore the file, or measure again"
             )
+
+
+def _score_check_problems(manifest: Manifest) -> Iterator[str]:
+    """Yield where a check of the scores is not of these groups, captions or ranks."""
+    check, data = manifest.score_check, manifest.dataset
+    if check is None:
+        return
+    scores = {name: group.importance or 0.0 for name, group in manifest.layer_sensitivity.items()}
+    if set(check.groups) != set(scores):
+        yield "score_check.groups must be the groups of layer_sensitivity"
+        return
+    spearman, top_ten = rank_agreement(scores, {n: g.kl for n, g in check.groups.items()})
+    yield from _disagreeing(
+        Copies(true=true, at=f"score_check.{name} by its groups", copy=copy, copy_at="the record")
+        for name, true, copy in (
+            ("tokens", sum(data.scored_predictions[: check.captions]), check.tokens),
+            ("spearman", spearman, check.spearman),
+            ("top_ten", top_ten, check.top_ten),
+        )
+    )
 
 
 def _candidate_problems(found: SchemeManifest) -> Iterator[str]:

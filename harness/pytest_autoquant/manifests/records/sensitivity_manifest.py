@@ -22,6 +22,7 @@ from pytest_autoquant.manifests.records.json_record import (
     invalid_record,
     load_record,
 )
+from pytest_autoquant.manifests.records.score_check import ScoreCheck
 
 #: Suffix of a group's name after its first member: ModelOpt registers the group's hyperparameter as
 #: ``quant_recipe`` of that module (modelopt/torch/quantization/algorithms.py, ModelOpt 0.47).
@@ -315,6 +316,8 @@ class Manifest:
     """One case's record; ``timing`` has seconds by phase.
 
     ``measured_at`` is in UTC, ISO 8601; None in manifests from before it was recorded.
+    ``score_check`` compares the scores with the measured KL divergence; where it is None,
+    ``score_not_checked`` says why. Both are None for ``kl_div`` and in earlier manifests.
     ``layer_sensitivity`` is the truth about scores. ``sensitivity_ranking`` and the totals repeat
     it for readers; a manifest whose copies disagree is not valid, see ``consistency``.
     """
@@ -336,6 +339,8 @@ class Manifest:
     memory: MemoryRecord
     run_config: RunConfig
     measured_at: str | None = None
+    score_check: ScoreCheck | None = None
+    score_not_checked: str | None = None
 
     @property
     def path(self) -> Path:

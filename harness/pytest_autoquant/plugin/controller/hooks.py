@@ -66,7 +66,7 @@ class Controller:
         if not plan.settings.resume:
             return {}
         with as_usage_error():
-            found = read_earlier(plan.root, plan.cases)
+            found = read_earlier(plan.root, plan.cases, checked=bool(plan.settings.check_scores))
         self.collector.results.left_out += found.unreadable
         return found.fingerprints
 

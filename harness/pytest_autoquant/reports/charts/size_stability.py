@@ -8,7 +8,7 @@ from itertools import combinations
 
 from pytest_autoquant.calibration.sizes import size_order
 from pytest_autoquant.manifests.case_result import CaseResult
-from pytest_autoquant.regression.comparison import spearman
+from pytest_autoquant.manifests.ranks import spearman
 from pytest_autoquant.reports.markdown.elements import correlation
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.text import counted

@@ -21,6 +21,7 @@ CHARTS = (
     "grid",
     "layers",
     "errors",
+    "check",
     "groups",
     "compare",
     "stability",

@@ -9,7 +9,7 @@ from statistics import median
 
 from pytest_autoquant.calibration.sizes import size_order
 from pytest_autoquant.manifests.case_result import CaseResult
-from pytest_autoquant.regression.comparison import TOP, spearman
+from pytest_autoquant.manifests.ranks import TOP, spearman
 from pytest_autoquant.reports.markdown.elements import correlation, percent
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.text import counted

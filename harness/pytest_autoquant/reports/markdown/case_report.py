@@ -10,6 +10,7 @@ from urllib.parse import quote
 from pytest_autoquant.allocation.scored_group import rounded_up
 from pytest_autoquant.manifests.case_result import CaseResult, ErrorBar, finite
 from pytest_autoquant.manifests.records.sensitivity_manifest import Manifest
+from pytest_autoquant.reports.markdown.check_report import check_section, checked_groups
 from pytest_autoquant.reports.markdown.elements import (
     ERROR_BARS_MEAN,
     GROUPS_MEAN,
@@ -65,6 +66,7 @@ class LayerRow:
         score_per_megabit: score per million bits that quantizing the group saves.
         standard_error: of the score over captions; ``rank_interval`` are the ranks that other
             captions may give.
+        kl: measured KL divergence in nats per token, with its error and rank, where it was checked.
     """
 
     rank: int
@@ -79,12 +81,16 @@ class LayerRow:
     standard_error: float | None = None
     rank_interval: tuple[int, int] | None = None
     top_ten_probability: float | None = None
+    kl: float | None = None
+    kl_standard_error: float | None = None
+    kl_rank: int | None = None
 
 
 def layer_rows(case: CaseResult) -> tuple[LayerRow, ...]:
     """Return the groups of a case, most sensitive first."""
     total = case.total_score
     rows: list[LayerRow] = []
+    checked = {each.group.name: each for each in checked_groups(case)}
     running = 0.0
     for group in case.groups:
         share = group.score / total if group.score is not None and total else None
@@ -104,6 +110,11 @@ def layer_rows(case: CaseResult) -> tuple[LayerRow, ...]:
                 standard_error=None if error is None else error.standard_error,
                 rank_interval=None if error is None else error.rank_interval,
                 top_ten_probability=None if error is None else error.top_ten_probability,
+                kl=None if group.divergence is None else group.divergence.kl,
+                kl_standard_error=(
+                    None if group.divergence is None else group.divergence.standard_error
+                ),
+                kl_rank=checked[group.name].kl_rank if group.name in checked else None,
             )
         )
     return tuple(rows)
@@ -124,12 +135,22 @@ def layer_report_json(manifest: Manifest, case: CaseResult) -> bytes:
         "format": case.format_name,
         "effective_bits": case.effective_bits,
         "num_scored_tokens": manifest.dataset.num_scored_tokens,
+        "score_check": _check(case),
         "autoquant_state": manifest.autoquant_state,
         "budgets": budget_rows(case),
         "kept": kept_rows(case),
         "groups": layer_rows(case),
     }
     return to_json(report, indent=2) + b"\n"
+
+
+def _check(case: CaseResult) -> dict[str, object] | None:
+    """Return what the check of the scores found; ``groups`` of the report has its divergences."""
+    check = case.score_check
+    if check is None:
+        return None
+    names = ("captions", "tokens", "spearman", "top_ten", "seconds")
+    return {name: getattr(check, name) for name in names}
 
 
 def layer_report_markdown(manifest: Manifest, case: CaseResult) -> str:
@@ -146,6 +167,7 @@ def layer_report_markdown(manifest: Manifest, case: CaseResult) -> str:
         "## Selection",
         text(selection_sentence(case)),
         *_selection_tables(case),
+        *check_section(case),
         "## Layer map",
         f"![Score of every layer group, by decoder layer and projection: {_alternative_text(case)}]"
         f"({LAYERS_PICTURE})",

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pytest_autoquant.manifests.case_result import RANDOM
+from pytest_autoquant.manifests.ranks import spearman
 from pytest_autoquant.manifests.records.scheme_manifest import (
     ExportRecord,
     SchemeManifest,
     ViolationRecord,
 )
-from pytest_autoquant.regression.comparison import spearman
 from pytest_autoquant.reports.markdown.elements import (
     bits,
     code,

@@ -18,6 +18,7 @@ from pytest_autoquant.manifests.records.session_summary import (
 )
 from pytest_autoquant.reports.charts.grid import grid_file
 from pytest_autoquant.reports.markdown.case_report import report_links
+from pytest_autoquant.reports.markdown.check_report import CHECK_MEANS
 from pytest_autoquant.reports.markdown.elements import (
     ALIGNED_MEANS,
     GROUPS_MEAN,
@@ -253,6 +254,12 @@ def _captions(model: ReportModel) -> list[str]:
     return ["## How many captions", sentences] if sentences else []
 
 
+def _checks(model: ReportModel) -> list[str]:
+    """Answer whether the scores of each model hold, where that was measured."""
+    sentences = "\n".join(f"- {text(check.sentence)}" for check in model.checks)
+    return ["## Does the score hold?", CHECK_MEANS, sentences] if sentences else []
+
+
 def _schemes(model: ReportModel) -> list[str]:
     count, unfinished = len(model.results.schemes), model.results.unfinished_schemes
     parts = ["## Schemes"] if count or unfinished else []
@@ -308,13 +315,18 @@ def _measured(model: ReportModel) -> list[str]:
     if not measured:
         return []
     best = {point.case for shown in model.views for point in shown.frontier if point.best}
+    header, cells = _check_column(measured)
     rows = [
-        (*_case_row(case, case.case_id in best), *_run_cell(results, case.case_id))
-        for case in measured
+        (*_case_row(case, case.case_id in best), *cell, *_run_cell(results, case.case_id))
+        for case, cell in zip(measured, cells, strict=True)
     ]
     return [
         "## Cases, least damage first",
-        table((*_CASE_HEADERS, *_run_header(results)), rows, right="   rr rr"),
+        table(
+            (*_CASE_HEADERS, *header, *_run_header(results)),
+            rows,
+            right="   rr rr" + "r" * len(header),
+        ),
         "\\* on the frontier: no other case of the size has less of score or bits, and not more of "
         "the other.",
         *filter(None, [infeasible_note(measured)]),
@@ -332,6 +344,15 @@ def _case_row(case: CaseResult, is_best: bool) -> tuple[str, ...]:
         quantized(case),
         bits(case.selection.bits),
     )
+
+
+def _check_column(cases: Sequence[CaseResult]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the header and the cell per case of a column; nothing where no case was checked."""
+    checks = [case.score_check for case in cases]
+    if not any(checks):
+        return (), [()] * len(checks)
+    cells = ["" if check is None else correlation(check.spearman) for check in checks]
+    return ("Spearman with KL",), [(cell,) for cell in cells]
 
 
 def _linked(case: CaseResult) -> str:
@@ -406,6 +427,7 @@ _SECTIONS = (
     _sensitive,
     _grids,
     _measured,
+    _checks,
     _captions,
     _stability,
     _schemes,

@@ -23,6 +23,7 @@ from pytest_autoquant.reports.charts.schemes import (
 )
 from pytest_autoquant.reports.charts.size_stability import StabilityPoint
 from pytest_autoquant.reports.markdown.case_report import report_links, selection_sentence
+from pytest_autoquant.reports.markdown.check_report import check_sentence, checked_groups
 from pytest_autoquant.reports.markdown.elements import RANDOM_WEIGHTS, bits, number, percent
 from pytest_autoquant.reports.report_model import ReportModel, ViewModel
 
@@ -71,6 +72,8 @@ class ScoreSet:
         shares: of the total score, as percentages without the sign, separated by spaces.
         errors: standard errors over captions, separated by spaces; empty if they are not known.
         ranks: the ranks that other captions may give, ``3`` or ``2-4``, likewise.
+        kl: measured KL divergences, ``kl_errors`` their standard errors over captions and
+            ``kl_ranks`` their ranks, all likewise.
         order: positions in module order, the most sensitive group first.
     """
 
@@ -79,6 +82,9 @@ class ScoreSet:
     shares: str
     errors: str
     ranks: str
+    kl: str
+    kl_errors: str
+    kl_ranks: str
     order: tuple[int, ...]
 
 
@@ -93,6 +99,7 @@ class CaseEntry:
         scores: position of its ``ScoreSet``.
         selected: ``1`` or ``0`` per group, empty if unknown.
         remarks: failures and notes.
+        check: whether the score holds, in a sentence; empty if that is not known.
         links: addresses of its files relative to the page, by kind.
     """
 
@@ -116,6 +123,7 @@ class CaseEntry:
     scores: int
     selected: str
     remarks: tuple[str, ...]
+    check: str
     quantizers: Mapping[str, str]
     links: Mapping[str, str]
 
@@ -193,12 +201,17 @@ def _score_set(case: CaseResult, ordered: tuple[Group, ...]) -> ScoreSet:
     places = {group.name: place for place, group in enumerate(ordered)}
     known = [group.error for group in ordered if group.error is not None]
     bars = known if len(known) == len(ordered) else []
+    checked = checked_groups(case)
+    kl_errors = [each.divergence.standard_error for each in checked]
     return ScoreSet(
         scores=tuple(_rounded(group.score) for group in ordered),
         shown=" ".join(number(group.score) for group in ordered),
         shares=" ".join(_share(group.score, case.total_score) for group in ordered),
         errors=" ".join(f"{bar.standard_error:.2g}" for bar in bars),
         ranks=" ".join(bar.ranks.replace(" to ", "-") for bar in bars),
+        kl=" ".join(number(each.divergence.kl) for each in checked),
+        kl_errors=" ".join(f"{error:.2g}" for error in kl_errors if error is not None),
+        kl_ranks=" ".join(str(each.kl_rank) for each in checked),
         order=tuple(places[group.name] for group in case.groups),
     )
 
@@ -247,6 +260,7 @@ def _entry(
         scores=scores,
         selected="".join(str(int(bool(g.selected))) for g in ordered) if known else "",
         remarks=remarks,
+        check=check_sentence(case),
         quantizers=case.quantizers,
         links=report_links(case),
     )

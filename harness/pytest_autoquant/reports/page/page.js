@@ -17,8 +17,9 @@
   /** The layer groups of a case, the most sensitive first. */
   function groupsOf(entry) {
     const { names, keys, places, weights, weights_shown, linears } = data.group_sets[entry.groups];
-    const { scores, shown, shares, order, errors, ranks } = data.score_sets[entry.scores];
-    const [texts, parts, bars, ties] = [shown, shares, errors, ranks].map(split);
+    const { scores, order, ...of } = data.score_sets[entry.scores];
+    const [texts, parts, bars, ties] = [of.shown, of.shares, of.errors, of.ranks].map(split);
+    const [kl, klErrors, klRanks] = [of.kl, of.kl_errors, of.kl_ranks].map(split);
     return order.map((i, place) => ({
       ...places[i],
       name: names[i],
@@ -31,6 +32,9 @@
       share: percent(parts[i]),
       error: bars[i],
       ranks: ties[i]?.replace("-", " to "),
+      kl: kl[i],
+      klError: klErrors[i],
+      klRank: klRanks[i],
       selected: entry.selected === "" ? null : entry.selected[i] === "1",
       rank: place + 1,
       // Sorts as the exact scores do; below all others where there is no score.
@@ -318,12 +322,13 @@
     return draw("grid", shownView().cells, { open: (cell) => openCase(cell.case), say: sayer("grid") });
   }
 
-  const groupColumns = (unit, hasErrors) => [
+  const groupColumns = (unit, hasErrors, isChecked) => [
     { title: "rank", of: (row) => String(row.rank), order: (row) => row.rank },
     { title: "group", of: (row) => element("code", {}, row.name) },
     { title: "linears", of: (row) => String(row.linears || "unknown"), order: (row) => row.linears },
     { title: `score (${unit})`, of: (row) => row.scoreShown, order: (row) => row.height },
     ...(hasErrors ? errorColumns : []),
+    ...(isChecked ? checkColumns : []),
     { title: "share of total (%)", of: (row) => row.share, order: (row) => row.height },
     { title: "weights (count)", of: (row) => row.weightsShown, order: (row) => row.weights },
     {
@@ -336,6 +341,34 @@
     { title: "standard error", of: (row) => row.error, order: (row) => Number(row.error) },
     { title: "ranks at 95%", of: (row) => row.ranks, order: (row) => row.rank },
   ];
+
+  const klShown = ({ kl, klError }) => (klError ? `${kl} ± ${klError}` : kl);
+
+  const checkColumns = [
+    { title: "measured KL (nats per token)", of: klShown, order: (row) => Number(row.kl) },
+    { title: "rank by KL", of: (row) => row.klRank, order: (row) => Number(row.klRank) },
+  ];
+
+  /** A log scale shows no zero; the line goes through the median ratio of divergence and score. */
+  function checkCells(rows, unit) {
+    const shown = rows.filter(({ score, kl }) => score > 0 && Number(kl) > 0);
+    const ratios = shown.map(({ score, kl }) => Number(kl) / score).sort((a, b) => a - b);
+    const middle = ratios[Math.floor(ratios.length / 2)];
+    return shown.map((row) => {
+      const [kl, error] = [Number(row.kl), Number(row.klError ?? 0)];
+      return {
+        projection: row.projection,
+        score: row.score,
+        kl,
+        fit: row.score * middle,
+        low: Math.max(kl - 2 * error, kl / 10),
+        high: kl + 2 * error,
+        detail:
+          `${row.name}: score ${row.scoreShown} ${unit}, rank ${row.rank}; ` +
+          `measured KL ${klShown(row)} nats per token, rank ${row.klRank}`,
+      };
+    });
+  }
 
   /** Whiskers that would reach zero or less end at a tenth of the score: the scale is a log scale. */
   const errorCells = (rows, unit) =>
@@ -392,10 +425,15 @@
     byId("case-facts").replaceChildren(...facts(entry));
     const rows = groupsOf(entry);
     const hasErrors = rows.some(({ error }) => error !== undefined);
-    putTable(byId("table-case"), "layer-groups", groupColumns(entry.unit, hasErrors), rows);
+    const isChecked = rows.some(({ kl }) => kl !== undefined);
+    putTable(byId("table-case"), "layer-groups", groupColumns(entry.unit, hasErrors, isChecked), rows);
     byId("case-errors").hidden = !hasErrors;
+    byId("case-check").hidden = entry.check === "";
+    byId("case-check-found").textContent = entry.check;
+    byId("case-check-chart").hidden = !isChecked;
     await draw("layers", layerCells(rows, entry.unit), { say: sayer("layers") });
     if (hasErrors) await draw("errors", errorCells(rows, entry.unit), { say: sayer("errors") });
+    if (isChecked) await draw("check", checkCells(rows, entry.unit), { say: sayer("check") });
   }
 
   function showGroups() {
