@@ -174,21 +174,6 @@ class CalibrationData:
             unscored=tuple(part for batch in self.unscored for part in batch.split(tokens)),
         )
 
-    def scoring(self, most: int) -> CalibrationData:
-        """Return the same captions with ``most`` of them scored, the first ones by digest.
-
-        The others only calibrate.
-        """
-        if most >= self.num_score_samples:
-            return self
-        rows = [self.replayed_captions[place] for place in self.by_digest]
-        rest = batches_of_equal_length(rows[most:], self.batch_size)
-        return replace(
-            self,
-            scored=batches_of_equal_length(rows[:most], self.batch_size),
-            unscored=rest + self.unscored,
-        )
-
 
 def calibration_data(
     captions: CaptionSet,

@@ -65,12 +65,13 @@ class CaptionSample:
 
     Attributes:
         captions: digest of each caption; equal tokens have equal digests.
-        predictions: next-token predictions of each caption, ``(captions,)``.
+        predictions: next-token predictions of each caption, ``(captions,)``, or whatever else the
+            scores are divided by.
         scores: ``(groups, captions)``, not divided by tokens.
     """
 
     captions: Sequence[str]
-    predictions: Sequence[int]
+    predictions: Sequence[float]
     scores: Sequence[Sequence[float]]
 
     def with_sum(self) -> CaptionSample:

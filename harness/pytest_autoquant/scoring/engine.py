@@ -95,8 +95,8 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WholeModelKL:
-    """The damage of one config when every layer group is quantized together.
+class WholeModelDivergence:
+    """What one config does to the predictions when every layer group is quantized.
 
     Attributes:
         per_caption: KL divergence from the unquantized model in nats, summed over the predictions
@@ -106,7 +106,6 @@ class WholeModelKL:
 
     per_caption: tuple[float, ...]
     seconds: float
-    peak_cuda_bytes: int | None
 
 
 #: The outcome of each config, by the config's digest.

@@ -17,9 +17,8 @@ import torch
 from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.errors import MeasurementError, NotReplayableError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
-from pytest_autoquant.models.device import peak_cuda_bytes, reset_peak_cuda_bytes
 from pytest_autoquant.models.loading import LoadedModel
-from pytest_autoquant.scoring.engine import Failure, WholeModelKL
+from pytest_autoquant.scoring.engine import Failure, WholeModelDivergence
 from pytest_autoquant.scoring.kl_replay.decoder_layers import DecoderLayers, forward_replaced
 from pytest_autoquant.scoring.kl_replay.quantized_layer import QuantizedLayer
 from pytest_autoquant.scoring.kl_replay.recording import RecordedBatch, Recording, record
@@ -39,7 +38,7 @@ def measure_whole_model(
     configs: Sequence[EffectiveConfig],
     data: CalibrationData,
     progress: Progress,
-) -> Mapping[str, WholeModelKL | Failure]:
+) -> Mapping[str, WholeModelDivergence | Failure]:
     """Measure the divergence of each config, by its digest, on the scored captions.
 
     Input quantizers are calibrated by the ranges that the unquantized model gives, as ModelOpt's
@@ -69,9 +68,8 @@ def _measure(
     data: CalibrationData,
     attempt: Attempt,
     progress: Progress,
-) -> dict[str, WholeModelKL | Failure]:
+) -> dict[str, WholeModelDivergence | Failure]:
     started = time.perf_counter()
-    reset_peak_cuda_bytes(model.device)
     layers, plan = DecoderLayers(model), plan_sweep(configs)
     recording = record(model, layers, data, attempt.device, progress, first_state_only=True)
     walk = _Walk(
@@ -91,10 +89,9 @@ def _measure(
     seconds = time.perf_counter() - started
     return {
         config.digest: failures.get(index)
-        or WholeModelKL(
+        or WholeModelDivergence(
             per_caption=tuple(by_digest[index]),
             seconds=seconds,
-            peak_cuda_bytes=peak_cuda_bytes(model.device),
         )
         for index, config in enumerate(configs)
     }

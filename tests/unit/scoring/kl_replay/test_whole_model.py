@@ -167,7 +167,7 @@ def test_model_that_cannot_be_started_between_its_layers_gives_the_reason(data):
 
 
 def test_fewer_captions_are_the_first_by_digest(model, data, measured):
-    fewer = data.scoring(2)
+    fewer = data.scoring_first(2)
     assert fewer.scored_digests == data.scored_digests[:2]
     assert fewer.num_captions == data.num_captions
     found = measure_whole_model(model, [FP8], fewer, ignore_progress)[FP8.digest]
