@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from pytest_autoquant.manifests.case_result import Group, ScoredCaptions
 from pytest_autoquant.manifests.ranks import TOP
 from pytest_autoquant.manifests.records.packed_scores import unpack_scores
+from pytest_autoquant.manifests.records.whole_model import WholeModelKL
 
 #: Samples of the bootstrap: their share is within 0.045 of the probability, 95 times of 100.
 _RESAMPLES = 500
@@ -121,6 +122,17 @@ def case_sample(scored: ScoredCaptions, groups: Sequence[Group]) -> CaptionSampl
     )
 
 
+def whole_sample(scored: ScoredCaptions, whole: WholeModelKL | None) -> CaptionSample | None:
+    """Return the divergence of a case's whole model by caption; None without two captions."""
+    if whole is None or whole.captions < 2:
+        return None
+    return CaptionSample(
+        captions=scored.digests[: whole.captions],
+        predictions=scored.predictions[: whole.captions],
+        scores=[unpack_scores(whole.caption_kl, whole.captions)],
+    )
+
+
 def student_t(degrees: int) -> float:
     """Return the 0.975 quantile of Student's t.
 
@@ -170,12 +182,25 @@ def _rank_intervals(
     scores: Floats, deviations: Floats
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the first and last rank that paired comparisons with the other groups allow."""
+    below = _below(scores, deviations)
+    return 1 + below.sum(1), len(scores) - below.sum(0)
+
+
+def certainly_below(sample: CaptionSample) -> NDArray[np.bool_]:
+    """Return which scores are below which others by more than their noise, ``(groups, groups)``.
+
+    Compared in pairs over the same captions, at 95%. Needs two captions.
+    """
+    return _below(sample.per_token, sample.deviations)
+
+
+def _below(scores: Floats, deviations: Floats) -> NDArray[np.bool_]:
     products = deviations @ deviations.T
     squares = np.diag(products)
     variances = np.maximum(squares[:, None] + squares[None] - 2 * products, 0.0)
     noise = student_t(deviations.shape[1] - 1) * np.sqrt(variances)
-    differences = scores[:, None] - scores[None]
-    return 1 + (differences < -noise).sum(1), len(scores) - (differences > noise).sum(1)
+    below: NDArray[np.bool_] = scores[:, None] - scores[None] < -noise
+    return below
 
 
 def _top_probabilities(sample: CaptionSample) -> Floats:
