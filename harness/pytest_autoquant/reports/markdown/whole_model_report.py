@@ -80,8 +80,8 @@ class MeasuredOrder:
         kl = numbers_apart(first.whole_kl, second.whole_kl)
         return (
             f"{where}: of {both}, the sum of the scores and the measured KL order {self.apart} "
-            f"otherwise. The worst: {_named(first)} has the lower sum ({sums[0]}, {sums[1]} for "
-            f"{_named(second)}) and the higher KL ({kl[0]}, {kl[1]})."
+            f"otherwise. The worst: {_named(first)} has a lower sum than {_named(second)} "
+            f"({sums[0]} against {sums[1]}) and a higher KL ({kl[0]} against {kl[1]})."
         )
 
 
