@@ -414,7 +414,9 @@
       ...of("format", entry.format + (entry.experimental ? " (experimental)" : "")),
       ...of("weights stored in", `${entry.bits} bits per weight, scales included`),
       ...of("total score", `${entry.total_shown} ${entry.unit}`),
-      ...of("measured KL, every group quantized", `${entry.whole_shown}${entry.whole_shown === "n/a" ? "" : " nats per token"}`),
+      ...(entry.whole_shown === "n/a"
+        ? []
+        : of("measured KL, every group quantized", `${entry.whole_shown} nats per token`)),
       ...Object.entries(entry.quantizers).flatMap(([name, text]) => of(name, text)),
       ...of("measured", entry.measured),
       ...of("files", ...Object.entries(entry.links).map(([text, href]) => link(text, href))),
