@@ -177,10 +177,13 @@ class _Walk:
         self, layer: QuantizedLayer, index: int, recorded: RecordedBatch, states: torch.Tensor
     ) -> torch.Tensor:
         """Run the last layer and what comes after it; return ``(versions, captions)``."""
-        per_token = recorded.reference.bytes_per_token
-        parts = self._parts(recorded, len(states), per_token)
-        found = [self._run(layer, index, recorded, states, part) for part in parts]
-        return torch.cat(list(map(recorded.reference.divergences, found)))
+        reference = recorded.reference
+        return torch.cat(
+            [
+                reference.divergences(self._run(layer, index, recorded, states, part))
+                for part in self._parts(recorded, len(states), reference.bytes_per_token)
+            ]
+        )
 
     def _parts(self, recorded: RecordedBatch, versions: int, per_token: int) -> Iterator[slice]:
         """Yield slices of versions whose outputs, of so many bytes per token, fit."""
@@ -235,6 +238,6 @@ def _unchanged(hidden: torch.Tensor) -> torch.Tensor:
 
 def _out_of_memory(reason: str) -> MeasurementError:
     return MeasurementError(
-        f"out of memory with a sixteenth at a time: {reason}; use fewer captions "
+        f"out of memory with the recording in host memory: {reason}; use fewer captions "
         "(--aq-score-size) or a GPU with more memory"
     )
