@@ -423,6 +423,24 @@ def with_check(manifest, kl, *, captions=3, error=0.01):
     return replace(manifest, score_check=check)
 
 
+def with_whole(manifest, caption_kl, *, error=0.25, **values):
+    """Return a manifest whose whole model has these KL divergences, by its first captions."""
+    from pytest_autoquant.manifests.records.packed_scores import pack_scores
+    from pytest_autoquant.manifests.records.whole_model import WholeModelKL
+
+    tokens = sum(manifest.dataset.scored_predictions[: len(caption_kl)])
+    whole = WholeModelKL(
+        captions=len(caption_kl),
+        tokens=tokens,
+        kl=sum(caption_kl) / tokens,
+        standard_error=error,
+        caption_kl=pack_scores(caption_kl),
+        seconds=1.5,
+        **values,
+    )
+    return replace(manifest, whole_model=whole)
+
+
 def linear(name, out_features, in_features):
     """A linear layer of a model that need not exist."""
     from pytest_autoquant.models.layers import Linear

@@ -210,6 +210,13 @@ def template():
     return read_manifest(find_manifests(generated.BLESSED)[0])
 
 
+@pytest.fixture(scope="session")
+def sweep_manifests():
+    """The blessed manifests of measured cases."""
+    blessed = map(read_manifest, find_manifests(generated.BLESSED))
+    return [manifest for manifest in blessed if manifest.case.status == "measured"]
+
+
 @pytest.fixture
 def report_of(tmp_path):
     """Write manifests and outcomes without one, and rebuild the report."""

@@ -6,6 +6,7 @@ from itertools import combinations
 from statistics import mean
 
 import pytest
+from builders import with_whole
 from page_reading import (
     cells,
     choose_size,
@@ -18,6 +19,7 @@ from page_reading import (
     scores,
     table,
     total,
+    violations,
     whole_table,
 )
 from scipy.stats import spearmanr
@@ -194,3 +196,51 @@ def test_frontier_colours_the_cases_that_no_other_beats(swept, sweep):
         assert score == four(total(manifest))
         label = f"{', '.join(case_id.split('/')[1:3])}: {score} per token at {bits} bits per weight"
         assert drawn[label] == FILLS[kind]
+
+
+def test_frontier_is_by_measured_kl_where_every_case_has_one_and_by_the_sum_on_request(
+    page, open_report, report_of, sweep_manifests
+):
+    """The measured KL of a case is larger, the lower its total score."""
+    manifests = [
+        with_whole(manifest, [place + 1.0] * 16)
+        for place, manifest in enumerate(
+            sorted(sweep_manifests, key=lambda m: -m.autoquant_state.total_score)
+        )
+    ]
+    open_report(page, report_of(*manifests), "#frontier")
+    shown = [whole_table(page, "frontier")]
+    with drawing(page):
+        page.select_option("#damage", label="total score")
+    shown.append(whole_table(page, "frontier"))
+    found = {
+        m.case.case_id: (m.quantization.effective_bits, m.whole_model.kl, total_of(m))
+        for m in manifests
+    }
+    for rows, place, title in zip(shown, (1, 2), ("measured KL", "total score"), strict=True):
+        kinds = dict(zip(column(rows, "case"), column(rows, "frontier"), strict=True))
+        assert kinds.keys() == found.keys()
+        for case_id, (bits, *damages) in found.items():
+            damage = damages[place - 1]
+            is_beaten = any(
+                other[0] <= bits and other[place] <= damage and other != found[case_id]
+                for other in found.values()
+            )
+            assert kinds[case_id] == ("beaten by another case" if is_beaten else "not beaten"), (
+                title
+            )
+    kl = dict(zip(column(rows, "case"), column(rows, "measured KL (nats per token)"), strict=True))
+    assert kl == {case_id: f"{four(each[1])} ± 0.25" for case_id, each in found.items()}
+    assert page.locator("#chart-frontier").get_by_text("total score per token").count() == 1
+    assert page.locator("#chart-frontier").get_by_text("measured KL, nats").count() == 0
+    assert violations(page) == []
+
+
+def test_frontier_offers_no_choice_where_a_case_was_not_measured_whole(swept):
+    go(swept, "#frontier")
+    assert swept.locator("#frontier-choice").is_hidden()
+    assert "measured KL (nats per token)" not in table(swept, "frontier")[0]
+
+
+def total_of(manifest):
+    return manifest.autoquant_state.total_score

@@ -101,12 +101,13 @@ def _heed_ctrl_c():
 def make_project(folder):
     """Give ``folder`` the case files and an ini file that makes it a rootdir.
 
-    Scores are not checked: that takes longer than they do, and its KL divergences round otherwise
+    Scores are not checked and whole models not measured: KL divergences round otherwise
     when other cases are measured together.
     """
     shutil.copytree(CASES, folder / "cases", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "pytest.ini").write_text(
         "[pytest]\naddopts = --strict-markers -p no:hypothesispytest\naq_check_scores = false\n"
+        "aq_whole_model_kl = false\n"
     )
     return folder
 

@@ -25,6 +25,7 @@ from pytest_autoquant.manifests.records.sensitivity_manifest import (
     GroupSensitivity,
     Manifest,
 )
+from pytest_autoquant.manifests.records.whole_model import WholeModelKL
 from pytest_autoquant.text import shown_duration, shown_time
 
 UNKNOWN = "unknown"
@@ -165,6 +166,8 @@ class CaseResult:
         quantizers: ModelOpt's description of each active quantizer.
         score_check: how the scores rank the groups beside the measured KL divergence; where it is
             None, ``score_not_checked`` says why, if a check was possible.
+        whole: the KL divergence with every group quantized; where it is None,
+            ``whole_not_measured`` says why.
     """
 
     case_id: str
@@ -188,6 +191,8 @@ class CaseResult:
     source: CaseSource
     score_check: ScoreCheck | None = None
     score_not_checked: str | None = None
+    whole: WholeModelKL | None = None
+    whole_not_measured: str | None = None
 
     @property
     def manifest(self) -> str:
@@ -220,6 +225,11 @@ class CaseResult:
         seconds = self.source.seconds
         took = "" if seconds is None else f", took {shown_duration(seconds)}"
         return shown_time(self.source.measured_at) + took
+
+    @property
+    def whole_kl(self) -> float | None:
+        """The measured KL divergence with every group quantized, in nats per token."""
+        return None if self.whole is None else self.whole.kl
 
     @property
     def is_old(self) -> bool:
@@ -302,6 +312,8 @@ def case_result_of(manifest: Manifest, path: Path | None = None) -> CaseResult:
         ),
         score_check=manifest.score_check,
         score_not_checked=manifest.score_not_checked,
+        whole=manifest.whole_model,
+        whole_not_measured=manifest.whole_model_not_measured,
     )
 
 

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from pytest_autoquant.manifests.case_result import Group, ScoredCaptions
 from pytest_autoquant.manifests.ranks import TOP
 from pytest_autoquant.manifests.records.packed_scores import unpack_scores
+from pytest_autoquant.manifests.records.whole_model import WholeModelKL
 
 #: Samples of the bootstrap: their share is within 0.045 of the probability, 95 times of 100.
 _RESAMPLES = 500
@@ -65,12 +66,13 @@ class CaptionSample:
 
     Attributes:
         captions: digest of each caption; equal tokens have equal digests.
-        predictions: next-token predictions of each caption, ``(captions,)``.
+        predictions: next-token predictions of each caption, ``(captions,)``, or whatever else the
+            scores are divided by.
         scores: ``(groups, captions)``, not divided by tokens.
     """
 
     captions: Sequence[str]
-    predictions: Sequence[int]
+    predictions: Sequence[float]
     scores: Sequence[Sequence[float]]
 
     def with_sum(self) -> CaptionSample:
@@ -96,6 +98,12 @@ class CaptionSample:
         """The jackknife's deviations, ``(groups, captions)``; needs two captions."""
         scores = np.asarray(self.scores, dtype=np.float64)
         return _deviations(scores, np.asarray(self.predictions, dtype=np.float64))
+
+    @property
+    def standard_errors(self) -> Floats:
+        """The jackknife's standard errors, ``(groups,)``; needs two captions."""
+        errors: Floats = np.linalg.norm(self.deviations, axis=1)
+        return errors
 
 
 def _deviations(scores: Floats, denominators: Floats) -> Floats:
@@ -124,12 +132,6 @@ def ratio_error(numerators: Sequence[float], denominators: Sequence[float]) -> f
     error = float(np.linalg.norm(deviations))
     return error if np.isfinite(error) else None
 
-    @property
-    def standard_errors(self) -> Floats:
-        """The jackknife's standard errors, ``(groups,)``; needs two captions."""
-        errors: Floats = np.linalg.norm(self.deviations, axis=1)
-        return errors
-
 
 def case_sample(scored: ScoredCaptions, groups: Sequence[Group]) -> CaptionSample | None:
     """Return the scores of some groups of a case by caption; None if they are not known."""
@@ -140,6 +142,17 @@ def case_sample(scored: ScoredCaptions, groups: Sequence[Group]) -> CaptionSampl
         captions=scored.digests,
         predictions=scored.predictions,
         scores=[unpack_scores(each, len(scored.digests)) for each in packed],
+    )
+
+
+def whole_sample(scored: ScoredCaptions, whole: WholeModelKL | None) -> CaptionSample | None:
+    """Return the divergence of a case's whole model by caption; None without two captions."""
+    if whole is None or whole.captions < 2:
+        return None
+    return CaptionSample(
+        captions=scored.digests[: whole.captions],
+        predictions=scored.predictions[: whole.captions],
+        scores=[unpack_scores(whole.caption_kl, whole.captions)],
     )
 
 
@@ -192,12 +205,25 @@ def _rank_intervals(
     scores: Floats, deviations: Floats
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the first and last rank that paired comparisons with the other groups allow."""
+    below = _below(scores, deviations)
+    return 1 + below.sum(1), len(scores) - below.sum(0)
+
+
+def certainly_below(sample: CaptionSample) -> NDArray[np.bool_]:
+    """Return which scores are below which others by more than their noise, ``(groups, groups)``.
+
+    Compared in pairs over the same captions, at 95%. Needs two captions.
+    """
+    return _below(sample.per_token, sample.deviations)
+
+
+def _below(scores: Floats, deviations: Floats) -> NDArray[np.bool_]:
     products = deviations @ deviations.T
     squares = np.diag(products)
     variances = np.maximum(squares[:, None] + squares[None] - 2 * products, 0.0)
     noise = student_t(deviations.shape[1] - 1) * np.sqrt(variances)
-    differences = scores[:, None] - scores[None]
-    return 1 + (differences < -noise).sum(1), len(scores) - (differences > noise).sum(1)
+    below: NDArray[np.bool_] = scores[:, None] - scores[None] < -noise
+    return below
 
 
 def _top_probabilities(sample: CaptionSample) -> Floats:

@@ -99,6 +99,12 @@ NEEDS = (
         "scores (--aq-engine modelopt, --aq-save-state)",
     ),
     Need(
+        options=("whole_model_kl",),
+        is_met=lambda s: s.engine != "modelopt" and not s.save_state,
+        message="has no effect where stock AutoQuant scores (--aq-engine modelopt, "
+        "--aq-save-state)",
+    ),
+    Need(
         options=("tape_device",),
         is_met=lambda s: s.engine != "modelopt",
         message="has no effect where stock AutoQuant scores (--aq-engine modelopt)",

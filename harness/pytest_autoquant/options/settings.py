@@ -36,6 +36,7 @@ class Settings:
     method: str
     engine: str
     check_scores: bool | None
+    whole_model_kl: bool | None
     tape_device: str
     tape_dir: Path | None
     batch_size: int

@@ -164,6 +164,14 @@ OPTIONS: tuple[Option, ...] = (
         "for the embedded models at size small",
     ),
     Option(
+        name="whole_model_kl",
+        kind=FLAG,
+        is_automatic=True,
+        help="measure each configuration's KL divergence with every layer group quantized beside "
+        "the sum of the scores, on up to 16 captions on a CPU; by default wherever scores are "
+        "replayed",
+    ),
+    Option(
         name="tape_device",
         kind=choice("auto", "cuda", "cpu"),
         default="auto",

@@ -50,6 +50,8 @@ class Comparison:
             second's ten.
         total_drift: relative drift of the total score.
         is_total_beyond_noise: of the sum over ``groups``; see ``GroupDrift``.
+        kl_drift: relative drift of the measured KL divergence with every group quantized, and
+            ``is_kl_beyond_noise`` likewise; None if a result has none.
         aligned: groups whose names end alike only, each with its name in the first and in the
             second result; they are among ``groups``.
         selection_changes: groups whose selection under the bit budget changed.
@@ -72,6 +74,8 @@ class Comparison:
     aligned: tuple[tuple[str, str], ...] = ()
     is_comparable: bool = True
     is_total_beyond_noise: bool | None = None
+    kl_drift: float | None = None
+    is_kl_beyond_noise: bool | None = None
 
     @property
     def num_beyond_noise(self) -> int | None:
@@ -121,6 +125,12 @@ def compare(before: CaseResult, after: CaseResult) -> Comparison:
         aligned=tuple((old.name, new.name) for old, new in common if old.name != new.name),
         is_comparable=not (before.is_old or after.is_old),
         is_total_beyond_noise=total_beyond,
+        kl_drift=(
+            None
+            if before.whole is None or after.whole is None
+            else _drift(before.whole_kl, after.whole_kl, 0.0)
+        ),
+        is_kl_beyond_noise=_kl_beyond_noise(before, after),
     )
 
 
@@ -136,6 +146,17 @@ def _beyond_noise(
         return [None] * (len(common) + 1)
     found = score_differences(first.with_sum(), second.with_sum())
     return [each.is_beyond_noise for each in found]
+
+
+def _kl_beyond_noise(before: CaseResult, after: CaseResult) -> bool | None:
+    from pytest_autoquant.manifests.uncertainty import score_differences, whole_sample
+
+    first = whole_sample(before.scored, before.whole)
+    second = whole_sample(after.scored, after.whole)
+    if first is None or second is None:
+        return None
+    (found,) = score_differences(first, second)
+    return found.is_beyond_noise
 
 
 def _group_drift(

@@ -31,13 +31,16 @@ class EarlierRun:
     unreadable: tuple[str, ...] = ()
 
 
-def read_earlier(root: Path, cases: Iterable[Case], *, checked: bool = False) -> EarlierRun:
+def read_earlier(
+    root: Path, cases: Iterable[Case], *, checked: bool = False, whole: bool = False
+) -> EarlierRun:
     """Read the manifests that an earlier run left of these cases.
 
     A failed case is not kept, whether its measurement failed or an assertion after it.
 
     Args:
         checked: whether a case is kept only if its scores were checked, where they can be.
+        whole: likewise, only if its whole model was measured.
 
     Raises:
         RecordError: the outcome log cannot be read.
@@ -51,15 +54,16 @@ def read_earlier(root: Path, cases: Iterable[Case], *, checked: bool = False) ->
         except RecordError as error:
             unreadable.append(f"{error}; its case is measured again")
             continue
-        if manifest is None or case.case_id in failed or (checked and _lacks_check(manifest)):
+        if manifest is None or case.case_id in failed or _lacks(manifest, checked, whole):
             continue
         fingerprints[case.case_id] = fingerprint_of(manifest)
     return EarlierRun(fingerprints=fingerprints, unreadable=tuple(unreadable))
 
 
-def _lacks_check(manifest: Manifest) -> bool:
-    """Whether the scores could have been checked and were not."""
-    return manifest.score_check is None and manifest.run_config.engine == "replay"
+def _lacks(manifest: Manifest, checked: bool, whole: bool) -> bool:
+    """Whether a manifest lacks what could have been measured beside the scores."""
+    lacks = (checked and manifest.score_check is None) or (whole and manifest.whole_model is None)
+    return lacks and manifest.run_config.engine == "replay"
 
 
 def earlier_manifest(root: Path, case: Case) -> Manifest | None:

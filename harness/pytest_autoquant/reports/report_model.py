@@ -14,12 +14,13 @@ from pytest_autoquant.reports.charts.grid import (
     views,
 )
 from pytest_autoquant.reports.charts.group_shares import GroupShares, group_shares
-from pytest_autoquant.reports.charts.pareto import ParetoPoint, frontier
+from pytest_autoquant.reports.charts.pareto import ParetoPoint, frontier, measured_frontier
 from pytest_autoquant.reports.charts.size_stability import StabilityPoint, stability
 from pytest_autoquant.reports.markdown.caption_need import CaptionNeed, caption_needs
 from pytest_autoquant.reports.markdown.check_report import CheckSummary, check_summaries
 from pytest_autoquant.reports.markdown.elements import SCORE_MEANS
 from pytest_autoquant.reports.markdown.scheme_report import agreement_sentence
+from pytest_autoquant.reports.markdown.whole_model_report import MeasuredOrder, measured_orders
 from pytest_autoquant.reports.session_results import (
     Ranking,
     SessionResults,
@@ -33,14 +34,22 @@ from pytest_autoquant.reports.session_results import (
 class ViewModel:
     """One model, method and size: its grid, its frontier and its groups by case.
 
+    ``measured_frontier`` is that by measured KL divergence, empty unless every case has one;
     ``has_random_weights`` is true if a case of it was measured on random weights.
     """
 
     view: View
     cells: tuple[GridCell, ...]
     frontier: tuple[ParetoPoint, ...]
+    measured_frontier: tuple[ParetoPoint, ...]
     groups: GroupShares
     has_random_weights: bool
+
+    @property
+    def unbeaten(self) -> frozenset[str]:
+        """The cases on the frontier: by measured KL divergence where every case has one."""
+        points = self.measured_frontier or self.frontier
+        return frozenset(point.case for point in points if point.best)
 
     @property
     def is_measured(self) -> bool:
@@ -57,6 +66,7 @@ class ReportModel:
         origin: where the numbers come from: each label with its distinct values.
         caution: names the models with random weights; empty if there is none.
         agreement: how well predictions rank the schemes; empty with fewer than two schemes.
+        orders: how the sum of the scores and the measured KL divergence order each view's cases.
         checks: whether the scores of each model hold, by measured KL divergence.
         caption_needs: how many captions each model needs, by its error bars.
         structures: structure cases in the order in which the vocabulary is documented.
@@ -67,6 +77,7 @@ class ReportModel:
     stability: tuple[StabilityPoint, ...]
     caption_needs: tuple[CaptionNeed, ...]
     checks: tuple[CheckSummary, ...]
+    orders: tuple[MeasuredOrder, ...]
     sensitive: tuple[Ranking, ...]
     origin: tuple[tuple[str, tuple[str, ...]], ...]
     agreement: str
@@ -89,6 +100,7 @@ def report_model(results: SessionResults) -> ReportModel:
         stability=tuple(stability(results)),
         caption_needs=tuple(caption_needs(results)),
         checks=check_summaries(results.cases.values()),
+        orders=measured_orders(results.cases.values()),
         sensitive=most_sensitive_groups(results.cases.values()),
         origin=tuple(origin(results)),
         caution=caution(results),
@@ -102,6 +114,7 @@ def _view_model(results: SessionResults, view: View) -> ViewModel:
         view=view,
         cells=grid_cells(results, view),
         frontier=frontier(results, view),
+        measured_frontier=measured_frontier(results, view),
         groups=group_shares(results, view),
         has_random_weights=any(
             case.has_random_weights for case in results.cases.values() if view_of(case) == view

@@ -29,6 +29,7 @@ from pytest_autoquant.manifests.records.sensitivity_manifest import (
     RankedGroup,
     RunConfig,
 )
+from pytest_autoquant.manifests.records.whole_model import WholeModelKL
 from pytest_autoquant.manifests.selection import SelectedGroups, select_groups
 from pytest_autoquant.manifests.uncertainty import CaptionSample, group_uncertainties
 from pytest_autoquant.models.layers import Linear, bits_per_weight
@@ -44,8 +45,8 @@ class Findings:
 
     ``linears`` is by module name, in module order, ``others`` the linears and convolutions that are
     not measured; ``alias_of`` names the case that measured;
-    ``started`` is the clock (``time.perf_counter``) when the case began; ``score_check`` is text
-    where the scores are not checked, and why.
+    ``started`` is the clock (``time.perf_counter``) when the case began; ``score_check`` and
+    ``whole_model`` are text where there is none, and why.
     """
 
     case: Case
@@ -62,6 +63,7 @@ class Findings:
     run_config: RunConfig
     started: float
     score_check: ScoreCheck | str | None = None
+    whole_model: WholeModelKL | str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +94,7 @@ def build_manifest(findings: Findings) -> Manifest:
         findings,
     )
     selected = select_groups(sensitivity, findings.run_config.effective_bits)
-    check = findings.score_check
+    check, whole = findings.score_check, findings.whole_model
     return Manifest(
         case=_case_record(findings, problems),
         scheme=_scheme(findings),
@@ -113,6 +115,8 @@ def build_manifest(findings: Findings) -> Manifest:
         measured_at=now_utc(),
         score_check=None if isinstance(check, str) else check,
         score_not_checked=check if isinstance(check, str) else None,
+        whole_model=None if isinstance(whole, str) else whole,
+        whole_model_not_measured=whole if isinstance(whole, str) else None,
     )
 
 

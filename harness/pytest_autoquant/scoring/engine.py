@@ -94,6 +94,20 @@ class Failure:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholeModelDivergence:
+    """What one config does to the predictions when every layer group is quantized.
+
+    Attributes:
+        per_caption: KL divergence from the unquantized model in nats, summed over the predictions
+            of each scored caption, in the order of ``CalibrationData.by_digest``.
+        seconds: what measuring all configs together took.
+    """
+
+    per_caption: tuple[float, ...]
+    seconds: float
+
+
 #: The outcome of each config, by the config's digest.
 Outcomes = Mapping[str, Measurement | Failure]
 

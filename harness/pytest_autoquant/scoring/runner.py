@@ -35,6 +35,7 @@ from pytest_autoquant.manifests.records.sensitivity_manifest import (
     Manifest,
     RunConfig,
 )
+from pytest_autoquant.manifests.records.whole_model import WholeModelKL
 from pytest_autoquant.modelopt_support.quiet import quiet
 from pytest_autoquant.modelopt_support.status import Support
 from pytest_autoquant.models.layers import (
@@ -59,6 +60,7 @@ from pytest_autoquant.scoring.environment import environment_record, memory_reco
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
 from pytest_autoquant.scoring.kl_replay.recording import input_ranges
 from pytest_autoquant.scoring.kl_replay.score_check import ScoreChecks, not_checked
+from pytest_autoquant.scoring.kl_replay.whole_model_kl import WholeModels, not_measured
 from pytest_autoquant.scoring.notes import (
     data_notes,
     error_bar_notes,
@@ -129,6 +131,7 @@ class MeasurementRunner:
         self._checks = ScoreChecks(
             lambda: KLReplayEngine(self.model, record_device=settings.tape_device), progress
         )
+        self._whole_models = WholeModels(lambda: self.model, progress)
 
     def assign(self, assignment: Assignment) -> None:
         """Set which cases the run selected and which of them this worker measures together."""
@@ -326,6 +329,7 @@ class MeasurementRunner:
                 run_config=self._run_config(measurement.engine, reason, data),
                 started=started,
                 score_check=self._score_check(case, config, measurement),
+                whole_model=self._whole_model(case, config, measurement),
             )
         )
         return Measured(manifest=manifest, state=measurement.state)
@@ -438,6 +442,7 @@ class MeasurementRunner:
             self._outcomes[self._tokens[size], digest] = outcome
         if engine.sweeps:
             self._checks.add(self._tokens[size], configs)
+            self._whole_models.add(self._tokens[size], configs)
 
     def _can_join(self, config: EffectiveConfig, engine: Engine) -> bool:
         is_supported = self.configurations.config_support(config).is_supported
@@ -459,6 +464,15 @@ class MeasurementRunner:
             self._settings.check_scores, self.source, case.size, measurement.engine
         )
         return reason or self._checks.check(config, measurement.groups, self.data(case.size))
+
+    def _whole_model(
+        self, case: Case, config: EffectiveConfig, measurement: Measurement
+    ) -> WholeModelKL | str:
+        """Return the divergence with every group quantized, or why there is none."""
+        wanted = self._settings.whole_model_kl is not False
+        reason = not_measured(wanted, measurement.engine)
+        data = self.data(case.size)
+        return reason or self._whole_models.measure(config, measurement, data, case.method)
 
     @cached_property
     def _stock(self) -> StockEngine:

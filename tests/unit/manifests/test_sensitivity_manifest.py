@@ -4,7 +4,7 @@ import copy
 import json
 
 import pytest
-from builders import changed, with_check
+from builders import changed, with_check, with_whole
 from fuzz import (
     HOSTILE_NAMES,
     Verbatim,
@@ -82,7 +82,8 @@ def test_keys_are_stable(manifest):
     assert " ".join(document) == (
         "schema_version case scheme model dataset quantization num_quantized_layers layers "
         "layer_sensitivity sensitivity_ranking autoquant_state environment timing memory "
-        "run_config measured_at score_check score_not_checked"
+        "run_config measured_at score_check score_not_checked "
+        "whole_model whole_model_not_measured"
     )
     assert " ".join(document["quantization"]) == (
         "base_format_name base_is_modelopt_preset quant_granularity effective_quant_cfg "
@@ -239,3 +240,19 @@ def test_check_of_the_scores_that_its_groups_do_not_give_is_refused(manifest, pa
     assert load_manifest(encode(checked), source="m.json").score_check.spearman == 0.5
     refused = put(checked, ("score_check", *path), value)
     assert said in refusal(encode(refused))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("kl",), 3.0, "caption_kl gives 1.0 per token, kl is 3.0; one of them was changed"),
+        (("tokens",), 9, "tokens must be the predictions of its captions"),
+        (("captions",), 2, "caption_kl must be base64 of 2 numbers"),
+    ],
+    ids=lambda value: dotted(value) if isinstance(value, tuple) else None,
+)
+def test_whole_model_that_its_captions_do_not_give_is_refused(manifest, path, value, said):
+    """Ten tokens of three captions are scored."""
+    document = json.loads(dump_manifest(with_whole(manifest, [5.0, 3.0, 2.0])))
+    assert load_manifest(encode(document), source="m.json").whole_model.kl == 1.0
+    assert f"whole_model: {said}" in refusal(encode(put(document, ("whole_model", *path), value)))

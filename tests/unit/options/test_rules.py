@@ -26,6 +26,7 @@ IDLE = {
     "tape_dir": ("tapes", {"engine": "replay"}),
     "tape_device": ("cpu", {"engine": "auto"}),
     "check_scores": (True, {"engine": "auto"}),
+    "whole_model_kl": (True, {"engine": "auto"}),
     "seed": ("0", {"weights": "random"}),
     "update_baseline": (True, GATE),
     "baseline_missing": ("skip", GATE),
@@ -42,6 +43,7 @@ LACKING = {
     "tape_dir": ({"engine": "modelopt"}, {"method": "kl_div"}),
     "tape_device": ({"engine": "modelopt"},),
     "check_scores": ({"engine": "modelopt"}, {"method": "kl_div"}, {"save_state": True}),
+    "whole_model_kl": ({"engine": "modelopt"}, {"save_state": True}),
 }
 
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from builders import changed, with_check
+from builders import changed, with_check, with_whole
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.manifests.fingerprint import differences, fingerprint_of
 from pytest_autoquant.manifests.layout import case_path
@@ -101,14 +101,21 @@ def test_editing_the_package_keeps_what_was_measured(tmp_path, case, manifest):
     assert [d.field for d in differences(earlier, later)] == ["harness"]
 
 
-def test_case_without_a_check_of_its_scores_is_measured_again_where_one_is_asked_for(
-    tmp_path, case, manifest
+@pytest.mark.parametrize(
+    ("asked", "measured"),
+    [
+        ({"checked": True}, lambda manifest: with_check(manifest, [3.0, 2.0, 1.0])),
+        ({"whole": True}, lambda manifest: with_whole(manifest, [1.0, 2.0])),
+    ],
+    ids=["check of scores", "whole model"],
+)
+def test_case_that_lacks_what_is_asked_for_is_measured_again(
+    tmp_path, case, manifest, asked, measured
 ):
-    """Stock AutoQuant's scores cannot be checked, so its case is kept."""
+    """It cannot be measured beside the scores of stock AutoQuant, whose case is kept."""
     for engine, kept in (("replay", []), ("modelopt", [case.case_id])):
         write_case(tmp_path, changed(manifest, "run_config", engine=engine))
         assert list(read_earlier(tmp_path, [case]).fingerprints) == [case.case_id]
-        assert list(read_earlier(tmp_path, [case], checked=True).fingerprints) == kept
-    replayed = changed(manifest, "run_config", engine="replay")
-    write_case(tmp_path, with_check(replayed, [3.0, 2.0, 1.0]))
-    assert list(read_earlier(tmp_path, [case], checked=True).fingerprints) == [case.case_id]
+        assert list(read_earlier(tmp_path, [case], **asked).fingerprints) == kept
+    write_case(tmp_path, measured(changed(manifest, "run_config", engine="replay")))
+    assert list(read_earlier(tmp_path, [case], **asked).fingerprints) == [case.case_id]

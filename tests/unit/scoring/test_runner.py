@@ -64,7 +64,8 @@ class Bench:
 
 def bench_of(*, earlier=None, **options):
     """Open a runner for these options; four captions are scored."""
-    defaults = {"device": "cpu", "sizes": "small", "score_size": "4", "check_scores": False}
+    defaults = {"device": "cpu", "sizes": "small", "score_size": "4"}
+    defaults |= {"check_scores": False, "whole_model_kl": False}
     return Bench(plan=run_plan(**(defaults | options)), earlier=earlier or {})
 
 
@@ -516,3 +517,43 @@ def test_scores_that_are_not_checked_say_why_and_measured_ones_need_no_check(opt
 def test_any_size_is_checked_where_it_is_asked_for():
     bench = bench_of(pairs="wint8_afp16", sizes="medium", score_size="2", check_scores=True)
     assert bench.measure("wint8_afp16-default-medium")[0].score_check.captions == 2
+
+
+# The whole model
+
+
+@pytest.mark.parametrize("method", ["gradient", "kl_div"])
+def test_whole_models_of_a_batch_are_measured_with_its_first_case(method):
+    bench = bench_of(pairs="wint8_afp16", method=method, whole_model_kl=None)
+    names = [f"wint8_afp16-{name}-small" for name in ("default", "w_per_out_channel", "w_group64")]
+    bench.runner.assign(bench.plan.assign([bench.case(name) for name in names], workers=1))
+    first, alias, third = (bench.measure(name) for name in names)
+    assert "whole-model KL" in first[1]
+    assert (alias[1], third[1]) == (set(), set())
+    manifest, whole = third[0], third[0].whole_model
+    assert first[0].whole_model == alias[0].whole_model != whole
+    assert whole.captions == 4
+    ratio = manifest.autoquant_state.total_score / whole.kl
+    found = {"gradient": whole.score_per_kl, "kl_div": whole.interaction_ratio}
+    assert {name: each for name, each in found.items() if each is not None} == {
+        method: pytest.approx(ratio, rel=1e-9)
+    }
+    if method == "kl_div":  # damages of eight bits add up
+        assert abs(ratio - 1) < 4 * whole.ratio_standard_error < 1
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, "switched off with --aq-no-whole-model-kl"),
+        ({"whole_model_kl": None, "engine": "modelopt"}, "stock AutoQuant scored the case; "),
+    ],
+    ids=["off", "stock"],
+)
+def test_whole_model_that_is_not_measured_says_why(options, reason):
+    bench = bench_of(pairs="wint8_afp16", score_size="2", **({"whole_model_kl": False} | options))
+    manifest, phases = bench.measure("wint8_afp16-default-small")
+    assert "whole-model KL" not in phases
+    assert manifest.whole_model is None
+    assert manifest.whole_model_not_measured.startswith(reason)
+    assert manifest.case.status == "measured"

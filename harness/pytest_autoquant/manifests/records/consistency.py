@@ -72,6 +72,7 @@ def manifest_disagreements(manifest: Manifest) -> Iterator[str]:
     yield from _disagreeing(_caption_copies(manifest))
     yield from _caption_score_problems(manifest)
     yield from _score_check_problems(manifest)
+    yield from _whole_model_problems(manifest)
 
 
 def scheme_disagreements(found: SchemeManifest) -> Iterator[str]:
@@ -349,6 +350,25 @@ def _score_check_problems(manifest: Manifest) -> Iterator[str]:
             ("top_ten", top_ten, check.top_ten),
         )
     )
+
+
+def _whole_model_problems(manifest: Manifest) -> Iterator[str]:
+    """Yield where the divergence of the whole model is not that of its captions and scores."""
+    whole, data = manifest.whole_model, manifest.dataset
+    if whole is None:
+        return
+    try:
+        kl = math.fsum(unpack_scores(whole.caption_kl, whole.captions)) / max(1, whole.tokens)
+    except ValueError as error:
+        yield f"whole_model: caption_kl {error}"
+        return
+    if sum(data.scored_predictions[: whole.captions]) != whole.tokens:
+        yield "whole_model: tokens must be the predictions of its captions"
+    if not math.isclose(kl, whole.kl, rel_tol=_FP32_ROUNDING, abs_tol=1e-30):
+        yield (
+            f"whole_model: caption_kl gives {kl!r} per token, kl is {whole.kl!r}; one of them was "
+            "changed: restore the file, or measure again"
+        )
 
 
 def _candidate_problems(found: SchemeManifest) -> Iterator[str]:

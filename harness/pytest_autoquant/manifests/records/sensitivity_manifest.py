@@ -23,6 +23,7 @@ from pytest_autoquant.manifests.records.json_record import (
     load_record,
 )
 from pytest_autoquant.manifests.records.score_check import ScoreCheck
+from pytest_autoquant.manifests.records.whole_model import WholeModelKL
 
 #: Suffix of a group's name after its first member: ModelOpt registers the group's hyperparameter as
 #: ``quant_recipe`` of that module (modelopt/torch/quantization/algorithms.py, ModelOpt 0.47).
@@ -318,6 +319,8 @@ class Manifest:
     ``measured_at`` is in UTC, ISO 8601; None in manifests from before it was recorded.
     ``score_check`` compares the scores with the measured KL divergence; where it is None,
     ``score_not_checked`` says why. Both are None for ``kl_div`` and in earlier manifests.
+    ``whole_model`` has the KL divergence with every group quantized; where it is None,
+    ``whole_model_not_measured`` says why. Both are None in earlier manifests.
     ``layer_sensitivity`` is the truth about scores. ``sensitivity_ranking`` and the totals repeat
     it for readers; a manifest whose copies disagree is not valid, see ``consistency``.
     """
@@ -341,6 +344,8 @@ class Manifest:
     measured_at: str | None = None
     score_check: ScoreCheck | None = None
     score_not_checked: str | None = None
+    whole_model: WholeModelKL | None = None
+    whole_model_not_measured: str | None = None
 
     @property
     def path(self) -> Path:

@@ -54,6 +54,8 @@ class SummaryCase:
         weights: of the model, ``checkpoint`` or ``random``; None if unknown, as the next two.
         measured_at: time in UTC, ISO 8601.
         seconds: what measuring the case took.
+        whole_model_kl: measured with every group quantized, in nats per token; None if it is not
+            known.
     """
 
     __pydantic_config__ = STRICT
@@ -76,6 +78,7 @@ class SummaryCase:
     weights: str | None = None
     measured_at: str | None = None
     seconds: float | None = None
+    whole_model_kl: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,7 +66,12 @@ class Controller:
         if not plan.settings.resume:
             return {}
         with as_usage_error():
-            found = read_earlier(plan.root, plan.cases, checked=bool(plan.settings.check_scores))
+            found = read_earlier(
+                plan.root,
+                plan.cases,
+                checked=bool(plan.settings.check_scores),
+                whole=bool(plan.settings.whole_model_kl),
+            )
         self.collector.results.left_out += found.unreadable
         return found.fingerprints
 

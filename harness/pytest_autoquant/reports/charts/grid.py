@@ -10,7 +10,7 @@ from pytest_autoquant.grid.case import CaseId
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.manifests.case_result import CaseResult
 from pytest_autoquant.manifests.records.outcomes import FailedCase, SkippedCase, StructureCheck
-from pytest_autoquant.reports.markdown.elements import LOST_MEANS, bits, number
+from pytest_autoquant.reports.markdown.elements import LOST_MEANS, bits, number, whole_kl_shown
 from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.text import slug
 
@@ -35,7 +35,7 @@ class GridCell:
 
     Attributes:
         score: the total, per scored token; None where nothing was measured.
-        label: two lines, drawn in the cell.
+        label: two lines, drawn in the cell; three with a measured KL divergence.
         detail: one sentence, shown below the grid and read by screen readers.
         case: ``case_id`` of a case with a manifest, else empty.
     """
@@ -156,6 +156,9 @@ def _measured(case: CaseResult, error: FailedCase | None) -> _Outcome:
         label = number(case.total_score)
         what = "measured" if case.alias_of is None else f"alias of {case.alias_of}"
         sentence = f"{what}, total score {label} {case.unit}"
+        if case.whole is not None:
+            label += f"\nKL {case.whole.kl:.2g}"
+            sentence += f", measured KL {whole_kl_shown(case)} nats per token"
     if error is not None:
         sentence += f"; then failed: {error.problem}"
     return _Outcome(

@@ -16,6 +16,7 @@ from pytest_autoquant.reports.markdown.elements import (
     GROUPS_MEAN,
     KL_SCORE_MEANS,
     SCORE_MEANS,
+    WHOLE_MEANS,
     bits,
     code,
     number,
@@ -32,6 +33,7 @@ from pytest_autoquant.reports.markdown.selection_tables import (
     kept_rows,
     score_per_megabit,
 )
+from pytest_autoquant.reports.markdown.whole_model_report import whole_sentence
 from pytest_autoquant.text import digits_apart
 
 LAYERS_MARKDOWN = "layer-sensitivity-report.md"
@@ -136,6 +138,7 @@ def layer_report_json(manifest: Manifest, case: CaseResult) -> bytes:
         "effective_bits": case.effective_bits,
         "num_scored_tokens": manifest.dataset.num_scored_tokens,
         "score_check": _check(case),
+        "whole_model": _whole_model(case),
         "autoquant_state": manifest.autoquant_state,
         "budgets": budget_rows(case),
         "kept": kept_rows(case),
@@ -153,6 +156,15 @@ def _check(case: CaseResult) -> dict[str, object] | None:
     return {name: getattr(check, name) for name in names}
 
 
+def _whole_model(case: CaseResult) -> dict[str, object] | None:
+    """Return what was measured with every group quantized."""
+    whole = case.whole
+    if whole is None:
+        return None
+    names = ("captions", "tokens", "kl", "standard_error", "interaction_ratio", "score_per_kl")
+    return {name: getattr(whole, name) for name in (*names, "ratio_standard_error")}
+
+
 def layer_report_markdown(manifest: Manifest, case: CaseResult) -> str:
     """Return the report as Markdown; ``case`` is made from ``manifest``.
 
@@ -163,6 +175,7 @@ def layer_report_markdown(manifest: Manifest, case: CaseResult) -> str:
         *filter(None, [text(_caution(case))]),
         _facts(manifest, case),
         KL_SCORE_MEANS if case.method == "kl_div" else SCORE_MEANS,
+        *_whole(case),
         *_notes(manifest),
         "## Selection",
         text(selection_sentence(case)),
@@ -235,6 +248,12 @@ def _facts(manifest: Manifest, result: CaseResult) -> str:
         ),
     ]
     return table(("", ""), rows)
+
+
+def _whole(case: CaseResult) -> list[str]:
+    sentence = text(whole_sentence(case))
+    meaning = [WHOLE_MEANS] if case.whole is not None else []
+    return [sentence, *meaning] if sentence else []
 
 
 def _notes(manifest: Manifest) -> list[str]:

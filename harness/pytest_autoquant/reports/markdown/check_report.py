@@ -10,7 +10,14 @@ from statistics import fmean, median
 from pytest_autoquant.manifests.case_result import CaseResult, Group
 from pytest_autoquant.manifests.ranks import TOP, places
 from pytest_autoquant.manifests.records.score_check import GroupDivergence
-from pytest_autoquant.reports.markdown.elements import code, correlation, number, table, with_error
+from pytest_autoquant.reports.markdown.elements import (
+    captions_used,
+    code,
+    correlation,
+    number,
+    table,
+    with_error,
+)
 from pytest_autoquant.text import counted
 
 CHECK_MEANS = (
@@ -63,9 +70,7 @@ def check_sentence(case: CaseResult) -> str:
     if check is None:
         return "" if case.score_not_checked is None else f"Not checked: {case.score_not_checked}."
     top = min(TOP, len(case.groups))
-    captions = counted(check.captions, "caption")
-    if case.scored.count != check.captions:
-        captions = f"the first {captions} of {case.scored.count} that are scored"
+    captions = captions_used(case, check.captions)
     return (
         f"Spearman {correlation(check.spearman)} between the score and the measured KL divergence "
         f"of {counted(len(case.groups), 'group')}; of the {top} with the largest divergence, "

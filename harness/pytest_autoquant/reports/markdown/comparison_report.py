@@ -38,12 +38,18 @@ _HEADERS = (
 
 def compare_markdown(comparison: RunComparison) -> str:
     """Return the comparison as Markdown, most drifted case first."""
+    has_kl = any(found.kl_drift is not None for found in comparison.cases.values())
+    headers = (*_HEADERS[:2], *(("measured KL",) if has_kl else ()), *_HEADERS[2:])
     ordered = sorted(comparison.cases.items(), key=lambda item: -item[1].largest_drift)
     parts = [
         f"{counted(len(ordered), 'case')} in both runs, "
         f"{len(comparison.only_before)} only in the first, "
         f"{len(comparison.only_after)} only in the second.",
-        table(_HEADERS, [_row(case_id, found) for case_id, found in ordered], right=" rrrrrr"),
+        table(
+            headers,
+            [_row(case_id, found, has_kl) for case_id, found in ordered],
+            right=" rrrrrr" + "r" * has_kl,
+        ),
     ]
     if len(ordered) == 1:
         parts.append(_groups(ordered[0][1]))
@@ -60,16 +66,25 @@ def compare_markdown(comparison: RunComparison) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _row(case_id: str, found: Comparison) -> tuple[str, ...]:
+def _row(case_id: str, found: Comparison, has_kl: bool) -> tuple[str, ...]:
     return (
         code(case_id),
         drift_shown(found.total_drift),
+        *((kl_drift_shown(found),) if has_kl else ()),
         correlation(found.spearman),
         f"{found.top_ten:.0%}",
         drift_shown(found.largest_drift).removeprefix("+"),
         _noise(found),
         f"{len(found.selection_changes)} changed",
     )
+
+
+def kl_drift_shown(found: Comparison) -> str:
+    """Return the drift of the measured KL divergence, and whether it is beyond noise."""
+    if found.kl_drift is None:
+        return UNKNOWN
+    beyond = ", beyond noise" if found.is_kl_beyond_noise else ""
+    return f"{drift_shown(found.kl_drift)}{beyond}"
 
 
 def _noise(found: Comparison) -> str:

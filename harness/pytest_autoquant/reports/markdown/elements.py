@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from pytest_autoquant.text import digits_apart, one_line
+from pytest_autoquant.manifests.case_result import CaseResult
+from pytest_autoquant.text import counted, digits_apart, one_line
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~&])")
 
@@ -42,6 +43,13 @@ KL_SCORE_MEANS = (
     "A score is the KL divergence in nats per scored token between the model with one layer group "
     "quantized and the unquantized model. It ranks groups and compares configurations of one model "
     "on the same captions; it is not an accuracy."
+)
+WHOLE_MEANS = (
+    "The measured KL is the divergence, in nats per token, of the model with every layer group "
+    "quantized from the unquantized model. The total score is a sum over groups that were each "
+    "quantized alone: it ranks groups and guides which of them to keep in 16 bits, but it cannot "
+    "see that errors of groups reinforce or cancel each other. Compare whole configurations by the "
+    "measured KL."
 )
 
 RANDOM_WEIGHTS = "random weights: nothing here holds for a trained model"
@@ -104,6 +112,20 @@ def number(value: float | None) -> str:
 def with_error(value: float | None, error: float | None) -> str:
     """Return a score and its standard error, which two digits tell; no error if it is unknown."""
     return number(value) if error is None else f"{number(value)} ± {error:.2g}"
+
+
+def whole_kl_shown(case: CaseResult) -> str:
+    """Return the measured KL divergence of a case with its standard error, ``n/a`` without."""
+    whole = case.whole
+    return "n/a" if whole is None else with_error(whole.kl, whole.standard_error)
+
+
+def captions_used(case: CaseResult, count: int) -> str:
+    """Return on how many captions of a case something was measured, and of how many."""
+    captions = counted(count, "caption")
+    if case.scored.count == count:
+        return captions
+    return f"the first {captions} of {case.scored.count} that are scored"
 
 
 def numbers_apart(first: float | None, second: float | None) -> tuple[str, str]:

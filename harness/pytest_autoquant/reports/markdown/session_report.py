@@ -16,7 +16,7 @@ from pytest_autoquant.manifests.records.session_summary import (
     SessionSummary,
     SummaryCase,
 )
-from pytest_autoquant.reports.charts.grid import grid_file
+from pytest_autoquant.reports.charts.grid import grid_file, view_of
 from pytest_autoquant.reports.markdown.case_report import report_links
 from pytest_autoquant.reports.markdown.check_report import CHECK_MEANS
 from pytest_autoquant.reports.markdown.elements import (
@@ -26,6 +26,7 @@ from pytest_autoquant.reports.markdown.elements import (
     LOST_MEANS,
     SHARES_MEAN,
     STABILITY_MEANS,
+    WHOLE_MEANS,
     bits,
     code,
     correlation,
@@ -33,6 +34,7 @@ from pytest_autoquant.reports.markdown.elements import (
     percent,
     table,
     text,
+    whole_kl_shown,
 )
 from pytest_autoquant.reports.markdown.scheme_report import SCHEMES_MARKDOWN, schemes_table
 from pytest_autoquant.reports.report_model import ReportModel
@@ -89,6 +91,7 @@ def _summary_case(case: CaseResult) -> SummaryCase:
         weights=case.source.weights,
         measured_at=case.source.measured_at,
         seconds=case.source.seconds,
+        whole_model_kl=case.whole_kl,
     )
 
 
@@ -315,32 +318,48 @@ def _measured(model: ReportModel) -> list[str]:
     measured = sorted(results.by_status("measured"), key=_by_damage)
     if not measured:
         return []
-    best = {point.case for shown in model.views for point in shown.frontier if point.best}
+    has_kl = any(case.whole is not None for case in measured)
     header, cells = _check_column(measured)
     rows = [
-        (*_case_row(case, case.case_id in best), *cell, *_run_cell(results, case.case_id))
+        (*_case_row(model, case, has_kl), *cell, *_run_cell(results, case.case_id))
         for case, cell in zip(measured, cells, strict=True)
     ]
     return [
         "## Cases, least damage first",
         table(
-            (*_CASE_HEADERS, *header, *_run_header(results)),
+            (*_case_headers(has_kl), *header, *_run_header(results)),
             rows,
-            right="   rr rr" + "r" * len(header),
+            right="   rr" + "r" * has_kl + " rr" + "r" * len(header),
         ),
-        "\\* on the frontier: no other case of the size has less of score or bits, and not more of "
-        "the other.",
+        "\\* on the frontier: no other case of the size has less of damage or bits, and not more "
+        "of the other. Damage is the measured KL where every case of the size has one, else the "
+        "total score.",
+        *_orders(model),
         *filter(None, [infeasible_note(measured)]),
     ]
 
 
-def _case_row(case: CaseResult, is_best: bool) -> tuple[str, ...]:
+def _orders(model: ReportModel) -> list[str]:
+    """Say what the sum of the scores can tell, and where what was measured contradicts it."""
+    sentences = "\n".join(f"- {text(order.sentence)}" for order in model.orders)
+    return [WHOLE_MEANS, sentences] if sentences else []
+
+
+def _case_headers(has_kl: bool) -> tuple[str, ...]:
+    return (*_CASE_HEADERS[:5], *(("measured KL",) if has_kl else ()), *_CASE_HEADERS[5:])
+
+
+def _case_row(model: ReportModel, case: CaseResult, has_kl: bool) -> tuple[str, ...]:
+    shown = next(shown for shown in model.views if shown.view == view_of(case))
+    star = " \\*" if case.case_id in shown.unbeaten else ""
+    by_kl = bool(shown.measured_frontier)
     return (
         _linked(case) + (" (exp.)" if case.experimental else ""),
         code(case.granularity),
         text(case.size),
         bits(case.effective_bits),
-        number(case.total_score) + (" \\*" if is_best else ""),
+        number(case.total_score) + ("" if by_kl else star),
+        *((whole_kl_shown(case) + (star if by_kl else ""),) if has_kl else ()),
         code(case.top_group),
         quantized(case),
         bits(case.selection.bits),

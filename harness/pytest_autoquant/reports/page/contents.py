@@ -24,7 +24,14 @@ from pytest_autoquant.reports.charts.schemes import (
 from pytest_autoquant.reports.charts.size_stability import StabilityPoint
 from pytest_autoquant.reports.markdown.case_report import report_links, selection_sentence
 from pytest_autoquant.reports.markdown.check_report import check_sentence, checked_groups
-from pytest_autoquant.reports.markdown.elements import RANDOM_WEIGHTS, bits, number, percent
+from pytest_autoquant.reports.markdown.elements import (
+    RANDOM_WEIGHTS,
+    bits,
+    number,
+    percent,
+    whole_kl_shown,
+)
+from pytest_autoquant.reports.markdown.whole_model_report import whole_sentence
 from pytest_autoquant.reports.report_model import ReportModel, ViewModel
 
 #: Significant digits of a score in the page. They place colours and give the ratio of two scores,
@@ -42,6 +49,7 @@ class PageView:
     size: str
     cells: tuple[GridCell, ...]
     frontier: tuple[ParetoPoint, ...]
+    measured_frontier: tuple[ParetoPoint, ...]
     groups: GroupShares
     first_case: str | None
 
@@ -99,6 +107,8 @@ class CaseEntry:
         scores: position of its ``ScoreSet``.
         selected: ``1`` or ``0`` per group, empty if unknown.
         remarks: failures and notes.
+        whole: what was measured with every group quantized, in a sentence; empty if that is not
+            known. ``whole_shown`` is the measured KL as text.
         check: whether the score holds, in a sentence; empty if that is not known.
         links: addresses of its files relative to the page, by kind.
     """
@@ -123,6 +133,8 @@ class CaseEntry:
     scores: int
     selected: str
     remarks: tuple[str, ...]
+    whole: str
+    whole_shown: str
     check: str
     quantizers: Mapping[str, str]
     links: Mapping[str, str]
@@ -174,6 +186,7 @@ def _page_view(model: ReportModel, shown: ViewModel) -> PageView:
         size=shown.view.size,
         cells=shown.cells,
         frontier=shown.frontier,
+        measured_frontier=shown.measured_frontier,
         groups=shown.groups,
         first_case=next(iter([*scored, *(case.case_id for case in cases)]), None),
     )
@@ -260,6 +273,8 @@ def _entry(
         scores=scores,
         selected="".join(str(int(bool(g.selected))) for g in ordered) if known else "",
         remarks=remarks,
+        whole=whole_sentence(case),
+        whole_shown=whole_kl_shown(case),
         check=check_sentence(case),
         quantizers=case.quantizers,
         links=report_links(case),

@@ -233,11 +233,16 @@
 
   const nothing = { load: () => Promise.reject(new Error("offline")), sanitize: () => Promise.reject(new Error("offline")) };
 
+  const titled = (chart, title) => ({
+    ...chart,
+    axes: chart.axes.map((axis) => (axis.orient === "left" && axis.title ? { ...axis, title } : axis)),
+  });
+
   /**
    * Draw a chart's cells. `say` gets the cell under the pointer or the focus, `open` the one that
-   * is clicked, or on which Enter is pressed.
+   * is clicked, or on which Enter is pressed. `yTitle` replaces the title of the vertical axis.
    */
-  async function draw(name, cells, { open, say, renderer = "svg" }) {
+  async function draw(name, cells, { open, say, renderer = "svg", yTitle }) {
     const place = byId(`chart-${name}`);
     if (drawn.has(place)) drawn.get(place).finalize();
     drawn.delete(place);
@@ -248,7 +253,7 @@
     }
     const box = element("div");
     place.append(box);
-    const view = new vendor.View(vendor.parse(data.charts[name], theme(), { ast: true }), {
+    const view = new vendor.View(vendor.parse(yTitle ? titled(data.charts[name], yTitle) : data.charts[name], theme(), { ast: true }), {
       expr: vendor.expressionInterpreter,
       loader: nothing,
       renderer,
@@ -313,7 +318,7 @@
 
   // --- sections -------------------------------------------------------------------------------
 
-  const nothingShown = { cells: [], frontier: [], groups: { cases: [], groups: [] } };
+  const nothingShown = { cells: [], frontier: [], measured_frontier: [], groups: { cases: [], groups: [] } };
   const shownView = () => data.views[Number(byId("view").value || 0)] ?? nothingShown;
   const compared = { a: undefined, b: undefined };
   const firstCase = () => cases.get(shownView().first_case) ?? data.cases[0];
@@ -409,6 +414,9 @@
       ...of("format", entry.format + (entry.experimental ? " (experimental)" : "")),
       ...of("weights stored in", `${entry.bits} bits per weight, scales included`),
       ...of("total score", `${entry.total_shown} ${entry.unit}`),
+      ...(entry.whole_shown === "n/a"
+        ? []
+        : of("measured KL, every group quantized", `${entry.whole_shown} nats per token`)),
       ...Object.entries(entry.quantizers).flatMap(([name, text]) => of(name, text)),
       ...of("measured", entry.measured),
       ...of("files", ...Object.entries(entry.links).map(([text, href]) => link(text, href))),
@@ -421,6 +429,7 @@
     byId("case-choice").value = entry.id;
     byId("compare-this").href = `#compare=${encodeURIComponent(entry.id)}`;
     byId("case-selection").textContent = entry.selection;
+    byId("case-whole").textContent = entry.whole;
     byId("case-notes").replaceChildren(...entry.remarks.map((text) => element("li", {}, text)));
     byId("case-facts").replaceChildren(...facts(entry));
     const rows = groupsOf(entry);
@@ -566,7 +575,11 @@
   }
 
   function showFrontier() {
-    const points = shownView().frontier;
+    const { frontier, measured_frontier: measured } = shownView();
+    byId("frontier-choice").hidden = measured.length === 0;
+    const byKl = measured.length > 0 && byId("damage").value === "kl";
+    const points = byKl ? measured : frontier;
+    const hasKl = points.some(({ kl }) => kl !== null);
     putTable(
       byId("table-frontier"),
       "frontier",
@@ -574,12 +587,16 @@
         { title: "case", of: (row) => link(row.case, address(row.case)) },
         { title: "bits per weight", of: (row) => row.shown[0], order: (row) => row.bits },
         { title: "total score (per token)", of: (row) => row.shown[1], order: (row) => row.score },
+        ...(hasKl
+          ? [{ title: "measured KL (nats per token)", of: (row) => row.shown[2], order: (row) => row.kl }]
+          : []),
         { title: "frontier", of: (row) => row.kind },
       ],
       points,
     );
     const open = (cell) => openCase(cell.case);
-    return draw("frontier", points, { open, say: sayer("frontier") });
+    const yTitle = byKl ? "measured KL, nats per token (log scale)" : "total score per token (log scale)";
+    return draw("frontier", points, { open, say: sayer("frontier"), yTitle });
   }
 
   async function showSchemes() {
@@ -639,6 +656,7 @@
       if (location.hash.startsWith("#case=")) location.hash = "#case";
       else show();
     });
+    byId("damage").addEventListener("change", () => show());
     byId("rows").addEventListener("change", () => show());
     byId("case-choice").addEventListener("change", (event) => openCase(event.target.value));
     for (const id of ["case-a", "case-b"]) {

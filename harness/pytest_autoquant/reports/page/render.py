@@ -17,6 +17,7 @@ from pytest_autoquant.grid.case import CaseId, is_scheme_id
 from pytest_autoquant.manifests.records.outcomes import StructureCheck
 from pytest_autoquant.manifests.records.scheme_manifest import SchemeManifest
 from pytest_autoquant.reports.charts.static_svg import CHARTS, specification
+from pytest_autoquant.reports.markdown.comparison_report import kl_drift_shown
 from pytest_autoquant.reports.markdown.elements import (
     ALIGNED_MEANS,
     GROUPS_MEAN,
@@ -24,11 +25,13 @@ from pytest_autoquant.reports.markdown.elements import (
     LOST_MEANS,
     SHARES_MEAN,
     STABILITY_MEANS,
+    WHOLE_MEANS,
     bits,
     correlation,
     drift_shown,
     number,
     percent,
+    whole_kl_shown,
 )
 from pytest_autoquant.reports.markdown.scheme_damage import (
     SEARCH_HEADERS,
@@ -105,6 +108,7 @@ def render_page(model: ReportModel, comparison: RunComparison | None = None) -> 
         many={
             "models": len({view.model for view in shown.views}) > 1,
             "scheme_models": len({_place(found) for found in results.schemes.values()}) > 1,
+            "whole": any(case.whole is not None for case in results.cases.values()),
             "methods": len({view.method for view in shown.views}) > 1,
         },
         comparison=comparison,
@@ -116,6 +120,7 @@ def render_page(model: ReportModel, comparison: RunComparison | None = None) -> 
         groups_mean=GROUPS_MEAN,
         shares_mean=SHARES_MEAN,
         stability_means=STABILITY_MEANS,
+        whole_means=WHOLE_MEANS if model.orders else "",
         aligned_means=ALIGNED_MEANS,
         parts={name: path.read_text(encoding="utf-8") for name, path in _PARTS.items()},
         hashes=_hashes(),
@@ -143,6 +148,8 @@ def _template() -> Template:
         "correlation": correlation,
         "drift": lambda drift: drift_shown(drift).removesuffix("%"),
         "quantized": quantized,
+        "whole_kl": whole_kl_shown,
+        "kl_drift": kl_drift_shown,
         "counted": counted,
         "address": lambda text: quote(well_formed(text), safe=""),
         "case_name": CaseId.parse,

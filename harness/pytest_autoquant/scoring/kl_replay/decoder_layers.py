@@ -38,6 +38,7 @@ class DecoderLayers:
     def __init__(self, model: LoadedModel) -> None:
         self._prefix, self._layers = _find_layers(model)
         self._head = model.module.get_output_embeddings()
+        self._linears = [linear.name for linear in model.linears]
 
     def __len__(self) -> int:
         return len(self._layers)
@@ -58,6 +59,10 @@ class DecoderLayers:
     def index_of(self, linear: str) -> int:
         """Return the index of the layer that holds a linear."""
         return int(linear.removeprefix(self._prefix).partition(".")[0])
+
+    def linears_of(self, index: int) -> list[str]:
+        """Return the names of a layer's measured linears."""
+        return [name for name in self._linears if self.index_of(name) == index]
 
     @contextmanager
     def watched(self, on_hidden: OnHidden) -> Iterator[None]:
@@ -105,6 +110,16 @@ class DecoderLayers:
             hook = self._layers[index].register_forward_pre_hook(start, with_kwargs=True)
             stack.callback(hook.remove)
             yield
+
+    @contextmanager
+    def seen_before(self, index: int, on_hidden: OnHidden) -> Iterator[None]:
+        """Report the hidden state before one layer, as the run brings it there."""
+        hook = partial(_report, on_hidden, index)
+        handle = self._layers[index].register_forward_pre_hook(hook, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 @contextmanager
@@ -155,6 +170,10 @@ def _before(
     on_hidden: OnHidden, order: _Order, index: int, layer: Any, args: Any, kwargs: Any
 ) -> None:
     order.enter(index)
+    on_hidden(index, _hidden(index, args, kwargs))
+
+
+def _report(on_hidden: OnHidden, index: int, layer: Any, args: Any, kwargs: Any) -> None:
     on_hidden(index, _hidden(index, args, kwargs))
 
 

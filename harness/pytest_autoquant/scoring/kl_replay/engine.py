@@ -30,7 +30,7 @@ from pytest_autoquant.scoring.kl_replay.decoder_layers import DecoderLayers, Lay
 from pytest_autoquant.scoring.kl_replay.quantized_group import QuantizedGroup, RecordedModel
 from pytest_autoquant.scoring.kl_replay.recording import Recording, record
 from pytest_autoquant.scoring.progress import Progress
-from pytest_autoquant.scoring.replay.memory import first_that_fits
+from pytest_autoquant.scoring.replay.memory import Attempt, attempts, first_that_fits
 from pytest_autoquant.scoring.replay.outcomes import REPLAY, replay_outcomes
 from pytest_autoquant.scoring.replay.quantizers import replay_refusal
 from pytest_autoquant.scoring.replay.sweep import SweepPlan, plan_sweep
@@ -40,14 +40,6 @@ from pytest_autoquant.text import in_words
 #: Operations of the sweep from which the layers are compiled on CUDA. Compiling takes about 20 s
 #: once and saves more than a third of the time after that.
 _COMPILED_FROM = 1e16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Attempt:
-    """Where the recording lives, and by what the bytes at a time are divided."""
-
-    device: torch.device
-    divisor: int
 
 
 @dataclass(slots=True)
@@ -110,15 +102,9 @@ class KLReplayEngine:
         Raises:
             NotReplayableError: the model cannot be started between its layers.
         """
-        host = torch.device("cpu")
-        device = host if self._on_host else self._model.device
-        attempts = (
-            _Attempt(device=device, divisor=1),
-            _Attempt(device=device, divisor=4),
-            _Attempt(device=host, divisor=16),
-        )
+        device = torch.device("cpu") if self._on_host else self._model.device
         return first_that_fits(
-            attempts,
+            attempts(device),
             lambda attempt: self._score(configs, data, attempt, progress),
             configs,
             _out_of_memory,
@@ -128,7 +114,7 @@ class KLReplayEngine:
         self,
         configs: Sequence[EffectiveConfig],
         data: CalibrationData,
-        attempt: _Attempt,
+        attempt: Attempt,
         progress: Progress,
     ) -> Outcomes:
         started = time.perf_counter()

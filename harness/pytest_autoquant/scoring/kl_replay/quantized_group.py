@@ -50,8 +50,7 @@ class RecordedModel:
 
         Each is ``(tokens, in_features)``. The layer runs alone on its recorded hidden states.
         """
-        linears = [each.name for each in self.model.linears]
-        names = [name for name in linears if self.layers.index_of(name) == layer]
+        names = self.layers.linears_of(layer)
         parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
         for recorded in self.recording.batches:
             state = recorded.states[layer].to(self.model.device)
@@ -63,7 +62,7 @@ class RecordedModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Version:
+class _QuantizedVersion:
     """The group as one config quantizes it.
 
     Attributes:
@@ -122,7 +121,7 @@ class QuantizedGroup:
 
     def _versions(
         self, plan: SweepPlan, block: Sequence[Attributes], failures: dict[int, Failure]
-    ) -> list[_Version]:
+    ) -> list[_QuantizedVersion]:
         """Quantize with each config of a block that has not failed."""
         quantized_weight = cache(partial(self._quantized_weight, plan))
         quantized_input = cache(partial(self._quantized_input, plan))
@@ -132,7 +131,7 @@ class QuantizedGroup:
                 if product.config in failures:
                     continue
                 try:
-                    version = _Version(
+                    version = _QuantizedVersion(
                         config=product.config,
                         weights={name: quantized_weight(name, weight) for name in self._linears},
                         inputs={
@@ -149,10 +148,7 @@ class QuantizedGroup:
 
     def _quantized_weight(self, plan: SweepPlan, name: str, attributes: Attributes) -> torch.Tensor:
         weight: torch.Tensor = self._linears[name].weight
-        quantizer = plan.weights[attributes]
-        if quantizer is None:
-            return weight
-        return quantizer.weight(weight, self._shared_range(attributes))
+        return plan.quantized_weight(attributes, weight, self._shared_range(attributes))
 
     def _shared_range(self, attributes: Attributes) -> torch.Tensor | None:
         """Return the range that the group's linears share, None where each has its own."""
@@ -162,17 +158,14 @@ class QuantizedGroup:
         return shared_range(attributes, weights)
 
     def _quantized_input(self, plan: SweepPlan, name: str, attributes: Attributes) -> torch.Tensor:
-        x, quantizer = self._inputs[name], plan.inputs[attributes]
-        if quantizer is None:
-            return x
-        amax = self._recording.amax[name]
-        return quantizer.input(x, amax, self._recording.num_multi_caption_tokens)
+        x, amax = self._inputs[name], self._recording.amax[name]
+        return plan.quantized_input(attributes, x, amax, self._recording.num_multi_caption_tokens)
 
     def _versions_at_a_time(self, batch: RecordedBatch) -> int:
         size: int = batch.ids.numel() * batch.reference.bytes_per_token
         return _LOGITS_BYTES // self._recorded.divisor // size
 
-    def _run_on(self, batch: RecordedBatch, versions: Sequence[_Version]) -> torch.Tensor:
+    def _run_on(self, batch: RecordedBatch, versions: Sequence[_QuantizedVersion]) -> torch.Tensor:
         """Run the model from the group's layer on; return ``(versions, captions)``."""
         ids = batch.ids.repeat(len(versions), 1)
         state = batch.states[self._layer].to(self._model.device).repeat(len(versions), 1, 1)
@@ -189,7 +182,7 @@ class QuantizedGroup:
 
 
 def _outputs(
-    versions: Sequence[_Version], name: str, linear: torch.nn.Linear, rows: slice
+    versions: Sequence[_QuantizedVersion], name: str, linear: torch.nn.Linear, rows: slice
 ) -> torch.Tensor:
     """Return a linear's quantized outputs on some tokens, ``(versions, tokens, out_features)``."""
     return torch.stack(

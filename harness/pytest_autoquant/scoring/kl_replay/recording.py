@@ -28,7 +28,8 @@ class RecordedBatch:
     Attributes:
         ids: ``(captions, tokens)``, on the model's device.
         rows: where its tokens lie among the tokens of all scored batches.
-        states: hidden state before each layer, ``(captions, tokens, hidden)``.
+        states: hidden state before each layer, ``(captions, tokens, hidden)``; before the first
+            one only where no more was asked for.
         reference: its predictions.
     """
 
@@ -64,11 +65,14 @@ def record(
     data: CalibrationData,
     device: torch.device,
     progress: Progress,
+    *,
+    first_state_only: bool = False,
 ) -> Recording:
     """Run every batch forward once.
 
     Args:
         device: where hidden states and predictions are kept.
+        first_state_only: keep no hidden state but that before the first layer.
 
     Raises:
         NotReplayableError: the model cannot be started between its layers, or a linear does not
@@ -81,7 +85,7 @@ def record(
         for done, batch in enumerate([*scored, *data.unscored]):
             progress("record", done, len(data.batches))
             states: dict[int, torch.Tensor] = {}
-            with layers.watched(partial(_keep, states, device)):
+            with layers.watched(partial(_keep, states, device, first_state_only)):
                 inputs, logits = run_watched(model, model.tensor(batch))
             for name, x in inputs.items():
                 _widen(amax, name, x)
@@ -147,9 +151,14 @@ def run_watched(
 
 
 def _keep(
-    states: dict[int, torch.Tensor], device: torch.device, index: int, state: torch.Tensor
+    states: dict[int, torch.Tensor],
+    device: torch.device,
+    first_only: bool,
+    index: int,
+    state: torch.Tensor,
 ) -> None:
-    states[index] = state.to(device)
+    if index == 0 or not first_only:
+        states[index] = state.to(device)
 
 
 @contextmanager

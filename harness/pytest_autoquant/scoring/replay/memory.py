@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -10,17 +11,35 @@ import torch
 from pytest_autoquant.errors import MeasurementError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.models.device import release_cuda_memory
-from pytest_autoquant.scoring.engine import Failure, Outcomes
+from pytest_autoquant.scoring.engine import Failure
 
 _A = TypeVar("_A")
+_R = TypeVar("_R")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """Where a recording lives, and by what the bytes at a time are divided."""
+
+    device: torch.device
+    divisor: int
+
+
+def attempts(device: torch.device) -> tuple[Attempt, ...]:
+    """Return attempts with less and less at a time, the last with the recording in host memory."""
+    return (
+        Attempt(device=device, divisor=1),
+        Attempt(device=device, divisor=4),
+        Attempt(device=torch.device("cpu"), divisor=16),
+    )
 
 
 def first_that_fits(
     attempts: Sequence[_A],
-    run: Callable[[_A], Outcomes],
+    run: Callable[[_A], Mapping[str, _R | Failure]],
     configs: Sequence[EffectiveConfig],
     problem: Callable[[str], MeasurementError],
-) -> Outcomes:
+) -> Mapping[str, _R | Failure]:
     """Run attempts in turn until one does not run out of GPU memory.
 
     Args:

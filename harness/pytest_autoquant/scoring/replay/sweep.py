@@ -37,6 +37,15 @@ class WantedProduct:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """A config, by its index in the sweep, and its quantizers."""
+
+    config: int
+    weight: Attributes
+    input: Attributes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SweepPlan:
     """The configs of a sweep and their distinct quantizers.
 
@@ -48,6 +57,29 @@ class SweepPlan:
     weights: Quantizers
     inputs: Quantizers
     products: Mapping[Attributes, Sequence[WantedProduct]]
+
+    @property
+    def versions(self) -> list[Version]:
+        """Every config, those of one weight quantizer together."""
+        return [
+            Version(config=product.config, weight=weight, input=product.input)
+            for weight, products in self.products.items()
+            for product in products
+        ]
+
+    def quantized_weight(
+        self, attributes: Attributes, weight: torch.Tensor, amax: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return a weight as one of the plan's quantizers gives it; see ``ShapedQuantizers``."""
+        quantizer = self.weights[attributes]
+        return weight if quantizer is None else quantizer.weight(weight, amax)
+
+    def quantized_input(
+        self, attributes: Attributes, x: torch.Tensor, amax: torch.Tensor, together: int
+    ) -> torch.Tensor:
+        """Return an input as one of the plan's quantizers gives it; see ``ShapedQuantizers``."""
+        quantizer = self.inputs[attributes]
+        return x if quantizer is None else quantizer.input(x, amax, together)
 
     def is_enabled(self, config: EffectiveConfig) -> bool:
         """Whether every quantizer of a config is on; false before its first use."""
@@ -123,7 +155,7 @@ def sweep_slice(plan: SweepPlan, token_slice: TokenSlice, module: Any, result: S
     Raises:
         torch.OutOfMemoryError: any other error is one config's failure.
     """
-    quantized_input = cache(partial(_quantized_input, plan.inputs, token_slice))
+    quantized_input = cache(partial(_quantized_input, plan, token_slice))
     for name, gradient in token_slice.gradients.items():
         linear = module.get_submodule(name)
         plain = functional.linear(token_slice.x, linear.weight, linear.bias)
@@ -135,7 +167,7 @@ def sweep_slice(plan: SweepPlan, token_slice: TokenSlice, module: Any, result: S
             caption_lengths=token_slice.caption_lengths,
         )
         for attributes, products in plan.products.items():
-            quantized_weight = partial(_quantized_weight, plan.weights[attributes], linear.weight)
+            quantized_weight = partial(plan.quantized_weight, attributes, linear.weight)
             _score_products(scorer, products, quantized_input, quantized_weight, result.failures)
         result.add(name, scorer.per_caption())
 
@@ -160,14 +192,8 @@ def _score_products(
             failures[product.config] = Failure.of(error)
 
 
-def _quantized_weight(quantizer: ShapedQuantizers | None, weight: torch.Tensor) -> torch.Tensor:
-    return weight if quantizer is None else quantizer.weight(weight)
-
-
 def _quantized_input(
-    quantizers: Quantizers, token_slice: TokenSlice, attributes: Attributes
+    plan: SweepPlan, token_slice: TokenSlice, attributes: Attributes
 ) -> torch.Tensor:
-    quantizer = quantizers[attributes]
-    if quantizer is None:
-        return token_slice.x
-    return quantizer.input(token_slice.x, token_slice.amax, token_slice.num_multi_caption_tokens)
+    together = token_slice.num_multi_caption_tokens
+    return plan.quantized_input(attributes, token_slice.x, token_slice.amax, together)
