@@ -128,6 +128,7 @@ class KLReplayEngine:
             timing=timing,
             peak_cuda_bytes=peak_cuda_bytes(self._model.device),
             signal=signal,
+            ranges=recording.amax,
         )
 
     def _sweep(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -63,12 +63,14 @@ def record(
     device: torch.device,
     progress: Progress,
     *,
+    ranges: Mapping[str, torch.Tensor] | None = None,
     first_state_only: bool = False,
 ) -> Recording:
-    """Run every batch forward once.
+    """Run every batch forward once; only the scored ones where the ranges of inputs are known.
 
     Args:
         device: where hidden states and predictions are kept.
+        ranges: by linear, where they are known; see ``Recording.amax``.
         first_state_only: keep no hidden state but that before the first layer.
 
     Raises:
@@ -78,9 +80,10 @@ def record(
     amax: dict[str, torch.Tensor] = {}
     batches: list[RecordedBatch] = []
     scored = data.replayed
+    run = scored if ranges else [*scored, *data.unscored]
     with torch.no_grad():
-        for done, batch in enumerate([*scored, *data.unscored]):
-            progress("record", done, len(data.batches))
+        for done, batch in enumerate(run):
+            progress("record", done, len(run))
             states: dict[int, torch.Tensor] = {}
             with layers.watched(partial(_keep, states, device, first_state_only)):
                 inputs, logits = run_watched(model, batch)
@@ -98,7 +101,7 @@ def record(
                 )
     return Recording(
         batches=tuple(batches),
-        amax=amax,
+        amax={name: each.to(model.device) for name, each in (ranges or amax).items()},
         num_multi_caption_tokens=sum(b.num_tokens for b in scored if len(b.rows) > 1),
     )
 
