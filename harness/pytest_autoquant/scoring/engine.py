@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.errors import AutoquantError
@@ -53,6 +53,8 @@ class Measurement:
         signal: linears of whose sensitivity a score of zero says nothing.
         notes: sentences for the reader of the result.
         state: ModelOpt's search state in its safe serialization, if requested.
+        ranges: tensors by linear, ``(in_features,)``: largest |X| over all calibration tokens;
+            empty if the engine does not record it.
     """
 
     engine: str
@@ -63,6 +65,7 @@ class Measurement:
     signal: Signal = field(default_factory=Signal)
     notes: tuple[str, ...] = ()
     state: bytes | None = None
+    ranges: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 def silent_groups(measurement: Measurement) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -120,9 +120,7 @@ class KLReplayEngine:
         started = time.perf_counter()
         reset_peak_cuda_bytes(self._model.device)
         layers, plan = DecoderLayers(self._model), plan_sweep(configs)
-        recording = record(self._model, layers, data, attempt.device, progress)
-        if self._ranges is not None:
-            recording = replace(recording, amax=self._ranges)
+        recording = record(self._model, layers, data, attempt.device, progress, ranges=self._ranges)
         compiled, notes = self._compiled(layers, recording, len(configs), progress)
         recorded = RecordedModel(
             model=self._model,
@@ -146,6 +144,7 @@ class KLReplayEngine:
             peak_cuda_bytes=peak_cuda_bytes(self._model.device),
             signal=signal,
             notes=notes,
+            ranges=recording.amax,
         )
 
     def _compiled(

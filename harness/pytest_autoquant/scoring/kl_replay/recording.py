@@ -66,12 +66,14 @@ def record(
     device: torch.device,
     progress: Progress,
     *,
+    ranges: Mapping[str, torch.Tensor] | None = None,
     first_state_only: bool = False,
 ) -> Recording:
-    """Run every batch forward once.
+    """Run every batch forward once; only the scored ones where the ranges of inputs are known.
 
     Args:
         device: where hidden states and predictions are kept.
+        ranges: by linear, where they are known; see ``Recording.amax``.
         first_state_only: keep no hidden state but that before the first layer.
 
     Raises:
@@ -81,9 +83,10 @@ def record(
     amax: dict[str, torch.Tensor] = {}
     batches: list[RecordedBatch] = []
     scored = data.replayed
+    run = scored if ranges else [*scored, *data.unscored]
     with torch.no_grad():
-        for done, batch in enumerate([*scored, *data.unscored]):
-            progress("record", done, len(data.batches))
+        for done, batch in enumerate(run):
+            progress("record", done, len(run))
             states: dict[int, torch.Tensor] = {}
             with layers.watched(partial(_keep, states, device, first_state_only)):
                 inputs, logits = run_watched(model, model.tensor(batch))
@@ -93,7 +96,7 @@ def record(
                 batches.append(_recorded(batches, model.tensor(batch), states, logits.to(device)))
     return Recording(
         batches=tuple(batches),
-        amax=amax,
+        amax={name: each.to(model.device) for name, each in (ranges or amax).items()},
         num_multi_caption_tokens=sum(b.ids.numel() for b in batches if len(b.ids) > 1),
     )
 

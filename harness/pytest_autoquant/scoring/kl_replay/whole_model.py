@@ -38,6 +38,7 @@ def measure_whole_model(
     configs: Sequence[EffectiveConfig],
     data: CalibrationData,
     progress: Progress,
+    ranges: Mapping[str, torch.Tensor] | None = None,
 ) -> Mapping[str, WholeModelDivergence | Failure]:
     """Measure the divergence of each config, by its digest, on the scored captions.
 
@@ -46,11 +47,12 @@ def measure_whole_model(
 
     Args:
         configs: those that ``quantizers.replay_refusal`` does not refuse.
+        ranges: by linear, where they are known; see ``Measurement.ranges``.
     """
     try:
         return first_that_fits(
             attempts(model.device),
-            lambda attempt: _measure(model, configs, data, attempt, progress),
+            lambda attempt: _measure(model, configs, data, attempt, progress, ranges),
             configs,
             _out_of_memory,
         )
@@ -68,10 +70,13 @@ def _measure(
     data: CalibrationData,
     attempt: Attempt,
     progress: Progress,
+    ranges: Mapping[str, torch.Tensor] | None,
 ) -> dict[str, WholeModelDivergence | Failure]:
     started = time.perf_counter()
     layers, plan = DecoderLayers(model), plan_sweep(configs)
-    recording = record(model, layers, data, attempt.device, progress, first_state_only=True)
+    recording = record(
+        model, layers, data, attempt.device, progress, ranges=ranges, first_state_only=True
+    )
     walk = _Walk(
         model=model, layers=layers, plan=plan, recording=recording, divisor=attempt.divisor
     )

@@ -54,19 +54,30 @@ class WholeModels:
         self, config: EffectiveConfig, measurement: Measurement, data: CalibrationData, method: str
     ) -> WholeModelKL | str:
         """Return the divergence of a config that was scored, or why there is none."""
-        measured, key = self._captions(data), (data.tokens_sha256, config.digest)
-        if key not in self._found:
-            configs = {config.digest: config, **self._waiting.pop(data.tokens_sha256, {})}
-            found = measure_whole_model(
-                self._model(), list(configs.values()), measured, self._progress
-            )
-            self._found |= {(key[0], digest): outcome for digest, outcome in found.items()}
-        outcome = self._found[key]
+        measured = self._captions(data)
+        if _key(config, data, measured) not in self._found:
+            self._measure(config, measurement, data, measured)
+        outcome = self._found[_key(config, data, measured)]
         if isinstance(outcome, Failure):
             return outcome.reason
         if not all(map(math.isfinite, outcome.per_caption)):
             return "the KL divergence of the whole model is not finite"
         return _record(outcome, measurement, measured, method)
+
+    def _measure(
+        self,
+        config: EffectiveConfig,
+        measurement: Measurement,
+        data: CalibrationData,
+        measured: CalibrationData,
+    ) -> None:
+        waiting = {config.digest: config, **self._waiting.pop(data.tokens_sha256, {})}
+        keys = {each.digest: _key(each, data, measured) for each in waiting.values()}
+        configs = [each for digest, each in waiting.items() if keys[digest] not in self._found]
+        found = measure_whole_model(
+            self._model(), configs, measured, self._progress, measurement.ranges
+        )
+        self._found |= {keys[digest]: outcome for digest, outcome in found.items()}
 
     def _captions(self, data: CalibrationData) -> CalibrationData:
         """Return the data with those captions scored that are measured.
@@ -75,6 +86,19 @@ class WholeModels:
         captions are measured as for a check of the scores.
         """
         return data if self._model().device.type == "cuda" else checked_captions(data)
+
+
+def _key(
+    config: EffectiveConfig, data: CalibrationData, measured: CalibrationData
+) -> tuple[str, str]:
+    """Return what equal divergences share: config, and captions.
+
+    Captions that only calibrate matter to static input quantizers alone: of sizes that measure the
+    same captions, one measures all other configs for both.
+    """
+    captions = " ".join(measured.scored_digests)
+    is_calibrated = config.input is not None and config.input.needs_calibration
+    return (data.tokens_sha256 if is_calibrated else captions, config.digest)
 
 
 def _record(
@@ -101,9 +125,9 @@ def _record(
 
 
 def _sums(measurement: Measurement, captions: int) -> list[float] | None:
-    """Return the groups' scores by caption, summed over the groups; None if they are not finite."""
+    """Return the groups' scores by caption, summed over the groups; None if unknown."""
     parts = [group.per_caption for group in measurement.groups if group.per_caption is not None]
-    if len(parts) < len(measurement.groups):
+    if not parts or len(parts) < len(measurement.groups):
         return None
     sums: list[float] = np.sum([part[:captions] for part in parts], axis=0).tolist()
     return sums if all(map(math.isfinite, sums)) else None

@@ -141,6 +141,7 @@ class ReplayEngine:
             timing=timing,
             peak_cuda_bytes=peak_cuda_bytes(self._model.device),
             signal=self._signal(tape),
+            ranges={name: tape.amax[source] for name, source in tape.source.items()},
             notes=_gradient_notes(tape),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from pytest_autoquant.scoring.caption_scores import CaptionScores
 from pytest_autoquant.scoring.engine import Failure, Measurement, Outcomes
@@ -21,6 +22,7 @@ def replay_outcomes(
     timing: Mapping[str, float],
     peak_cuda_bytes: int | None,
     signal: Signal,
+    ranges: Mapping[str, Any],
     notes: tuple[str, ...] = (),
 ) -> Outcomes:
     """Return the outcome of each config of a sweep, by the config's digest.
@@ -28,6 +30,7 @@ def replay_outcomes(
     Args:
         failures: by index of the config.
         timing: seconds by phase, of the whole sweep.
+        ranges: see ``Measurement``.
     """
     return {
         config.digest: failures.get(index)
@@ -38,6 +41,7 @@ def replay_outcomes(
             timing=timing,
             peak_cuda_bytes=peak_cuda_bytes,
             signal=signal,
+            ranges=ranges,
             notes=notes,
         )
         for index, config in enumerate(plan.configs)

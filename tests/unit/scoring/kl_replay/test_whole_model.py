@@ -5,6 +5,8 @@ With ``-s`` the slow test prints the difference of every configuration that runs
     pytest tests/unit/scoring/kl_replay/test_whole_model.py -m slow -s
 """
 
+from dataclasses import replace
+
 import modelopt.torch.quantization as mtq
 import pytest
 import torch
@@ -15,6 +17,7 @@ from pytest_autoquant.scoring.engine import Failure
 from pytest_autoquant.scoring.kl_replay import whole_model
 from pytest_autoquant.scoring.kl_replay.quantized_layer import QuantizedLayer
 from pytest_autoquant.scoring.kl_replay.whole_model import measure_whole_model
+from pytest_autoquant.scoring.replay.engine import ReplayEngine
 from pytest_autoquant.scoring.replay.sweep import SweepPlan
 from torch.nn import functional
 
@@ -164,6 +167,16 @@ def test_model_that_cannot_be_started_between_its_layers_gives_the_reason(data):
         assert found[config.digest].reason == (
             "the decoder cannot be run layer by layer: layer 1 does not return a hidden state alone"
         )
+
+
+def test_known_ranges_calibrate_without_the_captions_that_are_not_scored(model, data, measured):
+    ranges = ReplayEngine(model).score([FP8], data, ignore_progress)[FP8.digest].ranges
+    scored = replace(data, unscored=())
+    alone = measure_whole_model(model, [FP8], scored, ignore_progress)[FP8.digest]
+    known = measure_whole_model(model, [FP8], scored, ignore_progress, ranges)[FP8.digest]
+    expected = captions_of(measured[FP8.digest])
+    assert captions_of(known) == pytest.approx(expected, rel=1e-4)
+    assert captions_of(alone) != pytest.approx(expected, rel=1e-2)
 
 
 def test_fewer_captions_are_the_first_by_digest(model, data, measured):

@@ -1,6 +1,7 @@
 """What a manifest records of a measured whole model, from divergences given by hand."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,7 +24,7 @@ def measure(monkeypatch, measurement, data):
     calls = []
 
     def run(outcome, *, method="gradient", groups=GROUPS, device="cuda"):
-        def measured(model, configs, data, progress):
+        def measured(model, configs, data, progress, ranges):
             calls.append([config.digest for config in configs])
             return {config.digest: outcome for config in configs}
 
@@ -35,7 +36,7 @@ def measure(monkeypatch, measurement, data):
         model = SimpleNamespace(device=torch.device(device))
         models = WholeModels(lambda: model, ignore_progress)
         models.add(data.tokens_sha256, {FP8.digest: FP8, INT8.digest: INT8})
-        result = SimpleNamespace(groups=tuple(scored))
+        result = SimpleNamespace(groups=tuple(scored), ranges={})
         found = [models.measure(config, result, data, method) for config in (INT8, FP8)]
         assert found[0] == found[1]
         return found[0]
@@ -93,3 +94,26 @@ def test_few_captions_are_measured_on_a_cpu(measure, data, monkeypatch):
     found = measure(divergence(3.0, 1.0), device="cpu")
     assert (found.captions, found.tokens) == (2, sum(data.scored_predictions[:2]))
     assert found.ratio == (4.0 + 1.0 + 2.0 + 3.0) / 4.0
+
+
+def test_sizes_that_measure_the_same_captions_share_what_calibration_does_not_change(
+    monkeypatch, data
+):
+    """FP8 inputs are static; those of the other config are not quantized."""
+    calls, unquantized = [], config_of("wint8_afp16")
+
+    def measured(model, configs, data, progress, ranges):
+        calls.append((ranges, [config.digest for config in configs]))
+        return {config.digest: divergence(1.0, 2.0, float(len(calls))) for config in configs}
+
+    monkeypatch.setattr(whole_model_kl, "measure_whole_model", measured)
+    models = WholeModels(lambda: SimpleNamespace(device=torch.device("cuda")), ignore_progress)
+    configs = {each.digest: each for each in (FP8, unquantized)}
+    larger = replace(data, unscored=())
+    found = []
+    for size, ranges in ((data, "first"), (larger, "second")):
+        models.add(size.tokens_sha256, configs)
+        result = SimpleNamespace(groups=(), ranges=ranges)
+        found += [models.measure(each, result, size, "gradient") for each in configs.values()]
+    assert calls == [("first", [*configs]), ("second", [FP8.digest])]
+    assert [round(each.kl * 10) for each in found] == [4, 4, 5, 4]
