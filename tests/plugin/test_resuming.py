@@ -180,7 +180,7 @@ def test_changed_inputs_are_measured_again_and_the_summary_says_which_changed(de
 def test_another_budget_selects_anew_and_measures_nothing(desk):
     resumed = desk.resume("budget", "--aq-effective-bits=6")
     assert resumed.run.status == 0
-    assert "  kept      4  selected anew: bit budget 8 -> 6\n" in resumed.run.output
+    assert "  kept      4  selected anew: bit budget 10 -> 6\n" in resumed.run.output
     assert resumed.summary["kept"] == sorted(map(case_id, CASES))
     assert scores(resumed.root) == scores(desk.root)
     for document in manifests(resumed.root).values():
