@@ -8,9 +8,9 @@ distinct quantizer, and the model runs on with many configs in one batch.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -76,14 +76,23 @@ class KLReplayEngine:
     name = REPLAY
     sweeps = True
 
-    def __init__(self, model: LoadedModel, *, record_device: str = "auto") -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        record_device: str = "auto",
+        ranges: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         """Read the layer groups of a model.
 
         Args:
             record_device: ``cpu`` to keep the recording in host memory, else the model's device.
+            ranges: by linear, ``(in_features,)``: largest |X| of other captions, which calibrate
+                instead of the measured ones; see ``Recording.amax``.
         """
         self._model = model
         self._on_host = record_device == "cpu"
+        self._ranges = ranges
         self._groups = layer_groups(model)
         self._elsewhere = scored_elsewhere(model)
 
@@ -129,6 +138,8 @@ class KLReplayEngine:
         reset_peak_cuda_bytes(self._model.device)
         layers, plan = DecoderLayers(self._model), plan_sweep(configs)
         recording = record(self._model, layers, data, attempt.device, progress)
+        if self._ranges is not None:
+            recording = replace(recording, amax=self._ranges)
         synchronize(self._model.device)
         recorded = time.perf_counter()
         sums = self._sweep(plan, layers, recording, attempt.divisor, progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -46,7 +46,7 @@ class Recording:
     """
 
     batches: tuple[RecordedBatch, ...]
-    amax: dict[str, torch.Tensor]
+    amax: Mapping[str, torch.Tensor]
     num_multi_caption_tokens: int
 
     def zero_inputs(self) -> tuple[str, ...]:
