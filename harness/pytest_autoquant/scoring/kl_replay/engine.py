@@ -88,7 +88,7 @@ class KLReplayEngine:
         Args:
             record_device: ``cpu`` to keep the recording in host memory, else the model's device.
             ranges: by linear, ``(in_features,)``: largest |X| of other captions, which calibrate
-                instead of the measured ones; see ``Recording.amax``.
+                instead of the measured ones; see ``recording.input_ranges``.
         """
         self._model = model
         self._on_host = record_device == "cpu"

@@ -99,6 +99,21 @@ def record(
     )
 
 
+def input_ranges(model: LoadedModel, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
+    """Return the largest |X| per channel of each linear over batches, ``(in_features,)``.
+
+    Raises:
+        NotReplayableError: a linear does not run once on every token.
+    """
+    amax: dict[str, torch.Tensor] = {}
+    with torch.no_grad():
+        for batch in batches:
+            inputs, _ = run_watched(model, batch)
+            for name, x in inputs.items():
+                _widen(amax, name, x)
+    return amax
+
+
 def run_watched(
     model: LoadedModel, batch: Batch, linears: Sequence[str] | None = None
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

@@ -11,7 +11,7 @@ from pytest_autoquant.scoring.engine import Failure
 from pytest_autoquant.scoring.kl_replay import engine
 from pytest_autoquant.scoring.kl_replay.decoder_layers import DecoderLayers
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
-from pytest_autoquant.scoring.kl_replay.recording import record
+from pytest_autoquant.scoring.kl_replay.recording import input_ranges
 
 FP8, INT8 = config_of("wfp8_afp8"), config_of("wint8_aint8")
 
@@ -43,7 +43,7 @@ def test_measurement_describes_the_quantizers_and_the_phases(measured):
 
 
 def test_ranges_of_other_captions_calibrate_instead_of_the_measured_ones(model, data, measured):
-    ranges = record(model, DecoderLayers(model), data, model.device, ignore_progress).amax
+    ranges = input_ranges(model, data.batches)
     scored_only = replace(data, unscored=())
     given, own = (
         scores(
