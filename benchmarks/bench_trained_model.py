@@ -13,17 +13,23 @@ keeps it: a second run measures it for changed inputs only.
 import hashlib
 import json
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from pytest_autoquant.calibration.captions import load_held_out
 from pytest_autoquant.manifests.uncertainty import CaptionSample, group_uncertainties
+from pytest_autoquant.scoring.kl_replay.decoder_layers import DecoderLayers, forward_replaced
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
 from pytest_autoquant.scoring.kl_replay.recording import input_ranges
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
+from pytest_autoquant.scoring.replay.quantizers import ShapedQuantizers
+from pytest_autoquant.scoring.replay.recorder import capture
 from scipy.stats import spearmanr
+from torch.nn import functional
 
 from tests.builders import ignore_progress
 
@@ -182,3 +188,107 @@ def test_error_bars_of_under_rated_groups(runner, scored, divergences):
                 f"{(relative < relative[index]).mean():.0%} of the groups"
             )
         assert np.isfinite(relative).all()
+
+
+class AttentionOutputError(Exception):
+    """Ends a forward pass where o_proj reads; not a failure."""
+
+
+def attention_output(model, data, o_proj, outputs):
+    """Return o_proj's input, ``(tokens, in_features)``, for given outputs of q, k and v."""
+    layers, parts, first = DecoderLayers(model), [], 0
+    layer = layers.index_of(o_proj)
+    width = model.module.config.get_text_config(decoder=True).hidden_size
+
+    def stop(module, args):
+        parts.append(args[0].flatten(0, 1))
+        raise AttentionOutputError
+
+    for batch in data.replayed:
+        ids, rows = model.tensor(batch), slice(first, first + batch.num_tokens)
+        first = rows.stop
+        state = torch.zeros(*ids.shape, width, device=ids.device, dtype=model.module.dtype)
+        with ExitStack() as stack:
+            stack.enter_context(layers.started_at(layer, state, alone=True))
+            for name, output in outputs.items():
+                shaped = output[rows].reshape(*ids.shape, -1)
+                linear = model.module.get_submodule(name)
+                stack.enter_context(forward_replaced(linear, partial(lambda y, x: y, shaped)))
+            hook = model.module.get_submodule(o_proj).register_forward_pre_hook(stop)
+            stack.callback(hook.remove)
+            stack.enter_context(pytest.raises(AttentionOutputError))
+            model.module(input_ids=ids, use_cache=False)
+    return torch.cat(parts)
+
+
+def output_changes(model, tape, members, config):
+    """Return quantized and plain outputs of each member, ``(tokens, out_features)``."""
+    found = {}
+    for name in members:
+        linear, source = model.module.get_submodule(name), tape.source[name]
+        x, weight = tape.inputs[source], linear.weight
+        plain = functional.linear(x, weight, linear.bias)
+        if config.input is not None:
+            together = tape.num_multi_caption_tokens
+            x = ShapedQuantizers(config.input).input(x, tape.amax[source], together)
+        if config.weight is not None:
+            weight = ShapedQuantizers(config.weight).weight(weight)
+        found[name] = functional.linear(x, weight, linear.bias), plain
+    return found
+
+
+def squares(pairs, lengths):
+    """Return the score by what is summed before it is squared.
+
+    Args:
+        pairs: of gradient, ``(tokens, draws, channels)``, and change, ``(tokens, channels)``.
+    """
+    products = [gradient * change[:, None] for gradient, change in pairs]
+    tokens = [product.sum(-1) for product in products]
+    captions = torch.stack([part.sum(0) for part in sum(tokens).split(lengths)])
+    draws = tokens[0].shape[1]
+    return {
+        "element": sum(float(product.square().sum()) for product in products) / draws,
+        "token": sum(float(token.square().sum()) for token in tokens) / draws,
+        "caption": float(captions.square().sum()) / draws,
+        "first order": abs(float(captions.sum())) / draws,
+    }
+
+
+def variants_of(model, data, tape, gradients, members, config):
+    """Return a group's scores; ``at o_proj`` are those of the attention's output, for q/k/v."""
+    outputs, lengths = output_changes(model, tape, members, config), tape.caption_lengths
+    pairs = [(gradients[name], found - plain) for name, (found, plain) in outputs.items()]
+    scores = squares(pairs, lengths)
+    at_output = scores
+    if members[0].endswith("q_proj"):
+        o_proj = members[0].replace("q_proj", "o_proj")
+        found = attention_output(model, data, o_proj, {n: y for n, (y, _) in outputs.items()})
+        pulled = gradients[o_proj] @ model.module.get_submodule(o_proj).weight
+        at_output = squares([(pulled, found - tape.inputs[o_proj])], lengths)
+    return scores | {f"{name}, q/k/v at o_proj": score for name, score in at_output.items()}
+
+
+def test_variants_of_the_score(runner, cases, sizes, scored, divergences):
+    """Prints how each variant ranks: whose words, and what is summed before it is squared."""
+    model = runner.model
+    print("\n| words | squared per | case | size | all | " + " | ".join(KINDS.values()) + " |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for size in sizes:
+        data = runner.data(size)
+        for words, draws in (("the captions'", 0), ("drawn once", 1), ("drawn twice", 2)):
+            tape = capture(model, data, model.device, ignore_progress, draws)
+            gradients = {n: g if draws else g[:, None] for n, g in tape.gradients.items()}
+            for name, config in cases.items():
+                groups = scored["gradient", size, name]
+                with torch.no_grad():
+                    rows = [
+                        variants_of(model, data, tape, gradients, group.modules, config)
+                        for group in groups
+                    ]
+                for variant in rows[0]:
+                    scores = np.array([row[variant] for row in rows])
+                    found = rank_correlations(groups, scores, divergences[size, name])
+                    figures = " | ".join(f"{value:.3f}" for value in found.values())
+                    print(f"| {words} | {variant} | {name} | {size} | {figures} |")
+                    assert np.isfinite(scores).all()
