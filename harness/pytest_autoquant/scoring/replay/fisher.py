@@ -2,7 +2,7 @@
 
 For words drawn from the model's predictions, the mean of (change of their loss)^2 is to second
 order twice the KL divergence (Martens, *New Insights and Perspectives on the Natural Gradient
-Method*, 2020, section 5). To first order the loss changes by the product of gradient and output
+Method*, JMLR 2020). To first order the loss changes by the product of gradient and output
 change, summed over channels and tokens. ModelOpt's ``gradient`` squares each channel of each token
 for itself and takes the captions' words.
 
