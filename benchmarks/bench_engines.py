@@ -59,6 +59,22 @@ def test_replay_sweep(benchmark, runner, configs, size, seconds, tape_device):
     )
 
 
+def test_cost_of_fisher(runner, configs, size):
+    """Prints the seconds of both methods of the replay engine, over all configs."""
+    data, chosen = runner.data(size), [config for _, config in configs.values()]
+    found = {}
+    for method in ("gradient", "fisher", "gradient", "fisher"):  # the first ones warm up
+        outcomes = ReplayEngine(runner.model, method=method).score(chosen, data, ignore_progress)
+        assert all(isinstance(outcome, Measurement) for outcome in outcomes.values())
+        found[method] = next(iter(outcomes.values())).timing
+    print(f"\n{len(chosen)} configs, {data.scored_tokens} scored tokens:")
+    for method, timing in found.items():
+        print(
+            f"{method}: capture {timing['capture']:.2f} s, sweep {timing['sweep']:.2f} s, together "
+            f"{sum(timing.values()) / sum(found['gradient'].values()):.2f} of gradient's time"
+        )
+
+
 def model_gibibytes(runner):
     return sum(p.nbytes for p in runner.model.module.parameters()) / 2**30
 

@@ -1,6 +1,7 @@
 """An unrelated pytest run imports next to nothing of the plugin."""
 
 import json
+import re
 
 import pytest
 
@@ -29,7 +30,7 @@ def seen(project):
     """Run an inner pytest; return what each of its processes had at its end."""
     project.makeconftest(GUARD)
     ini = project.path / "pytest.ini"
-    ini.write_text(ini.read_text().replace("aq_check_scores = false\n", ""))  # not unrelated
+    ini.write_text(re.sub(r"^aq_.*\n", "", ini.read_text(), flags=re.M))  # not unrelated
 
     def run(test, *arguments):
         path = project.makepyfile(test_unrelated=test)

@@ -16,7 +16,7 @@ from pytest_autoquant.text import unknown
 #: Name that selects every scheme.
 ALL_SCHEMES = "all"
 
-METHODS = ("gradient", "kl_div")
+METHODS = ("gradient", "kl_div", "fisher")
 
 
 class CaseParameter(Protocol):

@@ -65,6 +65,12 @@ CONTRADICTIONS = (
         "replay does not run; give --aq-engine auto or modelopt",
     ),
     Rule(
+        is_broken=lambda s: s.method == "fisher" and (s.engine == "modelopt" or s.save_state),
+        message="--aq-method fisher (or its ini option) is scored by replay, and neither "
+        "--aq-engine modelopt nor --aq-save-state replays; leave them out, or give --aq-method "
+        "gradient",
+    ),
+    Rule(
         is_broken=lambda s: s.export and not s.schemes,
         message="--aq-export (or its ini option) exports schemes; name them with --aq-schemes",
     ),
@@ -88,13 +94,13 @@ NEEDS = (
     ),
     Need(
         options=("tape_dir",),
-        is_met=lambda s: s.engine != "modelopt" and s.method == "gradient",
+        is_met=lambda s: s.engine != "modelopt" and s.method != "kl_div",
         message="has no effect where no tape is captured (--aq-engine modelopt or --aq-method "
         "kl_div)",
     ),
     Need(
         options=("check_scores",),
-        is_met=lambda s: s.method == "gradient" and s.engine != "modelopt" and not s.save_state,
+        is_met=lambda s: s.method != "kl_div" and s.engine != "modelopt" and not s.save_state,
         message="has no effect where scores are measured (--aq-method kl_div) or stock AutoQuant "
         "scores (--aq-engine modelopt, --aq-save-state)",
     ),

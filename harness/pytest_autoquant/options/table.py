@@ -148,7 +148,7 @@ OPTIONS: tuple[Option, ...] = (
         name="method",
         kind=choice(*METHODS),
         default="gradient",
-        help="AutoQuant's sensitivity method",
+        help="AutoQuant's sensitivity method, or fisher: as cheap as gradient, closer to kl_div",
     ),
     Option(
         name="engine",

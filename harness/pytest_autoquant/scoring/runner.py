@@ -433,7 +433,7 @@ class MeasurementRunner:
         try:
             outcomes = engine.score(list(configs.values()), self.data(size), self._progress)
         except NotReplayableError as error:
-            if self._settings.engine == "replay":
+            if self._has_to_replay:
                 raise
             self._unreplayable[size] = str(error)
             self._score(size, config, ())  # stock AutoQuant takes one case at a time
@@ -458,7 +458,7 @@ class MeasurementRunner:
         self, case: Case, config: EffectiveConfig, measurement: Measurement
     ) -> ScoreCheck | str | None:
         """Return the check of a case's scores, or why there is none; None by ``kl_div``."""
-        if case.method != "gradient":
+        if case.method == "kl_div":
             return None
         reason = not_checked(
             self._settings.check_scores, self.source, case.size, measurement.engine
@@ -485,13 +485,23 @@ class MeasurementRunner:
         device = self._settings.tape_device
         if self._settings.method == "kl_div":
             return KLReplayEngine(self.model, record_device=device)
-        return ReplayEngine(self.model, tape_device=device, tape_folder=self._settings.tape_dir)
+        return ReplayEngine(
+            self.model,
+            method=self._settings.method,
+            tape_device=device,
+            tape_folder=self._settings.tape_dir,
+        )
+
+    @property
+    def _has_to_replay(self) -> bool:
+        return self._settings.engine == "replay" or self._settings.method == "fisher"
 
     def _choose(self, config: EffectiveConfig, size: str) -> ChosenEngine:
         """Choose the engine for a config on a size.
 
         Raises:
-            MeasurementError: ``--aq-engine replay`` for what only stock AutoQuant can score.
+            MeasurementError: ``--aq-engine replay`` or ``--aq-method fisher`` for what only stock
+                AutoQuant can score.
         """
         if self._settings.engine == "modelopt":
             return ChosenEngine(engine=self._stock, reason="asked for with --aq-engine")
@@ -499,8 +509,9 @@ class MeasurementRunner:
         if refusal is None:
             reason = "scores every config of a size in one sweep"
             return ChosenEngine(engine=self._replay, reason=reason)
-        if self._settings.engine == "replay":
-            raise MeasurementError(f"--aq-engine replay cannot score this case: {refusal}")
+        if self._has_to_replay:
+            option = "engine replay" if self._settings.engine == "replay" else "method fisher"
+            raise MeasurementError(f"--aq-{option} cannot score this case: {refusal}")
         reason = f"the replay engine cannot score this case: {refusal}"
         return ChosenEngine(engine=self._stock, reason=reason)
 

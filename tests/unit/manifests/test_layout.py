@@ -73,7 +73,7 @@ def test_every_case_of_the_grid_has_a_folder_of_its_own():
         for method in METHODS
         for case in cases(load_vocabulary(), SIZES, model="toy", method=method)
     ]
-    assert len({path.parent for path in paths}) == len(paths) == 2 * 3 * 24 * 10
+    assert len({path.parent for path in paths}) == len(paths) == 3 * 3 * 24 * 10
 
 
 @pytest.mark.parametrize("values", [{}, {"method": "kl_div"}, {"size": "large"}])

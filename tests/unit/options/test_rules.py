@@ -11,6 +11,10 @@ CONTRADICTORY = (
     ({"structure_only": True, "gpu_only": True}, "--aq-structure-only and --aq-gpu-only"),
     ({"publish": True, "report_dir": "out"}, "--aq-publish and --aq-report-dir"),
     ({"engine": "replay", "save_state": True}, "--aq-save-state saves the search state"),
+    (
+        {"method": "fisher", "engine": "modelopt"},
+        "--aq-method fisher (or its ini option) is scored",
+    ),
     ({"export": True}, "--aq-export (or its ini option) exports schemes"),
     ({"replace_export": True}, "--aq-replace-export (or its ini option) has no effect without"),
 )

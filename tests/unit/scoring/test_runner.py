@@ -327,11 +327,12 @@ def test_engine_is_chosen_by_option_and_config(stock_only, options, name, engine
     bench = bench_of(conf=stock_only, **options)
     assert bench.runner.fingerprint(bench.case(name)).engine == engine
     if refusal is not None:
-        forced = bench_of(conf=stock_only, engine="replay")
-        with pytest.raises(MeasurementError) as caught:
-            forced.runner.measure(forced.case(name))
-        assert str(caught.value).startswith("--aq-engine replay cannot score this case: ")
-        assert refusal in str(caught.value)
+        for option, value in (("engine", "replay"), ("method", "fisher")):
+            forced = bench_of(conf=stock_only, **{option: value})
+            with pytest.raises(MeasurementError) as caught:
+                forced.runner.measure(forced.case(name))
+            assert str(caught.value).startswith(f"--aq-{option} {value} cannot score this case: ")
+            assert refusal in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -339,6 +340,7 @@ def test_engine_is_chosen_by_option_and_config(stock_only, options, name, engine
     [
         ({"engine": "modelopt"}, "modelopt", "asked for with --aq-engine"),
         ({"method": "kl_div"}, "replay", SWEEP_REASON),
+        ({"method": "fisher"}, "replay", SWEEP_REASON),
         (
             {"method": "kl_div", "engine": "modelopt"},
             "modelopt",

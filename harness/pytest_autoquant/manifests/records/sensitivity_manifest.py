@@ -36,7 +36,7 @@ _LARGEST_LAYER = 2**63
 CaseStatus = Literal["measured", "alias", "failed"]
 
 #: AutoQuant's scoring methods.
-Method = Literal["gradient", "kl_div"]
+Method = Literal["gradient", "kl_div", "fisher"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,10 +22,10 @@ class WholeModelKL:
         standard_error: of ``kl``, over captions; None for a single caption.
         interaction_ratio: by ``kl_div`` the sum of the groups' divergences on the same captions,
             divided by ``kl``: 1 where damages add up, less where they reinforce each other, more
-            where they cancel. None by ``gradient``, and where ``kl`` is zero.
-        score_per_kl: by ``gradient`` the sum of the groups' scores on the same captions, divided
-            by ``kl``. Its unit is not 1: it compares configurations, and no value of it says that
-            damages add up. None by ``kl_div``, and where ``kl`` is zero.
+            where they cancel. None by the other methods, and where ``kl`` is zero.
+        score_per_kl: by ``gradient`` and ``fisher`` the sum of the groups' scores on the same
+            captions, divided by ``kl``. Its unit is not 1: it compares configurations, and no value
+            of it says that damages add up. None by ``kl_div``, and where ``kl`` is zero.
         ratio_standard_error: of whichever ratio there is, over captions.
         caption_kl: the divergence by caption in nats, not divided by tokens; see ``packed_scores``.
         seconds: what measuring took, for all configurations that were measured together.

@@ -14,8 +14,7 @@ from pytest_autoquant.reports.markdown.check_report import check_section, checke
 from pytest_autoquant.reports.markdown.elements import (
     ERROR_BARS_MEAN,
     GROUPS_MEAN,
-    KL_SCORE_MEANS,
-    SCORE_MEANS,
+    METHOD_MEANS,
     WHOLE_MEANS,
     bits,
     code,
@@ -174,7 +173,7 @@ def layer_report_markdown(manifest: Manifest, case: CaseResult) -> str:
         f"# Layer sensitivity: {code(case.pair)}, {code(case.granularity)}, {text(case.size)}",
         *filter(None, [text(_caution(case))]),
         _facts(manifest, case),
-        KL_SCORE_MEANS if case.method == "kl_div" else SCORE_MEANS,
+        METHOD_MEANS[manifest.case.method],
         *_whole(case),
         *_notes(manifest),
         "## Selection",

@@ -52,6 +52,20 @@ WHOLE_MEANS = (
     "measured KL."
 )
 
+FISHER_SCORE_MEANS = (
+    "A score is the squared change of the loss of words drawn from the model's own predictions, to "
+    "first order, summed over a layer group that is quantized alone and divided by the number of "
+    "scored tokens. Half of it estimates the KL divergence in nats per token. It ranks groups and "
+    "compares configurations of one model on the same captions; it is not an accuracy."
+)
+
+#: What a score means, by method.
+METHOD_MEANS = {
+    "gradient": SCORE_MEANS,
+    "kl_div": KL_SCORE_MEANS,
+    "fisher": FISHER_SCORE_MEANS,
+}
+
 RANDOM_WEIGHTS = "random weights: nothing here holds for a trained model"
 
 INFEASIBLE_MEANS = (

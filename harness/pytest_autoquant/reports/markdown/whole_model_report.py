@@ -69,7 +69,9 @@ class MeasuredOrder:
     @property
     def sentence(self) -> str:
         """Whether the two agree, and where they disagree most."""
-        where = f"{self.model}, {self.size}" + ("" if self.method == "gradient" else ", kl_div")
+        where = f"{self.model}, {self.size}" + (
+            "" if self.method == "gradient" else f", {self.method}"
+        )
         both = (
             f"{counted(self.pairs, 'pair')} of cases that both tell apart beyond their error bars"
         )

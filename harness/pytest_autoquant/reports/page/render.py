@@ -21,8 +21,8 @@ from pytest_autoquant.reports.markdown.comparison_report import kl_drift_shown
 from pytest_autoquant.reports.markdown.elements import (
     ALIGNED_MEANS,
     GROUPS_MEAN,
-    KL_SCORE_MEANS,
     LOST_MEANS,
+    METHOD_MEANS,
     SHARES_MEAN,
     STABILITY_MEANS,
     WHOLE_MEANS,
@@ -116,7 +116,7 @@ def render_page(model: ReportModel, comparison: RunComparison | None = None) -> 
         data={**_fields(shown), "charts": {name: specification(name) for name in CHARTS}},
         lost_means=LOST_MEANS,
         infeasible_means=infeasible_note(results.cases.values()),
-        kl_score_means=KL_SCORE_MEANS if _uses_kl(results) else "",
+        method_means=_other_meanings(results),
         groups_mean=GROUPS_MEAN,
         shares_mean=SHARES_MEAN,
         stability_means=STABILITY_MEANS,
@@ -195,5 +195,7 @@ def _place(found: SchemeManifest) -> tuple[str, str]:
     return found.model.name, found.dataset.size
 
 
-def _uses_kl(results: SessionResults) -> bool:
-    return any(case.method == "kl_div" for case in results.cases.values())
+def _other_meanings(results: SessionResults) -> dict[str, str]:
+    """Return what a score means by each method but the default one, which the page starts with."""
+    used = {case.method for case in results.cases.values()} - {"gradient"}
+    return {method: means for method, means in METHOD_MEANS.items() if method in used}

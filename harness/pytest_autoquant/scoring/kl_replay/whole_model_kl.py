@@ -117,7 +117,7 @@ def _record(
         kl=kl / tokens,
         standard_error=error,
         interaction_ratio=ratio if method == "kl_div" else None,
-        score_per_kl=ratio if method == "gradient" else None,
+        score_per_kl=None if method == "kl_div" else ratio,
         ratio_standard_error=ratio_error,
         caption_kl=pack_scores(found.per_caption),
         seconds=found.seconds,

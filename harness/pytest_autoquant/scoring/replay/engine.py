@@ -27,11 +27,18 @@ from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.caption_scores import CaptionScores
 from pytest_autoquant.scoring.engine import Outcomes
 from pytest_autoquant.scoring.progress import Progress
+from pytest_autoquant.scoring.replay.fisher import DRAWS, LossChangeScorer
 from pytest_autoquant.scoring.replay.memory import first_that_fits
 from pytest_autoquant.scoring.replay.outcomes import REPLAY, replay_outcomes
 from pytest_autoquant.scoring.replay.quantizers import replay_refusal
 from pytest_autoquant.scoring.replay.recorder import capture
-from pytest_autoquant.scoring.replay.sweep import SweepPlan, SweepResult, plan_sweep, sweep_slice
+from pytest_autoquant.scoring.replay.sweep import (
+    SweepPlan,
+    SweepResult,
+    output_change_scorer,
+    plan_sweep,
+    sweep_slice,
+)
 from pytest_autoquant.scoring.replay.tape import (
     Tape,
     choose_device,
@@ -63,15 +70,23 @@ class ReplayEngine:
     sweeps = True
 
     def __init__(
-        self, model: LoadedModel, *, tape_device: str = "auto", tape_folder: Path | None = None
+        self,
+        model: LoadedModel,
+        *,
+        method: str = "gradient",
+        tape_device: str = "auto",
+        tape_folder: Path | None = None,
     ) -> None:
         """Read the layer groups of a model.
 
         Args:
+            method: ``gradient``, ModelOpt's formula, or ``fisher``; see ``fisher``.
             tape_device: see ``tape.choose_device``.
             tape_folder: where tapes are kept for later runs; None to keep none.
         """
         self._model = model
+        self._is_fisher = method == "fisher"
+        self._draws = DRAWS if self._is_fisher else 0
         self._tape_device = tape_device
         self._tape_folder = tape_folder
         self._groups = layer_groups(model)
@@ -96,7 +111,7 @@ class ReplayEngine:
             MeasurementError: the stored tape cannot be used; see ``tape.load_tape``.
             WriteError: the tape cannot be stored.
         """
-        device = choose_device(self._tape_device, self._model, data)
+        device = choose_device(self._tape_device, self._model, data, self._draws)
         attempts = (
             _Attempt(tape_device=device, max_tokens=None),
             _Attempt(tape_device=device, max_tokens=FEWER_TOKENS),
@@ -110,7 +125,7 @@ class ReplayEngine:
         )
 
     def _out_of_memory(self, data: CalibrationData, reason: str) -> MeasurementError:
-        gibibytes = estimate_bytes(self._model, data) / 2**30
+        gibibytes = estimate_bytes(self._model, data, self._draws) / 2**30
         return MeasurementError(
             f"out of memory with the tape (up to {gibibytes:.1f} GiB) in host memory and "
             f"{FEWER_TOKENS} tokens at a time: {reason}; use fewer captions (--aq-score-size) or "
@@ -142,20 +157,20 @@ class ReplayEngine:
             peak_cuda_bytes=peak_cuda_bytes(self._model.device),
             signal=self._signal(tape),
             ranges={name: tape.amax[source] for name, source in tape.source.items()},
-            notes=_gradient_notes(tape),
+            notes=(*_draw_notes(tape), *_gradient_notes(tape)),
         )
 
     def _tape(self, data: CalibrationData, device: torch.device, progress: Progress) -> Tape:
         """Return the tape of a size, from the tape folder if it holds it, else captured."""
         if self._tape_folder is None:
-            return capture(self._model, data, device, progress)
-        fingerprint = tape_fingerprint(self._model, data)
+            return capture(self._model, data, device, progress, self._draws)
+        fingerprint = tape_fingerprint(self._model, data, self._draws)
         name = f"{self._model.record.name}-{data.captions.size}-{fingerprint.digest}"
         path = self._tape_folder / f"{name}.tape.safetensors"
         if path.exists():
             pinned = self._model.device.type == "cuda" and device.type == "cpu"
             return load_tape(path, fingerprint, device, pinned=pinned)
-        tape = capture(self._model, data, device, progress)
+        tape = capture(self._model, data, device, progress, self._draws)
         save_tape(tape, path)
         return tape
 
@@ -165,10 +180,11 @@ class ReplayEngine:
         result, total = SweepResult(), count_token_slices(tape, max_tokens)
         linears = [linear.name for linear in self._model.linears]
         slices = token_slices(tape, linears, self._model.device, max_tokens)
+        scorer_of = LossChangeScorer if self._is_fisher else output_change_scorer
         with torch.no_grad():
             for done, token_slice in enumerate(slices):
                 progress("sweep", done, total)
-                sweep_slice(plan, token_slice, self._model.module, result)
+                sweep_slice(plan, token_slice, self._model.module, result, scorer_of)
         return result
 
     def _signal(self, tape: Tape) -> Signal:
@@ -180,6 +196,13 @@ class ReplayEngine:
 
     def _in_module_order(self, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(linear.name for linear in self._model.linears if linear.name in names)
+
+
+def _draw_notes(tape: Tape) -> tuple[str, ...]:
+    draws = tape.fingerprint.draws
+    if not draws:
+        return ()
+    return (f"next words were drawn from the model's predictions {draws} times per caption",)
 
 
 def _gradient_notes(tape: Tape) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ import torch
 from pytest_autoquant.calibration.batches import Batch, CalibrationData
 from pytest_autoquant.errors import NotReplayableError
 from pytest_autoquant.models.device import synchronize
+from pytest_autoquant.models.drawn_words import drawn_words
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.next_token import next_token_logits, next_token_loss
 from pytest_autoquant.scoring.progress import Progress
@@ -25,7 +26,11 @@ from pytest_autoquant.text import counted
 
 
 def capture(
-    model: LoadedModel, data: CalibrationData, device: torch.device, progress: Progress
+    model: LoadedModel,
+    data: CalibrationData,
+    device: torch.device,
+    progress: Progress,
+    draws: int = 0,
 ) -> Tape:
     """Run every batch forward, the scored ones also backward, and record a tape.
 
@@ -33,12 +38,14 @@ def capture(
 
     Args:
         device: where the tape is kept; host memory is pinned when the model is on CUDA.
+        draws: how often the words of the loss are drawn from the model's predictions, with a
+            backward pass each; 0 for the captions' own words.
 
     Raises:
         NotReplayableError: a linear of the language model never runs, runs several times per
             forward pass, sees only some of the tokens, or shares its input on some batches only.
     """
-    recording = _Recording(num_tokens=_num_tokens(data.scored), device=device)
+    recording = _Recording(num_tokens=_num_tokens(data.scored), device=device, draws=draws)
     offset, total = 0, len(data.batches)
     for done, batch in enumerate(data.replayed):
         progress("capture", done, total)
@@ -53,7 +60,7 @@ def capture(
     largest = largest_magnitudes(recording.gradients.tensors)
     ranges = largest_magnitudes(recording.amax)
     return Tape(
-        fingerprint=tape_fingerprint(model, data),
+        fingerprint=tape_fingerprint(model, data, draws),
         source=recording.source,
         inputs=recording.inputs.tensors,
         amax=recording.amax,
@@ -67,32 +74,40 @@ def capture(
 
 
 class _TokenBuffers:
-    """Preallocated ``(tokens, width)`` tensors by linear, filled batch by batch."""
+    """Preallocated ``(tokens, width)`` tensors by linear, filled batch by batch.
 
-    def __init__(self, num_tokens: int, device: torch.device) -> None:
-        self._num_tokens = num_tokens
+    Attributes:
+        draw: which of several draws is written; the tensors are ``(tokens, draws, width)`` then.
+    """
+
+    def __init__(self, num_tokens: int, device: torch.device, draws: int = 0) -> None:
+        self._lead = (num_tokens, draws) if draws else (num_tokens,)
         self._device = device
+        self.draw: int | None = None
         self.tensors: dict[str, torch.Tensor] = {}
 
     def write(self, name: str, rows: slice, values: torch.Tensor) -> None:
         """Copy values of shape ``(captions, tokens, width)`` to some rows of a linear's buffer."""
         if name not in self.tensors:
             self.tensors[name] = torch.empty(
-                (self._num_tokens, values.shape[-1]),
+                (*self._lead, values.shape[-1]),
                 dtype=values.dtype,
                 device=self._device,
                 pin_memory=self._device.type == "cpu" and values.is_cuda,
             )
         flat = values.detach().reshape(-1, values.shape[-1])
-        self.tensors[name][rows].copy_(flat, non_blocking=True)
+        written = self.tensors[name][rows]
+        written = written if self.draw is None else written[:, self.draw]
+        written.copy_(flat, non_blocking=True)
 
 
 class _Recording:
     """What the hooks recorded over all batches so far; see ``Tape`` for the fields."""
 
-    def __init__(self, *, num_tokens: int, device: torch.device) -> None:
+    def __init__(self, *, num_tokens: int, device: torch.device, draws: int) -> None:
+        self.draws = draws
         self.inputs = _TokenBuffers(num_tokens, device)
-        self.gradients = _TokenBuffers(num_tokens, device)
+        self.gradients = _TokenBuffers(num_tokens, device, draws)
         self.amax: dict[str, torch.Tensor] = {}
         self.source: dict[str, str] = {}
 
@@ -195,10 +210,17 @@ def _hooked(model: LoadedModel, batch_pass: _BatchPass) -> Iterator[None]:
 
 def _run_scored(model: LoadedModel, batch: Batch, batch_pass: _BatchPass) -> None:
     """Run a batch forward and backward, from the loss to the embedding's output."""
-    ids = model.tensor(batch)
+    ids, recording = model.tensor(batch), batch_pass.recording
     with _hooked(model, batch_pass), torch.enable_grad():
-        loss = next_token_loss(next_token_logits(model.module, ids), ids)
-        torch.autograd.grad(loss, [batch_pass.embedded])
+        logits = next_token_logits(model.module, ids)
+        if not recording.draws:
+            torch.autograd.grad(next_token_loss(logits, ids), [batch_pass.embedded])
+            return
+        for draw, words in enumerate(drawn_words(logits, batch, recording.draws)):
+            recording.gradients.draw = draw
+            loss = next_token_loss(logits, torch.cat([ids[:, :1], words], dim=1))
+            is_last = draw + 1 == recording.draws
+            torch.autograd.grad(loss, [batch_pass.embedded], retain_graph=not is_last)
 
 
 def _run_unscored(model: LoadedModel, batch: Batch, batch_pass: _BatchPass) -> None:

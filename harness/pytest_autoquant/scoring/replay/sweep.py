@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn import functional
@@ -123,7 +123,8 @@ class SweepResult:
     """Scores so far.
 
     Attributes:
-        scores: by linear, ``(configs, captions)`` on the device, captions in the tape's order.
+        scores: by linear, ``(configs, captions)`` on the device, captions in the tape's order; or
+            loss changes, ``(configs, captions, draws)``, which are squared by group.
         failures: by index of the config; a config that failed is not scored any further.
     """
 
@@ -141,12 +142,40 @@ class SweepResult:
         Args:
             groups: the members of each group.
         """
-        return torch.stack(
-            [torch.stack([self.scores[name] for name in members]).sum(0) for members in groups]
-        )
+        sums = (torch.stack([self.scores[name] for name in members]).sum(0) for members in groups)
+        return torch.stack([each.square().mean(-1) if each.dim() == 3 else each for each in sums])
 
 
-def sweep_slice(plan: SweepPlan, token_slice: TokenSlice, module: Any, result: SweepResult) -> None:
+class Scorer(Protocol):
+    """Scores many quantized versions of one linear; see ``score_kernel.LinearScorer``."""
+
+    def add(self, version: int, x: torch.Tensor, weight: torch.Tensor) -> None: ...
+
+    def per_caption(self) -> torch.Tensor: ...
+
+
+#: Returns the scorer of a linear, by its name, for a number of versions.
+ScorerOf = Callable[[str, Any, TokenSlice, int], Scorer]
+
+
+def output_change_scorer(name: str, linear: Any, token_slice: TokenSlice, versions: int) -> Scorer:
+    """Return the scorer of ``gradient``, ModelOpt's formula."""
+    return LinearScorer(
+        functional.linear(token_slice.x, linear.weight, linear.bias),
+        token_slice.gradients[name],
+        linear.bias,
+        versions=versions,
+        caption_lengths=token_slice.caption_lengths,
+    )
+
+
+def sweep_slice(
+    plan: SweepPlan,
+    token_slice: TokenSlice,
+    module: Any,
+    result: SweepResult,
+    scorer_of: ScorerOf = output_change_scorer,
+) -> None:
     """Score every config on the linears that read one input.
 
     Args:
@@ -156,16 +185,9 @@ def sweep_slice(plan: SweepPlan, token_slice: TokenSlice, module: Any, result: S
         torch.OutOfMemoryError: any other error is one config's failure.
     """
     quantized_input = cache(partial(_quantized_input, plan, token_slice))
-    for name, gradient in token_slice.gradients.items():
+    for name in token_slice.gradients:
         linear = module.get_submodule(name)
-        plain = functional.linear(token_slice.x, linear.weight, linear.bias)
-        scorer = LinearScorer(
-            plain,
-            gradient,
-            linear.bias,
-            versions=len(plan.configs),
-            caption_lengths=token_slice.caption_lengths,
-        )
+        scorer = scorer_of(name, linear, token_slice, len(plan.configs))
         for attributes, products in plan.products.items():
             quantized_weight = partial(plan.quantized_weight, attributes, linear.weight)
             _score_products(scorer, products, quantized_input, quantized_weight, result.failures)
@@ -173,7 +195,7 @@ def sweep_slice(plan: SweepPlan, token_slice: TokenSlice, module: Any, result: S
 
 
 def _score_products(
-    scorer: LinearScorer,
+    scorer: Scorer,
     products: Sequence[WantedProduct],
     quantized_input: Callable[[Attributes], torch.Tensor],
     quantized_weight: Callable[[], torch.Tensor],

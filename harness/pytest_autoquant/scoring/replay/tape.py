@@ -33,6 +33,8 @@ class TapeFingerprint:
         model: digest of the model's weights.
         captions: sha256 over the captions.
         tokens: sha256 over the token ids, batch by batch.
+        draws: how often the words of the loss were drawn from the model's predictions; 0 for the
+            captions' own words.
     """
 
     format: int
@@ -42,6 +44,7 @@ class TapeFingerprint:
     tokens: str
     batch_size: int
     num_scored: int
+    draws: int
     torch: str
     transformers: str
 
@@ -60,7 +63,8 @@ class Tape:
         source: by linear, the linear whose input it shares; its own name if it shares none.
         inputs: by source, ``(tokens, in_features)``.
         amax: by source, ``(in_features,)``: largest |X| over all calibration tokens.
-        gradients: by linear, ``(tokens, out_features)``.
+        gradients: by linear, ``(tokens, out_features)``; of several draws ``(tokens, draws,
+            out_features)``.
         num_multi_caption_tokens: number of tokens from batches of several captions. They come
             first; the other tokens are from batches of one caption. On CUDA, ModelOpt quantizes
             the two kinds with different code (``quantizers.ShapedQuantizers.input``).
@@ -94,7 +98,7 @@ def largest_magnitudes(tensors: Mapping[str, torch.Tensor]) -> dict[str, float]:
     return dict(zip(tensors, torch.stack(largest).tolist(), strict=True))
 
 
-def tape_fingerprint(model: LoadedModel, data: CalibrationData) -> TapeFingerprint:
+def tape_fingerprint(model: LoadedModel, data: CalibrationData, draws: int = 0) -> TapeFingerprint:
     """Return the fingerprint of the tape that ``recorder.capture`` would make."""
     import transformers
 
@@ -107,20 +111,24 @@ def tape_fingerprint(model: LoadedModel, data: CalibrationData) -> TapeFingerpri
         tokens=hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
         batch_size=data.batch_size,
         num_scored=sum(len(batch.rows) for batch in data.scored),
+        draws=draws,
         torch=torch.__version__,
         transformers=transformers.__version__,
     )
 
 
-def estimate_bytes(model: LoadedModel, data: CalibrationData) -> int:
+def estimate_bytes(model: LoadedModel, data: CalibrationData, draws: int = 0) -> int:
     """Return an upper bound of the tape's size in bytes: its size if no input were shared."""
+    gradients = max(draws, 1)
     tokens = sum(batch.num_tokens for batch in data.scored)
-    width = sum(linear.in_features + linear.out_features for linear in model.linears)
+    width = sum(each.in_features + gradients * each.out_features for each in model.linears)
     itemsize: int = next(model.module.parameters()).element_size()
     return tokens * width * itemsize
 
 
-def choose_device(requested: str, model: LoadedModel, data: CalibrationData) -> torch.device:
+def choose_device(
+    requested: str, model: LoadedModel, data: CalibrationData, draws: int = 0
+) -> torch.device:
     """Return the device that holds the tape.
 
     Args:
@@ -132,7 +140,7 @@ def choose_device(requested: str, model: LoadedModel, data: CalibrationData) -> 
     if requested == "cuda":
         return model.device
     free, _ = torch.cuda.mem_get_info(model.device)
-    return model.device if estimate_bytes(model, data) < free // 2 else torch.device("cpu")
+    return model.device if estimate_bytes(model, data, draws) < free // 2 else torch.device("cpu")
 
 
 def check_folder(folder: Path) -> None:

@@ -21,7 +21,7 @@ class TokenSlice:
             captions; see ``Tape``.
         caption_lengths: ``(captions,)``: number of tokens of each caption of the tape that are in
             the slice, in the order of the tokens.
-        gradients: by linear, in module order, ``(tokens, out_features)``.
+        gradients: by linear, in module order; see ``Tape``.
     """
 
     x: torch.Tensor

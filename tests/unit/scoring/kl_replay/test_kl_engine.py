@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from pytest_autoquant.scoring.kl_replay import quantized_group
 from pytest_autoquant.scoring.kl_replay.decoder_layers import DecoderLayers
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
 from pytest_autoquant.scoring.kl_replay.quantized_group import QuantizedGroup
+from pytest_autoquant.scoring.kl_replay.recording import input_ranges
 
 FP8, INT8 = config_of("wfp8_afp8"), config_of("wint8_aint8")
 
@@ -40,6 +42,21 @@ def test_measurement_describes_the_quantizers_and_the_phases(measured):
     assert measurement.quantizers["weight_quantizer"].startswith("8 bit fake")
     assert list(measurement.timing) == ["record", "sweep"]
     assert all(score > 0 for score in scores(measurement))
+
+
+def test_ranges_of_other_captions_calibrate_instead_of_the_measured_ones(model, data, measured):
+    ranges = input_ranges(model, data.batches)
+    scored_only = replace(data, unscored=())
+    given, own = (
+        scores(
+            KLReplayEngine(model, ranges=each).score([INT8], scored_only, ignore_progress)[
+                INT8.digest
+            ]
+        )
+        for each in (ranges, None)
+    )
+    assert given == scores(measured[INT8.digest])
+    assert own != given
 
 
 def test_divergence_does_not_depend_on_how_many_versions_run_at_a_time(

@@ -1,0 +1,111 @@
+"""The ``fisher`` score: how far a quantized output changes the loss of the model's own words.
+
+For words drawn from the model's predictions, the mean of (change of their loss)^2 is to second
+order twice the KL divergence (Martens, *New Insights and Perspectives on the Natural Gradient
+Method*, JMLR 2020). To first order the loss changes by the product of gradient and output
+change, summed over channels and tokens. ModelOpt's ``gradient`` squares each channel of each token
+for itself and takes the captions' words.
+
+The words of one token are drawn independently of another's, so squaring each token's product for
+itself leaves out only what a change of one token does to the predictions of later ones together
+with another token's change. That is small but for q/k/v: attention adds up their changes over the
+tokens of a caption, or takes the difference (a change that all keys share changes nothing). Where
+there are samples enough for it, they are squared per caption, the members together, which leaves
+out nothing but has the noise of one number per caption and draw.
+
+With weight W, its change dW, input X and its change dX, the product of gradient G and output change
+is (G dW) (X + dX) + (G W) dX, summed over input channels: one matrix product per distinct weight
+quantizer, and none per configuration.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+
+from pytest_autoquant.scoring.replay.token_slices import TokenSlice
+
+#: How often words are drawn for each caption.
+DRAWS = 2
+
+#: Captions times draws from which on q/k/v are squared per caption: the noise of a group's score
+#: is about the root of 2 / 256, 9%, there.
+_ENOUGH_SAMPLES = 256
+
+_ATTENTION_INPUT = re.compile(r"(^|\.)(q|k|v|qkv)_proj$")
+
+
+class LossChangeScorer:
+    """Scores many quantized versions of one linear; used like ``score_kernel.LinearScorer``.
+
+    Versions with one weight come one after the other, and an input is one tensor for all of them.
+
+    Args:
+        name: of the linear; it decides what is squared.
+        linear: the unquantized linear.
+        token_slice: with gradients ``(tokens, draws, out_features)``.
+        versions: number of versions.
+    """
+
+    def __init__(self, name: str, linear: Any, token_slice: TokenSlice, versions: int) -> None:
+        self._weight, self._x = linear.weight, token_slice.x
+        self._gradient = token_slice.gradients[name]
+        self._caption_lengths = token_slice.caption_lengths
+        self._pulled_change: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._input_parts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        tokens, draws, _ = self._gradient.shape
+        has_enough = len(self._caption_lengths) * draws >= _ENOUGH_SAMPLES
+        self._is_squared_later = has_enough and _ATTENTION_INPUT.search(name) is not None
+        self._changes = torch.zeros(
+            (versions, tokens, draws), dtype=torch.float64, device=self._x.device
+        )
+
+    def add(self, version: int, x: torch.Tensor, weight: torch.Tensor) -> None:
+        """Score one version; a version that is never added scores 0.
+
+        Args:
+            x: quantized input, ``(tokens, in_features)``.
+            weight: quantized weight, ``(out_features, in_features)``.
+        """
+        if self._pulled_change is None or self._pulled_change[0] is not weight:
+            self._pulled_change = weight, self._pulled(weight - self._weight)
+        change = _dot(self._pulled_change[1], x).double()
+        self._changes[version] = change if x is self._x else change + self._input_part(x)
+
+    def per_caption(self) -> torch.Tensor:
+        """Return the scores, ``(versions, captions)`` in float64, on the device.
+
+        For q/k/v of many captions the loss changes, ``(versions, captions, draws)``, to be added up
+        over the members of the group before they are squared.
+        """
+        if self._is_squared_later:
+            return self._summed(self._changes)
+        return self._summed(self._changes.square()).mean(-1)
+
+    def _input_part(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the change of the input contributes, ``(tokens, draws)``."""
+        if id(x) not in self._input_parts:  # the tensor is kept, so that no other takes its id
+            part = _dot(self._pulled(self._weight), x - self._x).double()
+            self._input_parts[id(x)] = x, part
+        return self._input_parts[id(x)][1]
+
+    def _pulled(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the gradient with respect to the input, ``(tokens, draws, in_features)``."""
+        return (self._gradient.flatten(0, 1) @ weight).unflatten(0, self._gradient.shape[:2])
+
+    def _summed(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum ``(versions, tokens, draws)`` over the tokens of each caption."""
+        by_token = values.transpose(0, 1).contiguous()
+        lengths = self._caption_lengths
+        return torch.segment_reduce(
+            by_token, "sum", lengths=lengths, axis=0, unsafe=True
+        ).transpose(0, 1)
+
+
+def _dot(pulled: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Multiply ``(tokens, draws, in_features)`` with ``(tokens, in_features)``; sum channels."""
+    if x.is_cuda:
+        return torch.bmm(pulled, x[:, :, None]).squeeze(-1)
+    return (pulled * x[:, None]).sum(-1)  # on a CPU, bmm of such small matrices takes twice as long
