@@ -70,7 +70,7 @@ def test_replay_equals_stock(model, stock):
 def test_replay_equals_stock_for_every_combination_that_runs_here(
     model, stock, aq_runner, pytestconfig
 ):
-    score_size = 4 if model.device.type == "cuda" else 1
+    score_size = 2 if model.device.type == "cuda" else 1
     data, distinct = calibration_of(model, score_size=score_size), {}
     for combination in plan_of(pytestconfig).combinations:
         if aq_runner.support(combination).is_supported:
