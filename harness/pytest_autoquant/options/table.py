@@ -168,8 +168,8 @@ OPTIONS: tuple[Option, ...] = (
         kind=FLAG,
         is_automatic=True,
         help="measure each configuration's KL divergence with every layer group quantized beside "
-        "the sum of the scores, on up to 16 captions on a CPU; by default wherever scores are "
-        "replayed",
+        "the sum of the scores, on all scored captions; by default wherever scores are replayed, "
+        "on up to 16 of them",
     ),
     Option(
         name="tape_device",

@@ -131,7 +131,9 @@ class MeasurementRunner:
         self._checks = ScoreChecks(
             lambda: KLReplayEngine(self.model, record_device=settings.tape_device), progress
         )
-        self._whole_models = WholeModels(lambda: self.model, progress)
+        self._whole_models = WholeModels(
+            lambda: self.model, progress, all_captions=settings.whole_model_kl is True
+        )
 
     def assign(self, assignment: Assignment) -> None:
         """Set which cases the run selected and which of them this worker measures together."""

@@ -23,13 +23,15 @@ class Reference:
     """The unquantized predictions of one batch.
 
     Args:
-        logits: ``(captions, tokens, vocabulary)``; every token's are compared.
+        logits: ``(captions, tokens, vocabulary)``.
+        lengths: ``(captions,)``: of how many tokens, the first ones, the predictions are compared.
     """
 
-    def __init__(self, logits: torch.Tensor) -> None:
+    def __init__(self, logits: torch.Tensor, *, lengths: torch.Tensor) -> None:
         self._logits = logits.contiguous()
         self._captions, self._tokens, self._vocabulary = logits.shape
         self._log_sum: torch.Tensor | None = None
+        self._is_compared = torch.arange(self._tokens) < lengths.cpu()[:, None]
 
     @property
     def bytes_per_token(self) -> int:
@@ -50,7 +52,8 @@ class Reference:
         versions = logits.reshape(-1, *self._logits.shape)
         plain = self._logits.float()
         probability = plain.softmax(-1)
-        return torch.stack([_divergence(v.float(), plain, probability) for v in versions])
+        found = [_divergence(version.float(), plain, probability) for version in versions]
+        return self._by_caption(torch.stack(found))
 
     def _on_cuda(self, logits: torch.Tensor) -> torch.Tensor:
         device, logits = logits.device, logits.contiguous()
@@ -68,17 +71,23 @@ class Reference:
             self._vocabulary,
             BLOCK=_CUDA_BLOCK,
         )
-        return divergences.view(-1, self._captions, self._tokens).sum(-1, dtype=torch.float64)
+        return self._by_caption(divergences.view(-1, self._captions, self._tokens))
+
+    def _by_caption(self, divergences: torch.Tensor) -> torch.Tensor:
+        """Sum ``(versions, captions, tokens)`` over the tokens that are compared."""
+        if self._is_compared.device != divergences.device:
+            self._is_compared = self._is_compared.to(divergences.device)
+        return divergences.where(self._is_compared, 0.0).sum(-1, dtype=torch.float64)
 
 
 def _divergence(
     logits: torch.Tensor, plain: torch.Tensor, probability: torch.Tensor
 ) -> torch.Tensor:
-    """Return the divergence of each caption; all arguments ``(captions, tokens, vocabulary)``."""
+    """Return ``(captions, tokens)``; all arguments are ``(captions, tokens, vocabulary)``."""
     change = logits.sub(plain)
     change -= (probability * change).sum(-1, keepdim=True)
     excess = change.expm1().sub_(change).mul_(probability).sum(-1)
-    return excess.log1p().sum(-1, dtype=torch.float64)
+    return excess.log1p()
 
 
 @lru_cache(maxsize=1)

@@ -159,7 +159,7 @@ class QuantizedGroup:
 
     def _quantized_input(self, plan: SweepPlan, name: str, attributes: Attributes) -> torch.Tensor:
         x, amax = self._inputs[name], self._recording.amax[name]
-        return plan.quantized_input(attributes, x, amax, self._recording.num_multi_caption_tokens)
+        return plan.quantized_input(attributes, x, amax, self._recording.num_tokens)
 
     def _versions_at_a_time(self, batch: RecordedBatch) -> int:
         size: int = batch.ids.numel() * batch.reference.bytes_per_token

@@ -47,26 +47,25 @@ class QuantizedLayer:
         }
 
     @contextmanager
-    def answering(self, part: slice, *, several: bool) -> Iterator[None]:
+    def answering(self, part: slice) -> Iterator[None]:
         """Let the linears answer for some versions, ``(versions x captions, tokens, features)``.
 
         Args:
             part: which versions of the block.
-            several: whether the batch holds several captions; see ``ShapedQuantizers.input``.
         """
         versions, read = self._block[part], _LastInput()
         with ExitStack() as stack:
             for name, linear in self._linears.items():
-                answer = partial(self._answer, name, versions, read, several)
+                answer = partial(self._answer, name, versions, read)
                 stack.enter_context(forward_replaced(linear, answer))
             yield
 
     def _answer(
-        self, name: str, versions: Sequence[Version], read: _LastInput, several: bool, x: Any
+        self, name: str, versions: Sequence[Version], read: _LastInput, x: Any
     ) -> torch.Tensor:
         if not read.is_same(x, self._amax[name]):
             rows = x.reshape(len(versions), -1, x.shape[-1])
-            quantized = self._quantized_inputs(name, versions, rows, several)
+            quantized = self._quantized_inputs(name, versions, rows)
             read.keep(x, self._amax[name], quantized)
         linear, rows, start = self._linears[name], read.quantized, 0
         output = x.new_empty((*rows.shape[:-1], len(linear.weight)))
@@ -80,7 +79,7 @@ class QuantizedLayer:
         return output.reshape(*x.shape[:-1], -1)
 
     def _quantized_inputs(
-        self, name: str, versions: Sequence[Version], rows: torch.Tensor, several: bool
+        self, name: str, versions: Sequence[Version], rows: torch.Tensor
     ) -> torch.Tensor:
         """Quantize what a linear reads in each version, ``(versions, tokens, in_features)``."""
         places: dict[Attributes, list[int]] = {}
@@ -90,16 +89,13 @@ class QuantizedLayer:
             return rows
         quantized = torch.empty_like(rows)
         for attributes, which in places.items():
-            quantized[which] = self._input(name, attributes, rows[which], several)
+            quantized[which] = self._input(name, attributes, rows[which])
         return quantized
 
-    def _input(
-        self, name: str, attributes: Attributes, rows: torch.Tensor, several: bool
-    ) -> torch.Tensor:
+    def _input(self, name: str, attributes: Attributes, rows: torch.Tensor) -> torch.Tensor:
         tokens = rows.flatten(0, 1)
-        together = len(tokens) if several else 0
         try:
-            found = self._plan.quantized_input(attributes, tokens, self._amax[name], together)
+            found = self._plan.quantized_input(attributes, tokens, self._amax[name], len(tokens))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:

@@ -18,12 +18,17 @@ from pytest_autoquant.scoring.kl_replay.divergence import Reference
 from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.replay.tape import largest_magnitudes
 
+#: Most tokens of padding for each token of a caption.
+_MOST_PADDING = 1 / 8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedBatch:
-    """A scored batch as the unquantized model saw it, without the last token of each caption.
+    """Scored captions as the unquantized model saw them, without the last token of each.
 
-    The last token predicts nothing, and no other token attends to it.
+    The last token predicts nothing, and no other token attends to it. For the same reason captions
+    of different lengths share a batch here: what pads the shorter ones on the right changes nothing
+    before it, has part in no range, and its predictions are not compared.
 
     Attributes:
         ids: ``(captions, tokens)``, on the model's device.
@@ -41,17 +46,20 @@ class RecordedBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """All scored batches, those of several captions first, and the ranges of all inputs.
+    """All scored captions, in the order of ``CalibrationData.replayed``, and the ranges of inputs.
 
     Attributes:
         amax: by linear, ``(in_features,)``: largest |X| over all calibration tokens.
-        num_multi_caption_tokens: number of tokens, the first ones, from batches of several
-            captions; see ``replay.tape.Tape``.
     """
 
     batches: tuple[RecordedBatch, ...]
     amax: Mapping[str, torch.Tensor]
-    num_multi_caption_tokens: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens of all batches."""
+        stop: int = self.batches[-1].rows.stop
+        return stop
 
     def zero_inputs(self) -> tuple[str, ...]:
         """Return the linears whose inputs are zero for every calibration token."""
@@ -81,7 +89,7 @@ def record(
             run once on every token.
     """
     amax: dict[str, torch.Tensor] = {}
-    batches: list[RecordedBatch] = []
+    seen: list[_Seen] = []
     scored = data.replayed
     run = scored if ranges else [*scored, *data.unscored]
     with torch.no_grad():
@@ -93,27 +101,70 @@ def record(
             for name, x in inputs.items():
                 _widen(amax, name, x)
             if done < len(scored):
-                batches.append(_recorded(batches, model.tensor(batch), states, logits.to(device)))
+                states = {index: state[:, :-1] for index, state in states.items()}
+                ids = model.tensor(batch)[:, :-1]
+                seen.append(_Seen(ids=ids, states=states, logits=logits[:, :-1].to(device)))
     return Recording(
-        batches=tuple(batches),
+        batches=tuple(_batches(seen)),
         amax={name: each.to(model.device) for name, each in (ranges or amax).items()},
-        num_multi_caption_tokens=sum(b.ids.numel() for b in batches if len(b.ids) > 1),
     )
 
 
-def _recorded(
-    before: Sequence[RecordedBatch],
-    ids: torch.Tensor,
-    states: Mapping[int, torch.Tensor],
-    logits: torch.Tensor,
-) -> RecordedBatch:
-    start, ids = before[-1].rows.stop if before else 0, ids[:, :-1]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Seen:
+    """What one forward pass showed of captions of one length, without their last tokens."""
+
+    ids: torch.Tensor
+    states: Mapping[int, torch.Tensor]
+    logits: torch.Tensor
+
+
+def _batches(seen: Sequence[_Seen]) -> Iterator[RecordedBatch]:
+    """Put captions that follow each other and are about as long into one batch.
+
+    Every batch costs a forward pass per layer group, however few tokens it has.
+    """
+    start, waiting = 0, list(seen)
+    while waiting:
+        count = _about_as_long([each.ids for each in waiting])
+        batch = _padded(waiting[:count], start)
+        yield batch
+        start, waiting = batch.rows.stop, waiting[count:]
+
+
+def _about_as_long(ids: Sequence[torch.Tensor]) -> int:
+    """Return how many of the first batches one batch can hold with little padding."""
+    tokens = captions = longest = 0
+    for count, each in enumerate(ids):
+        tokens, captions = tokens + each.numel(), captions + len(each)
+        longest = max(longest, each.shape[1])
+        if captions * longest > tokens * (1 + _MOST_PADDING):
+            return count
+    return len(ids)
+
+
+def _padded(parts: Sequence[_Seen], start: int) -> RecordedBatch:
+    """Join captions; the shorter ones repeat their last token."""
+    longest = max(each.ids.shape[1] for each in parts)
+    ids = torch.cat([_to_length(each.ids, longest) for each in parts])
+    lengths = torch.cat([torch.full((len(each.ids),), each.ids.shape[1]) for each in parts])
     return RecordedBatch(
         ids=ids,
         rows=slice(start, start + ids.numel()),
-        states=tuple(state[:, :-1] for state in states.values()),
-        reference=Reference(logits[:, :-1]),
+        states=tuple(
+            torch.cat([_to_length(each.states[index], longest) for each in parts])
+            for index in parts[0].states
+        ),
+        reference=Reference(
+            torch.cat([_to_length(each.logits, longest) for each in parts]), lengths=lengths
+        ),
     )
+
+
+def _to_length(values: torch.Tensor, length: int) -> torch.Tensor:
+    """Repeat the last of ``(captions, tokens, ...)`` up to a number of tokens."""
+    missing = length - values.shape[1]
+    return torch.cat([values, *[values[:, -1:]] * missing], dim=1) if missing else values
 
 
 def input_ranges(model: LoadedModel, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:

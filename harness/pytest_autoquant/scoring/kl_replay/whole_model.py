@@ -28,7 +28,7 @@ from pytest_autoquant.scoring.replay.sweep import SweepPlan, Version, plan_sweep
 
 #: Most bytes of a layer's quantized weights, of the hidden states of a block of configs, and of
 #: what one forward pass makes.
-_WEIGHT_BYTES = 1 << 30
+_WEIGHT_BYTES = 3 << 30
 _STATE_BYTES = 1 << 30
 _OUTPUT_BYTES = 1 << 30
 
@@ -207,11 +207,10 @@ class _Walk:
         """Run one layer of some versions, and what the model does around it."""
         before = states[part].flatten(0, 1)
         ids = recorded.ids.repeat(len(states[part]), 1)
-        several = len(recorded.ids) > 1
         is_last = index == len(self.layers) - 1
         with (
             self.layers.started_at(index, before, alone=not is_last),
-            layer.answering(part, several=several),
+            layer.answering(part),
         ):
             logits: torch.Tensor = self.model.module(input_ids=ids, use_cache=False).logits
         return logits

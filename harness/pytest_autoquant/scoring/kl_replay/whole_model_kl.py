@@ -38,10 +38,15 @@ class WholeModels:
 
     Args:
         model: returns the model, which is used when the first config is asked for.
+        all_captions: whether all scored captions are measured, not only as many as are taken to
+            check scores: a forward pass per config takes about as long as its scores.
     """
 
-    def __init__(self, model: Callable[[], LoadedModel], progress: Progress) -> None:
+    def __init__(
+        self, model: Callable[[], LoadedModel], progress: Progress, *, all_captions: bool
+    ) -> None:
         self._model = model
+        self._all_captions = all_captions
         self._progress = progress
         self._waiting: dict[str, dict[str, EffectiveConfig]] = {}
         self._found: dict[tuple[str, str], WholeModelDivergence | Failure] = {}
@@ -54,7 +59,7 @@ class WholeModels:
         self, config: EffectiveConfig, measurement: Measurement, data: CalibrationData, method: str
     ) -> WholeModelKL | str:
         """Return the divergence of a config that was scored, or why there is none."""
-        measured = self._captions(data)
+        measured = data if self._all_captions else checked_captions(data)
         if _key(config, data, measured) not in self._found:
             self._measure(config, measurement, data, measured)
         outcome = self._found[_key(config, data, measured)]
@@ -78,14 +83,6 @@ class WholeModels:
             self._model(), configs, measured, self._progress, measurement.ranges
         )
         self._found |= {keys[digest]: outcome for digest, outcome in found.items()}
-
-    def _captions(self, data: CalibrationData) -> CalibrationData:
-        """Return the data with those captions scored that are measured.
-
-        On a CPU, a forward pass per config takes about as long as its scores; there, as few
-        captions are measured as for a check of the scores.
-        """
-        return data if self._model().device.type == "cuda" else checked_captions(data)
 
 
 def _key(

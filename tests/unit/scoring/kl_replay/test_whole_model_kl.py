@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from builders import config_of, ignore_progress
 from pytest_autoquant.manifests.records.packed_scores import unpack_scores
 from pytest_autoquant.scoring.engine import Failure, GroupScore, WholeModelDivergence
@@ -23,7 +22,7 @@ def measure(monkeypatch, measurement, data):
     """Record divergences by caption; returns the record and what was measured together."""
     calls = []
 
-    def run(outcome, *, method="gradient", groups=GROUPS, device="cuda"):
+    def run(outcome, *, method="gradient", groups=GROUPS, all_captions=True):
         def measured(model, configs, data, progress, ranges):
             calls.append([config.digest for config in configs])
             return {config.digest: outcome for config in configs}
@@ -33,8 +32,7 @@ def measure(monkeypatch, measurement, data):
             GroupScore(modules=(str(i),), score=sum(p), quantized=True, per_caption=p)
             for i, p in enumerate(groups)
         ]
-        model = SimpleNamespace(device=torch.device(device))
-        models = WholeModels(lambda: model, ignore_progress)
+        models = WholeModels(lambda: None, ignore_progress, all_captions=all_captions)
         models.add(data.tokens_sha256, {FP8.digest: FP8, INT8.digest: INT8})
         result = SimpleNamespace(groups=tuple(scored), ranges={})
         found = [models.measure(config, result, data, method) for config in (INT8, FP8)]
@@ -89,9 +87,9 @@ def test_ratio_is_unknown_without_a_divergence_or_a_finite_score(measure):
     assert found.standard_error is not None
 
 
-def test_few_captions_are_measured_on_a_cpu(measure, data, monkeypatch):
+def test_few_captions_are_measured_unless_all_are_asked_for(measure, data, monkeypatch):
     monkeypatch.setattr(whole_model_kl, "checked_captions", lambda data: data.scoring_first(2))
-    found = measure(divergence(3.0, 1.0), device="cpu")
+    found = measure(divergence(3.0, 1.0), all_captions=False)
     assert (found.captions, found.tokens) == (2, sum(data.scored_predictions[:2]))
     assert found.ratio == (4.0 + 1.0 + 2.0 + 3.0) / 4.0
 
@@ -107,7 +105,7 @@ def test_sizes_that_measure_the_same_captions_share_what_calibration_does_not_ch
         return {config.digest: divergence(1.0, 2.0, float(len(calls))) for config in configs}
 
     monkeypatch.setattr(whole_model_kl, "measure_whole_model", measured)
-    models = WholeModels(lambda: SimpleNamespace(device=torch.device("cuda")), ignore_progress)
+    models = WholeModels(lambda: None, ignore_progress, all_captions=True)
     configs = {each.digest: each for each in (FP8, unquantized)}
     larger = replace(data, unscored=())
     found = []
