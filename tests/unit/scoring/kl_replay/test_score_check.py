@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 import pytest
-from builders import calibration_of, config_of, ignore_progress, load_tiny
+from builders import calibration_of, config_of, ignore_progress
 from pytest_autoquant.errors import NotReplayableError
 from pytest_autoquant.models.registry import find_model
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
@@ -17,11 +17,6 @@ from pytest_autoquant.scoring.replay.engine import ReplayEngine
 from scipy.stats import spearmanr
 
 FP8, INT8 = config_of("wfp8_afp8"), config_of("wint8_aint8")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return load_tiny()
 
 
 @pytest.fixture(scope="module")
