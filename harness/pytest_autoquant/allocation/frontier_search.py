@@ -63,7 +63,7 @@ def search_frontier(
     """Measure selections until the fewest bits within a limit are found.
 
     Args:
-        groups: scores and bits of the candidates; one group or more can take one.
+        groups: scores and bits of the candidates; one group or more can store fewer than 16.
         limit: the largest measured damage that passes. Without any quantization it is 0.
         measure: returns the damage of a selection; one that is not finite does not pass.
     """

@@ -127,8 +127,8 @@ def allocate(scheme: Scheme, groups: Sequence[ScoredGroup]) -> Allocation:
         groups: scores and bits of the scheme's candidates, without the unquantized one.
 
     Raises:
-        UsageError: no group can take a candidate, or the candidates cannot reach the budget; the
-            message names what can be reached.
+        UsageError: no group can take a candidate, the candidates cannot reach the budget (the
+            message names what can be reached), or save no bits where the fewest are asked for.
     """
     if not any(group.takeable for group in groups):
         names = " or ".join(scheme.candidates)
@@ -136,7 +136,7 @@ def allocate(scheme: Scheme, groups: Sequence[ScoredGroup]) -> Allocation:
     if scheme.measure == "effective_bits":
         return allocation_of(groups, _chosen_within_bits(scheme, groups))
     if scheme.measure == "max_kl":
-        return allocation_of(groups, _fewest_bits(groups))
+        return allocation_of(groups, _fewest_bits(scheme, groups))
     able = [i for i, group in enumerate(groups) if group.takeable]
     ascending = sorted(able, key=lambda i: (groups[i].scores[0], i))
     if scheme.measure == "fraction_of_groups":
@@ -182,7 +182,13 @@ def _chosen_within_bits(scheme: Scheme, groups: Sequence[ScoredGroup]) -> list[i
     return [g.candidate(i) for g, i in zip(groups, selection.chosen, strict=True)]
 
 
-def _fewest_bits(groups: Sequence[ScoredGroup]) -> list[int | None]:
+def _fewest_bits(scheme: Scheme, groups: Sequence[ScoredGroup]) -> list[int | None]:
+    if not any(group.bits[i] < UNQUANTIZED_BITS for group in groups for i in group.takeable):
+        raise UsageError(
+            f"scheme {scheme.name!r}: max_kl asks for the fewest bits, and no layer group stores "
+            f"fewer than 16 per weight with {' or '.join(scheme.candidates)}; give a candidate "
+            "that quantizes weights"
+        )
     return [group.candidate(group.with_unquantized().smallest) for group in groups]
 
 

@@ -61,7 +61,11 @@ def read_earlier(
 
 
 def _lacks(manifest: Manifest, checked: bool, whole: bool) -> bool:
-    """Whether a manifest lacks what could have been measured beside the scores."""
+    """Whether a manifest lacks what could have been measured beside the scores.
+
+    Scores by ``kl_div`` are measured themselves, and need no check.
+    """
+    checked = checked and manifest.case.method != "kl_div"
     lacks = (checked and manifest.score_check is None) or (whole and manifest.whole_model is None)
     return lacks and manifest.run_config.engine == "replay"
 

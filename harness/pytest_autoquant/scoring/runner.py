@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -128,9 +128,9 @@ class MeasurementRunner:
         self._tokens: dict[str, str] = {}
         # By the digests of the token ids and of the config.
         self._outcomes: dict[tuple[str, str], Measurement | Failure] = {}
-        self._checks = ScoreChecks(
-            lambda: KLReplayEngine(self.model, record_device=settings.tape_device), progress
-        )
+        # What sweeps scored, by the digests of the token ids and of the config.
+        self._swept: dict[str, dict[str, EffectiveConfig]] = {}
+        self._checks = ScoreChecks(self._kl_replay, progress)
         self._whole_models = WholeModels(
             lambda: self.model, progress, all_captions=settings.whole_model_kl is True
         )
@@ -442,9 +442,8 @@ class MeasurementRunner:
             return
         for digest, outcome in outcomes.items():
             self._outcomes[self._tokens[size], digest] = outcome
-        if engine.sweeps:
-            self._checks.add(self._tokens[size], configs)
-            self._whole_models.add(self._tokens[size], configs)
+            if engine.sweeps and isinstance(outcome, Measurement):
+                self._swept.setdefault(self._tokens[size], {})[digest] = configs[digest]
 
     def _can_join(self, config: EffectiveConfig, engine: Engine) -> bool:
         is_supported = self.configurations.config_support(config).is_supported
@@ -465,7 +464,11 @@ class MeasurementRunner:
         reason = not_checked(
             self._settings.check_scores, self.source, case.size, measurement.engine
         )
-        return reason or self._checks.check(config, measurement.groups, self.data(case.size))
+        if reason is not None:
+            return reason
+        return self._checks.check(
+            config, measurement, self.data(case.size), self._swept_with(case.size)
+        )
 
     def _whole_model(
         self, case: Case, config: EffectiveConfig, measurement: Measurement
@@ -473,8 +476,17 @@ class MeasurementRunner:
         """Return the divergence with every group quantized, or why there is none."""
         wanted = self._settings.whole_model_kl is not False
         reason = not_measured(wanted, measurement.engine)
-        data = self.data(case.size)
-        return reason or self._whole_models.measure(config, measurement, data, case.method)
+        if reason is not None:
+            return reason
+        data, together = self.data(case.size), self._swept_with(case.size)
+        return self._whole_models.measure(config, measurement, data, case.method, together)
+
+    def _swept_with(self, size: str) -> Mapping[str, EffectiveConfig]:
+        """Return the configs, by digest, that sweeps scored on the captions of a size."""
+        return self._swept.get(self._tokens[size], {})
+
+    def _kl_replay(self, ranges: Mapping[str, torch.Tensor] | None = None) -> KLReplayEngine:
+        return KLReplayEngine(self.model, record_device=self._settings.tape_device, ranges=ranges)
 
     @cached_property
     def _stock(self) -> StockEngine:
@@ -486,7 +498,7 @@ class MeasurementRunner:
     def _replay(self) -> Engine:
         device = self._settings.tape_device
         if self._settings.method == "kl_div":
-            return KLReplayEngine(self.model, record_device=device)
+            return self._kl_replay()
         return ReplayEngine(
             self.model,
             method=self._settings.method,

@@ -199,6 +199,14 @@ def test_group_keeps_to_the_candidates_that_it_can_take():
         allocate(replace(both, amount=16.0), groups[2:])
 
 
+def test_fewest_bits_need_a_candidate_that_stores_fewer_than_16():
+    """Of a pair that quantizes activations only, every selection stores 16 bits."""
+    groups, rule = [group(1.0, 2.0, bits=(16.0, 8.0))], scheme("max_kl", 0.1, ("a", "b"))
+    assert allocate(rule, groups).chosen == (1,)
+    with pytest.raises(UsageError, match="no layer group stores fewer than 16 per weight with a;"):
+        allocate(replace(rule, candidates=("a",)), [group(1.0, bits=(16.0,))])
+
+
 def test_unquantized_is_the_last_candidate_and_scores_zero():
     added = group(3.0, 5.0).with_unquantized()
     assert (added.scores, added.bits) == ((3.0, 5.0, 0.0), (8.0, 4.125, 16.0))

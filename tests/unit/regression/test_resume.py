@@ -119,3 +119,14 @@ def test_case_that_lacks_what_is_asked_for_is_measured_again(
         assert list(read_earlier(tmp_path, [case], **asked).fingerprints) == kept
     write_case(tmp_path, measured(changed(manifest, "run_config", engine="replay")))
     assert list(read_earlier(tmp_path, [case], **asked).fingerprints) == [case.case_id]
+
+
+def test_check_that_kl_div_does_not_need_is_not_missed(tmp_path, case, manifest):
+    """The ini file may ask for checks of what the command line measures by ``kl_div``."""
+    scheme = replace(manifest.scheme, auto_quantize_method="kl_div")
+    manifest = replace(changed(manifest, "run_config", engine="replay"), scheme=scheme)
+    case = replace(case, method="kl_div")
+    record = replace(manifest.case, method="kl_div", case_id=case.case_id)
+    write_case(tmp_path, replace(manifest, case=record))
+    earlier = read_earlier(tmp_path, [case], checked=True)
+    assert list(earlier.fingerprints) == [case.case_id]

@@ -69,9 +69,9 @@ def results(manifests):
             "the factor compares configurations and does not tell whether damages add up.",
         ),
         (
-            {"interaction_ratio": 0.875},
-            "The groups' divergences add up to 0.875 times that: 1 where damages add up, less "
-            "where they reinforce each other, more where they cancel.",
+            {"interaction_ratio": 1.25},
+            "It is 1.25 times the sum of the groups' divergences: 1 where damages add up, more "
+            "where they reinforce each other, less where they cancel.",
         ),
         ({}, ""),
     ],

@@ -20,9 +20,10 @@ class WholeModelKL:
         tokens: next-token predictions of these captions.
         kl: in nats per token.
         standard_error: of ``kl``, over captions; None for a single caption.
-        interaction_ratio: by ``kl_div`` the sum of the groups' divergences on the same captions,
-            divided by ``kl``: 1 where damages add up, less where they reinforce each other, more
-            where they cancel. None by the other methods, and where ``kl`` is zero.
+        interaction_ratio: by ``kl_div`` this divergence / the sum of the groups' divergences on the
+            same captions, as in ``InteractionRecord``. 1 if damages add up; above 1 they reinforce
+            each other, below 1 they cancel in part. None by the other methods, and where the sum is
+            zero.
         score_per_kl: by ``gradient`` and ``fisher`` the sum of the groups' scores on the same
             captions, divided by ``kl``. Its unit is not 1: it compares configurations, and no value
             of it says that damages add up. None by ``kl_div``, and where ``kl`` is zero.
@@ -41,8 +42,3 @@ class WholeModelKL:
     ratio_standard_error: float | None = None
     caption_kl: str
     seconds: float
-
-    @property
-    def ratio(self) -> float | None:
-        """The sum of the scores divided by ``kl``, whatever the method; None if it is not known."""
-        return self.score_per_kl if self.interaction_ratio is None else self.interaction_ratio

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -33,19 +34,23 @@ def whole_sentence(case: CaseResult) -> str:
 def _ratio_sentence(case: CaseResult) -> str:
     """Say what the sum of the scores is to the measured divergence; the unit decides the words."""
     whole = case.whole
-    if whole is None or whole.ratio is None:
+    if whole is None:
         return ""
     error = whole.ratio_standard_error
-    shown = f"{whole.ratio:.3g}" + ("" if error is None else f" ± {error:.1g}")
-    if whole.interaction_ratio is None:
+    noise = "" if error is None else f" ± {error:.1g}"
+    if whole.score_per_kl is not None:
         return (
-            f" The sum of the groups' scores is {shown} times that; a score has another unit, so "
-            "the factor compares configurations and does not tell whether damages add up."
+            f" The sum of the groups' scores is {whole.score_per_kl:.3g}{noise} times that; a "
+            "score has another unit, so the factor compares configurations and does not tell "
+            "whether damages add up."
         )
-    return (
-        f" The groups' divergences add up to {shown} times that: 1 where damages add up, less "
-        "where they reinforce each other, more where they cancel."
-    )
+    if whole.interaction_ratio is not None:
+        return (
+            f" It is {whole.interaction_ratio:.3g}{noise} times the sum of the groups' "
+            "divergences: 1 where damages add up, more where they reinforce each other, less where "
+            "they cancel."
+        )
+    return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,4 +144,5 @@ def _named(case: CaseResult) -> str:
 
 def _factor(pair: tuple[CaseResult, CaseResult]) -> float:
     first, second = pair
-    return (first.whole_kl or 0.0) / (second.whole_kl or 1.0)
+    above, below = first.whole_kl or 0.0, second.whole_kl or 0.0
+    return above / below if below else math.inf

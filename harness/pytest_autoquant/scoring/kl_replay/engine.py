@@ -15,7 +15,6 @@ from functools import lru_cache
 import torch
 
 from pytest_autoquant.calibration.batches import CalibrationData
-from pytest_autoquant.errors import MeasurementError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.modelopt_support.layer_groups import layer_groups, scored_elsewhere
 from pytest_autoquant.models.device import (
@@ -30,7 +29,12 @@ from pytest_autoquant.scoring.kl_replay.decoder_layers import DecoderLayers, Lay
 from pytest_autoquant.scoring.kl_replay.quantized_group import QuantizedGroup, RecordedModel
 from pytest_autoquant.scoring.kl_replay.recording import Recording, record
 from pytest_autoquant.scoring.progress import Progress
-from pytest_autoquant.scoring.replay.memory import Attempt, attempts, first_that_fits
+from pytest_autoquant.scoring.replay.memory import (
+    Attempt,
+    attempts,
+    first_that_fits,
+    recording_out_of_memory,
+)
 from pytest_autoquant.scoring.replay.outcomes import REPLAY, replay_outcomes
 from pytest_autoquant.scoring.replay.quantizers import replay_refusal
 from pytest_autoquant.scoring.replay.sweep import SweepPlan, plan_sweep
@@ -107,7 +111,7 @@ class KLReplayEngine:
             attempts(device),
             lambda attempt: self._score(configs, data, attempt, progress),
             configs,
-            _out_of_memory,
+            recording_out_of_memory,
         )
 
     def _score(
@@ -186,10 +190,3 @@ class KLReplayEngine:
                 group = QuantizedGroup(recorded, members, inputs)
                 group.measure(plan, divergences[place], sums.failures)
         return sums
-
-
-def _out_of_memory(reason: str) -> MeasurementError:
-    return MeasurementError(
-        f"out of memory with the recording in host memory: {reason}; use fewer captions "
-        "(--aq-score-size) or a GPU with more memory"
-    )

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.formats.effective_config import EffectiveConfig
@@ -15,7 +16,7 @@ from pytest_autoquant.manifests.records.score_check import (
     ScoreCheck,
     rank_agreement,
 )
-from pytest_autoquant.manifests.uncertainty import CaptionSample
+from pytest_autoquant.manifests.uncertainty import ratio_error
 from pytest_autoquant.models.registry import ModelSource
 from pytest_autoquant.scoring.engine import Engine, Failure, GroupScore, Measurement, Outcomes
 from pytest_autoquant.scoring.progress import Progress
@@ -69,28 +70,33 @@ class ScoreChecks:
     """Measures the configs that a gradient sweep scored, all of a size together, once.
 
     Args:
-        engine: makes what measures the divergence, on first use.
+        engine: makes what measures the divergence, from the ranges of the inputs by linear.
     """
 
-    def __init__(self, engine: Callable[[], Engine], progress: Progress) -> None:
+    def __init__(self, engine: Callable[[Mapping[str, Any]], Engine], progress: Progress) -> None:
         self._engine = engine
         self._progress = progress
-        self._waiting: dict[str, dict[str, EffectiveConfig]] = {}
         self._measured: dict[tuple[str, str], _Measured] = {}
 
-    def add(self, tokens: str, configs: Mapping[str, EffectiveConfig]) -> None:
-        """Note the configs, by digest, that were scored on the captions of these token ids."""
-        self._waiting.setdefault(tokens, {}).update(configs)
-
     def check(
-        self, config: EffectiveConfig, scored: Sequence[GroupScore], data: CalibrationData
+        self,
+        config: EffectiveConfig,
+        measurement: Measurement,
+        data: CalibrationData,
+        together: Mapping[str, EffectiveConfig],
     ) -> ScoreCheck | str:
-        """Return the check of a config's scores, or why they cannot be checked."""
-        checked = checked_captions(data)
-        key = data.tokens_sha256, config.digest
-        if key not in self._measured:
-            self._measure(data.tokens_sha256, config, checked)
-        found = self._measured[key]
+        """Return the check of a config's scores, or why they cannot be checked.
+
+        Args:
+            together: by digest, the configs that were scored on the same captions; those that were
+                not measured yet are measured with this one.
+        """
+        checked, tokens = checked_captions(data), data.tokens_sha256
+        if (tokens, config.digest) not in self._measured:
+            wanted = {config.digest: config, **together}
+            missing = [c for digest, c in wanted.items() if (tokens, digest) not in self._measured]
+            self._measure(tokens, missing, checked, measurement.ranges)
+        found, scored = self._measured[tokens, config.digest], measurement.groups
         if isinstance(found.outcome, Failure):
             return found.outcome.reason
         broken = [g.name for g in (*scored, *found.outcome.groups) if not math.isfinite(g.score)]
@@ -101,14 +107,20 @@ class ScoreChecks:
         scores = {group.name: group.score / data.scored_tokens for group in scored}
         return _score_check(scores, found.outcome.groups, checked, found.seconds)
 
-    def _measure(self, tokens: str, config: EffectiveConfig, data: CalibrationData) -> None:
-        configs = {config.digest: config, **self._waiting.pop(tokens, {})}
+    def _measure(
+        self,
+        tokens: str,
+        configs: Sequence[EffectiveConfig],
+        data: CalibrationData,
+        ranges: Mapping[str, Any],
+    ) -> None:
         started = time.perf_counter()
         outcomes: Outcomes
         try:
-            outcomes = self._engine().score(list(configs.values()), data, self._progress)
+            outcomes = self._engine(ranges).score(configs, data, self._progress)
         except Exception as error:  # whatever it is, the scores that were measured stay
-            outcomes = dict.fromkeys(configs, Failure.of(error))
+            failure = Failure.of(error)
+            outcomes = {config.digest: failure for config in configs}
         seconds = time.perf_counter() - started
         for digest, outcome in outcomes.items():
             self._measured[tokens, digest] = _Measured(outcome=outcome, seconds=seconds)
@@ -122,30 +134,18 @@ def _score_check(
 ) -> ScoreCheck:
     kl = {group.name: group.score / data.scored_tokens for group in groups}
     spearman, top_ten = rank_agreement(scores, kl)
-    errors = _standard_errors(groups, data)
+    predictions = data.scored_predictions
     return ScoreCheck(
         captions=data.num_score_samples,
         tokens=data.scored_tokens,
         spearman=spearman,
         top_ten=top_ten,
         groups={
-            name: GroupDivergence(kl=kl[name], standard_error=error)
-            for name, error in zip(kl, errors, strict=True)
+            group.name: GroupDivergence(
+                kl=kl[group.name],
+                standard_error=ratio_error(group.per_caption or (), predictions),
+            )
+            for group in groups
         },
         seconds=seconds,
     )
-
-
-def _standard_errors(
-    groups: Sequence[GroupScore], data: CalibrationData
-) -> list[float] | list[None]:
-    """Return the jackknife's standard error of each group; None with a single caption."""
-    if data.num_score_samples < 2:
-        return [None] * len(groups)
-    sample = CaptionSample(
-        captions=data.scored_digests,
-        predictions=data.scored_predictions,
-        scores=[group.per_caption or () for group in groups],
-    )
-    errors: list[float] = sample.standard_errors.tolist()
-    return errors

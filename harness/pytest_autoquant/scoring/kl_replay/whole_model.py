@@ -15,7 +15,7 @@ from functools import partial
 import torch
 
 from pytest_autoquant.calibration.batches import CalibrationData
-from pytest_autoquant.errors import MeasurementError, NotReplayableError
+from pytest_autoquant.errors import NotReplayableError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.engine import Failure, WholeModelDivergence
@@ -23,7 +23,12 @@ from pytest_autoquant.scoring.kl_replay.decoder_layers import DecoderLayers
 from pytest_autoquant.scoring.kl_replay.quantized_layer import QuantizedLayer
 from pytest_autoquant.scoring.kl_replay.recording import RecordedBatch, Recording, record
 from pytest_autoquant.scoring.progress import Progress
-from pytest_autoquant.scoring.replay.memory import Attempt, attempts, first_that_fits
+from pytest_autoquant.scoring.replay.memory import (
+    Attempt,
+    attempts,
+    first_that_fits,
+    recording_out_of_memory,
+)
 from pytest_autoquant.scoring.replay.sweep import SweepPlan, Version, plan_sweep
 
 #: Most bytes of a layer's quantized weights, of the hidden states of a block of configs, and of
@@ -54,7 +59,7 @@ def measure_whole_model(
             attempts(model.device),
             lambda attempt: _measure(model, configs, data, attempt, progress, ranges),
             configs,
-            _out_of_memory,
+            recording_out_of_memory,
         )
     except NotReplayableError as error:
         why = str(error).partition(";")[0]  # what follows says what to do about scores
@@ -230,10 +235,3 @@ class _Walk:
 
 def _write(states: torch.Tensor, index: int, hidden: torch.Tensor) -> None:
     states.copy_(hidden.view_as(states))
-
-
-def _out_of_memory(reason: str) -> MeasurementError:
-    return MeasurementError(
-        f"out of memory with the recording in host memory: {reason}; use fewer captions "
-        "(--aq-score-size) or a GPU with more memory"
-    )

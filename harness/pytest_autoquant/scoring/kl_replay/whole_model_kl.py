@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.manifests.records.packed_scores import pack_scores
 from pytest_autoquant.manifests.records.whole_model import WholeModelKL
-from pytest_autoquant.manifests.uncertainty import CaptionSample
+from pytest_autoquant.manifests.uncertainty import ratio_error
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.engine import Failure, Measurement, WholeModelDivergence
 from pytest_autoquant.scoring.kl_replay.score_check import checked_captions
@@ -48,21 +50,31 @@ class WholeModels:
         self._model = model
         self._all_captions = all_captions
         self._progress = progress
-        self._waiting: dict[str, dict[str, EffectiveConfig]] = {}
         self._found: dict[tuple[str, str], WholeModelDivergence | Failure] = {}
 
-    def add(self, tokens: str, configs: Mapping[str, EffectiveConfig]) -> None:
-        """Note the configs, by digest, that were scored on the captions of these token ids."""
-        self._waiting.setdefault(tokens, {}).update(configs)
-
     def measure(
-        self, config: EffectiveConfig, measurement: Measurement, data: CalibrationData, method: str
+        self,
+        config: EffectiveConfig,
+        measurement: Measurement,
+        data: CalibrationData,
+        method: str,
+        together: Mapping[str, EffectiveConfig],
     ) -> WholeModelKL | str:
-        """Return the divergence of a config that was scored, or why there is none."""
+        """Return the divergence of a config that was scored, or why there is none.
+
+        Args:
+            method: by which it was scored.
+            together: by digest, the configs that were scored on the same captions; those that were
+                not measured yet are measured with this one.
+        """
         measured = data if self._all_captions else checked_captions(data)
-        if _key(config, data, measured) not in self._found:
-            self._measure(config, measurement, data, measured)
-        outcome = self._found[_key(config, data, measured)]
+        key = _key(config, data, measured)
+        if key not in self._found:
+            wanted = {config.digest: config, **together}.values()
+            self._measure(
+                {_key(each, data, measured): each for each in wanted}, measured, measurement.ranges
+            )
+        outcome = self._found[key]
         if isinstance(outcome, Failure):
             return outcome.reason
         if not all(map(math.isfinite, outcome.per_caption)):
@@ -71,18 +83,16 @@ class WholeModels:
 
     def _measure(
         self,
-        config: EffectiveConfig,
-        measurement: Measurement,
+        wanted: Mapping[tuple[str, str], EffectiveConfig],
         data: CalibrationData,
-        measured: CalibrationData,
+        ranges: Mapping[str, Any],
     ) -> None:
-        waiting = {config.digest: config, **self._waiting.pop(data.tokens_sha256, {})}
-        keys = {each.digest: _key(each, data, measured) for each in waiting.values()}
-        configs = [each for digest, each in waiting.items() if keys[digest] not in self._found]
+        """Measure those of the configs, by key, that were not measured yet."""
+        missing = {key: config for key, config in wanted.items() if key not in self._found}
         found = measure_whole_model(
-            self._model(), configs, measured, self._progress, measurement.ranges
+            self._model(), list(missing.values()), data, self._progress, ranges
         )
-        self._found |= {keys[digest]: outcome for digest, outcome in found.items()}
+        self._found |= {key: found[config.digest] for key, config in missing.items()}
 
 
 def _key(
@@ -102,23 +112,28 @@ def _record(
     found: WholeModelDivergence, measurement: Measurement, data: CalibrationData, method: str
 ) -> WholeModelKL:
     tokens, kl = data.scored_tokens, math.fsum(found.per_caption)
-    (error,) = _standard_errors(data, data.scored_predictions, [found.per_caption])
     sums = _sums(measurement, data.num_score_samples)
-    ratio, ratio_error = None, None
-    if sums is not None and kl > 0:
-        ratio = math.fsum(sums) / kl
-        (ratio_error,) = _standard_errors(data, found.per_caption, [sums])
-    return WholeModelKL(
+    record = WholeModelKL(
         captions=data.num_score_samples,
         tokens=tokens,
         kl=kl / tokens,
-        standard_error=error,
-        interaction_ratio=ratio if method == "kl_div" else None,
-        score_per_kl=None if method == "kl_div" else ratio,
-        ratio_standard_error=ratio_error,
+        standard_error=ratio_error(found.per_caption, data.scored_predictions),
         caption_kl=pack_scores(found.per_caption),
         seconds=found.seconds,
     )
+    if sums is None:
+        return record
+    if method == "kl_div":
+        ratio, error = _ratio(found.per_caption, sums)
+        return replace(record, interaction_ratio=ratio, ratio_standard_error=error)
+    ratio, error = _ratio(sums, found.per_caption)
+    return replace(record, score_per_kl=ratio, ratio_standard_error=error)
+
+
+def _ratio(above: Sequence[float], below: Sequence[float]) -> tuple[float | None, float | None]:
+    """Return sum / sum over captions and its standard error; None where there is none."""
+    divisor = math.fsum(below)
+    return (math.fsum(above) / divisor, ratio_error(above, below)) if divisor else (None, None)
 
 
 def _sums(measurement: Measurement, captions: int) -> list[float] | None:
@@ -128,15 +143,3 @@ def _sums(measurement: Measurement, captions: int) -> list[float] | None:
         return None
     sums: list[float] = np.sum([part[:captions] for part in parts], axis=0).tolist()
     return sums if all(map(math.isfinite, sums)) else None
-
-
-def _standard_errors(
-    data: CalibrationData, divisors: Sequence[float], scores: Sequence[Sequence[float]]
-) -> list[float | None]:
-    """Return the jackknife's standard errors of ratios over captions; None where there are none."""
-    if len(divisors) < 2:
-        return [None] * len(scores)
-    sample = CaptionSample(captions=data.scored_digests, predictions=divisors, scores=scores)
-    with np.errstate(divide="ignore", invalid="ignore"):  # one caption may hold all the divergence
-        errors = sample.standard_errors.tolist()
-    return [error if math.isfinite(error) else None for error in errors]

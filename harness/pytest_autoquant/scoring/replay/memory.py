@@ -34,6 +34,14 @@ def attempts(device: torch.device) -> tuple[Attempt, ...]:
     )
 
 
+def recording_out_of_memory(reason: str) -> MeasurementError:
+    """Return the failure of all ``attempts``, from torch's message."""
+    return MeasurementError(
+        f"out of memory with the recording in host memory: {reason}; use fewer captions "
+        "(--aq-score-size) or a GPU with more memory"
+    )
+
+
 def first_that_fits(
     attempts: Sequence[_A],
     run: Callable[[_A], Mapping[str, _R | Failure]],

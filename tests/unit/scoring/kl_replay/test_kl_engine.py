@@ -19,11 +19,6 @@ FP8, INT8 = config_of("wfp8_afp8"), config_of("wint8_aint8")
 
 
 @pytest.fixture(scope="module")
-def model():
-    return load_tiny()
-
-
-@pytest.fixture(scope="module")
 def data(model):
     return calibration_of(model, score_size=3)
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 
 import pytest
-from builders import calibration_of, config_of, ignore_progress, load_tiny
+from builders import calibration_of, config_of, ignore_progress
 from pytest_autoquant.errors import NotReplayableError
 from pytest_autoquant.models.registry import find_model
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
@@ -20,11 +20,6 @@ FP8, INT8 = config_of("wfp8_afp8"), config_of("wint8_aint8")
 
 
 @pytest.fixture(scope="module")
-def model():
-    return load_tiny()
-
-
-@pytest.fixture(scope="module")
 def data(model):
     return calibration_of(model, score_size=3)
 
@@ -35,10 +30,15 @@ def scored(model, data):
 
 
 class Counting:
-    """The KL engine, and how many configs each of its sweeps had."""
+    """The KL engine, how many configs each of its sweeps had, and the ranges that it was given."""
 
     def __init__(self, model):
-        self.engine, self.sweeps = KLReplayEngine(model), []
+        self.model, self.sweeps, self.ranges = model, [], []
+
+    def __call__(self, ranges):
+        self.ranges.append(ranges)
+        self.engine = KLReplayEngine(self.model, ranges=ranges)
+        return self
 
     def score(self, configs, data, progress):
         self.sweeps.append(len(configs))
@@ -47,11 +47,11 @@ class Counting:
 
 def test_check_compares_the_scores_with_the_kl_engine_in_one_sweep(model, data, scored):
     engine = Counting(model)
-    checks = ScoreChecks(lambda: engine, ignore_progress)
-    checks.add(data.tokens_sha256, {FP8.digest: FP8, INT8.digest: INT8})
-    found = {c.digest: checks.check(c, scored[c.digest].groups, data) for c in (FP8, INT8)}
+    checks, together = ScoreChecks(engine, ignore_progress), {FP8.digest: FP8, INT8.digest: INT8}
+    found = {c: checks.check(together[c], scored[c], data, together) for c in together}
     assert engine.sweeps == [2]
-    measured = engine.engine.score([FP8, INT8], data, ignore_progress)
+    assert engine.ranges == [scored[FP8.digest].ranges] != [{}]
+    measured = KLReplayEngine(model).score([FP8, INT8], data, ignore_progress)
     for config in (FP8, INT8):
         check, groups = found[config.digest], measured[config.digest].groups
         assert (check.captions, check.tokens) == (3, data.scored_tokens)
@@ -86,8 +86,8 @@ def test_divergence_of_a_large_size_is_measured_on_its_first_captions(model):
 
 def test_single_caption_has_no_standard_error(model):
     data = calibration_of(model, score_size=1)
-    groups = ReplayEngine(model).score([FP8], data, ignore_progress)[FP8.digest].groups
-    check = ScoreChecks(lambda: KLReplayEngine(model), ignore_progress).check(FP8, groups, data)
+    found = ReplayEngine(model).score([FP8], data, ignore_progress)[FP8.digest]
+    check = ScoreChecks(Counting(model), ignore_progress).check(FP8, found, data, {})
     assert check.captions == 1
     assert {group.standard_error for group in check.groups.values()} == {None}
 
@@ -113,15 +113,15 @@ class Broken:
     ],
 )
 def test_failure_of_the_check_loses_no_scores(data, scored, error, reason):
-    checks = ScoreChecks(lambda: Broken(error), ignore_progress)
-    assert checks.check(FP8, scored[FP8.digest].groups, data) == reason
+    checks = ScoreChecks(lambda ranges: Broken(error), ignore_progress)
+    assert checks.check(FP8, scored[FP8.digest], data, {}) == reason
 
 
 def test_scores_that_are_not_finite_cannot_be_checked(model, data, scored):
-    groups = scored[FP8.digest].groups
-    infinite = (replace(groups[0], score=math.inf), *groups[1:])
-    checks = ScoreChecks(lambda: KLReplayEngine(model), ignore_progress)
-    assert checks.check(FP8, infinite, data) == (
+    measurement, groups = scored[FP8.digest], scored[FP8.digest].groups
+    infinite = replace(measurement, groups=(replace(groups[0], score=math.inf), *groups[1:]))
+    checks = ScoreChecks(Counting(model), ignore_progress)
+    assert checks.check(FP8, infinite, data, {}) == (
         f"score or KL divergence is not finite in 1 group: {groups[0].name}"
     )
 

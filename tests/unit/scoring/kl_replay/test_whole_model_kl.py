@@ -33,9 +33,9 @@ def measure(monkeypatch, measurement, data):
             for i, p in enumerate(groups)
         ]
         models = WholeModels(lambda: None, ignore_progress, all_captions=all_captions)
-        models.add(data.tokens_sha256, {FP8.digest: FP8, INT8.digest: INT8})
+        together = {FP8.digest: FP8, INT8.digest: INT8}
         result = SimpleNamespace(groups=tuple(scored), ranges={})
-        found = [models.measure(config, result, data, method) for config in (INT8, FP8)]
+        found = [models.measure(config, result, data, method, together) for config in (INT8, FP8)]
         assert found[0] == found[1]
         return found[0]
 
@@ -61,9 +61,10 @@ def test_record_has_the_divergence_and_the_ratio_with_their_errors(measure, data
         return np.std(left_out) * math.sqrt(2)
 
     assert found.standard_error == pytest.approx(jackknife(kl, lengths), rel=1e-12)
-    assert found.ratio_standard_error == pytest.approx(jackknife(sums, kl), rel=1e-12)
+    ratio, above, below = {"gradient": (2.0, sums, kl), "kl_div": (0.5, kl, sums)}[method]
+    assert found.ratio_standard_error == pytest.approx(jackknife(above, below), rel=1e-12)
     ratios = {"gradient": found.score_per_kl, "kl_div": found.interaction_ratio}
-    assert ratios == {"gradient": None, "kl_div": None} | {method: 2.0}
+    assert ratios == {"gradient": None, "kl_div": None} | {method: ratio}
 
 
 @pytest.mark.parametrize(
@@ -81,9 +82,11 @@ def test_failure_is_the_reason_why_there_is_none(measure, outcome, reason):
 def test_ratio_is_unknown_without_a_divergence_or_a_finite_score(measure):
     for found in (
         measure(divergence(0.0, 0.0, 0.0)),
+        measure(divergence(1.0, 1.0, 1.0), groups=((0.0, 0.0, 0.0),), method="kl_div"),
         measure(divergence(1.0, 1.0, 1.0), groups=((1.0, math.inf, 1.0),)),
     ):
-        assert (found.ratio, found.ratio_standard_error) == (None, None)
+        ratios = (found.score_per_kl, found.interaction_ratio, found.ratio_standard_error)
+        assert ratios == (None, None, None)
     assert found.standard_error is not None
 
 
@@ -91,7 +94,7 @@ def test_few_captions_are_measured_unless_all_are_asked_for(measure, data, monke
     monkeypatch.setattr(whole_model_kl, "checked_captions", lambda data: data.scoring_first(2))
     found = measure(divergence(3.0, 1.0), all_captions=False)
     assert (found.captions, found.tokens) == (2, sum(data.scored_predictions[:2]))
-    assert found.ratio == (4.0 + 1.0 + 2.0 + 3.0) / 4.0
+    assert found.score_per_kl == (4.0 + 1.0 + 2.0 + 3.0) / 4.0
 
 
 def test_sizes_that_measure_the_same_captions_share_what_calibration_does_not_change(
@@ -110,8 +113,9 @@ def test_sizes_that_measure_the_same_captions_share_what_calibration_does_not_ch
     larger = replace(data, unscored=())
     found = []
     for size, ranges in ((data, "first"), (larger, "second")):
-        models.add(size.tokens_sha256, configs)
         result = SimpleNamespace(groups=(), ranges=ranges)
-        found += [models.measure(each, result, size, "gradient") for each in configs.values()]
+        found += [
+            models.measure(each, result, size, "gradient", configs) for each in configs.values()
+        ]
     assert calls == [("first", [*configs]), ("second", [FP8.digest])]
     assert [round(each.kl * 10) for each in found] == [4, 4, 5, 4]
