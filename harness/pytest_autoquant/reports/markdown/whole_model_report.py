@@ -38,13 +38,22 @@ def _ratio_sentence(case: CaseResult) -> str:
     error = whole.ratio_standard_error
     shown = f"{whole.ratio:.3g}" + ("" if error is None else f" ± {error:.1g}")
     if whole.interaction_ratio is None:
-        return (
-            f" The sum of the groups' scores is {shown} times that; a score has another unit, so "
-            "the factor compares configurations and does not tell whether damages add up."
-        )
+        return f" The sum of the groups' scores is {shown} times that; {_unit_of_ratio(case)}."
     return (
         f" The groups' divergences add up to {shown} times that: 1 where damages add up, less "
         "where they reinforce each other, more where they cancel."
+    )
+
+
+def _unit_of_ratio(case: CaseResult) -> str:
+    if case.method == "fisher":
+        return (
+            "half of a score estimates the KL of its group, so the factor is 2 where the estimates "
+            "hold and damages add up"
+        )
+    return (
+        "a score has another unit, so the factor compares configurations and does not tell whether "
+        "damages add up"
     )
 
 
@@ -69,14 +78,12 @@ class MeasuredOrder:
     @property
     def sentence(self) -> str:
         """Whether the two agree, and where they disagree most."""
-        where = f"{self.model}, {self.size}" + (
-            "" if self.method == "gradient" else f", {self.method}"
-        )
+        where = f"{self.model}, {self.size}, {self.method}"
         both = (
             f"{counted(self.pairs, 'pair')} of cases that both tell apart beyond their error bars"
         )
         if self.worst is None:
-            return f"{where}: the sum of the scores and the measured KL order all {both} alike."
+            return f"{where}: the sum of the scores and the measured KL order alike all {both}."
         first, second = self.worst
         sums = numbers_apart(first.total_score, second.total_score)
         kl = numbers_apart(first.whole_kl, second.whole_kl)
