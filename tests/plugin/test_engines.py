@@ -92,7 +92,8 @@ def test_scores_are_checked_unless_the_ini_file_or_the_command_line_says_not(spa
     check = manifest_of(on).score_check
     assert check.spearman > 0.9
     assert (
-        f"  check  tiny-qwen3-vl, 1 case: Spearman of score and measured KL {check.spearman:.4f}"
+        f"  check  tiny-qwen3-vl, gradient, 1 case: Spearman of score and measured KL "
+        f"{check.spearman:.4f}"
     ) in on.output
     again = spawn(*PLAIN, "--aq-check-scores", "--aq-resume")
     assert "1 kept from an earlier run" in again.output

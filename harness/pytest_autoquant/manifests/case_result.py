@@ -239,7 +239,9 @@ class CaseResult:
     @property
     def unit(self) -> str:
         """The unit of the scores."""
-        return "in an unknown unit" if self.is_old else "per token"
+        if self.is_old:
+            return "in an unknown unit"
+        return "nats per token" if self.method == "kl_div" else "per token"
 
     @property
     def top_group(self) -> str:

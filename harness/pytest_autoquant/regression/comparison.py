@@ -59,6 +59,8 @@ class Comparison:
         budgets: bits per weight under which each result's groups are selected.
         is_comparable: false if a manifest from before the harness is compared: it is then
             unknown whether both were measured with the same inputs.
+        methods: by which each result was scored. Where they differ, scores have different units:
+            no drift of a score says anything, and none is beyond noise.
     """
 
     cases: tuple[str, str]
@@ -73,9 +75,15 @@ class Comparison:
     budgets: tuple[float | None, float | None] = (None, None)
     aligned: tuple[tuple[str, str], ...] = ()
     is_comparable: bool = True
+    methods: tuple[str, str] = ("gradient", "gradient")
     is_total_beyond_noise: bool | None = None
     kl_drift: float | None = None
     is_kl_beyond_noise: bool | None = None
+
+    @property
+    def has_one_unit(self) -> bool:
+        """Whether both results have scores by one method."""
+        return len(set(self.methods)) == 1
 
     @property
     def num_beyond_noise(self) -> int | None:
@@ -124,6 +132,7 @@ def compare(before: CaseResult, after: CaseResult) -> Comparison:
         budgets=(before.selection.budget, after.selection.budget),
         aligned=tuple((old.name, new.name) for old, new in common if old.name != new.name),
         is_comparable=not (before.is_old or after.is_old),
+        methods=(before.method, after.method),
         is_total_beyond_noise=total_beyond,
         kl_drift=(
             None
@@ -140,6 +149,8 @@ def _beyond_noise(
     """Return whether each pair of groups differs by more than its noise, and so their sum."""
     from pytest_autoquant.manifests.uncertainty import case_sample, score_differences
 
+    if before.method != after.method:
+        return [None] * (len(common) + 1)
     first = case_sample(before.scored, [old for old, _ in common])
     second = case_sample(after.scored, [new for _, new in common])
     if first is None or second is None:

@@ -18,7 +18,7 @@ from pytest_autoquant.reports.charts.pareto import ParetoPoint, frontier, measur
 from pytest_autoquant.reports.charts.size_stability import StabilityPoint, stability
 from pytest_autoquant.reports.markdown.caption_need import CaptionNeed, caption_needs
 from pytest_autoquant.reports.markdown.check_report import CheckSummary, check_summaries
-from pytest_autoquant.reports.markdown.elements import SCORE_MEANS
+from pytest_autoquant.reports.markdown.elements import scores_mean
 from pytest_autoquant.reports.markdown.scheme_report import agreement_sentence
 from pytest_autoquant.reports.markdown.whole_model_report import MeasuredOrder, measured_orders
 from pytest_autoquant.reports.session_results import (
@@ -87,8 +87,9 @@ class ReportModel:
     @property
     def introduction(self) -> str:
         """What a score means; without a case, that the reports have none."""
-        if self.results.cases or not self.structures:
-            return SCORE_MEANS
+        methods = {case.method for case in self.results.cases.values()}
+        if methods or not self.structures:
+            return scores_mean(methods or {"gradient"})
         return "No case was measured; the table below says what can run."
 
 

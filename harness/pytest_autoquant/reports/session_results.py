@@ -187,7 +187,7 @@ def last_run_of(session: SessionResults) -> LastRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranking:
-    """The most sensitive groups of one model.
+    """The most sensitive groups of one model by one method.
 
     Attributes:
         groups: name and mean share of a measured case's total score, the largest first.
@@ -195,24 +195,36 @@ class Ranking:
     """
 
     model: str
+    method: str
     groups: tuple[tuple[str, float], ...]
     is_aligned: bool
 
 
+def titles(rankings: Sequence[Ranking]) -> tuple[str, ...]:
+    """Return what tells several rankings apart: model, and method where there are several."""
+    if len(rankings) < 2:
+        return ("",) * len(rankings)
+    has_methods = len({ranking.method for ranking in rankings}) > 1
+    return tuple(
+        f"{ranking.model}, {ranking.method}" if has_methods else ranking.model
+        for ranking in rankings
+    )
+
+
 def most_sensitive_groups(cases: Iterable[CaseResult], most: int = 10) -> tuple[Ranking, ...]:
-    """Return per model the groups with the largest mean share of a measured case's total score.
+    """Return per model and method the groups with the largest mean share of a case's total score.
 
     Totals differ by orders of magnitude between formats; shares let every case count once. A
     group that a case did not search has no share of its total, so shares add up to at most 1.
     """
-    models: dict[str, list[CaseResult]] = defaultdict(list)
+    ranked: dict[tuple[str, str], list[CaseResult]] = defaultdict(list)
     for case in cases:
         if case.status == "measured" and case.shares:
-            models[case.model].append(case)
-    return tuple(_ranking(model, found, most) for model, found in sorted(models.items()))
+            ranked[case.model, case.method].append(case)
+    return tuple(_ranking(*key, found, most) for key, found in sorted(ranked.items()))
 
 
-def _ranking(model: str, cases: Sequence[CaseResult], most: int) -> Ranking:
+def _ranking(model: str, method: str, cases: Sequence[CaseResult], most: int) -> Ranking:
     names: dict[str, dict[str, None]] = defaultdict(dict)
     totals: dict[str, float] = defaultdict(float)
     for case in cases:
@@ -225,6 +237,7 @@ def _ranking(model: str, cases: Sequence[CaseResult], most: int) -> Ranking:
     ranked = sorted(finite, key=lambda item: -item[1])[:most]
     return Ranking(
         model=model,
+        method=method,
         groups=tuple(
             (short if is_aligned else next(iter(names[short])), mean) for short, mean in ranked
         ),

@@ -12,7 +12,12 @@ from pytest_autoquant.reports.markdown.elements import LOST_MEANS, number
 from pytest_autoquant.reports.markdown.scheme_damage import uniform_sentence
 from pytest_autoquant.reports.markdown.scheme_report import SCHEMES_MARKDOWN
 from pytest_autoquant.reports.markdown.session_report import SUMMARY_MARKDOWN, counts_sentence
-from pytest_autoquant.reports.session_results import SessionResults, caution, most_sensitive_groups
+from pytest_autoquant.reports.session_results import (
+    SessionResults,
+    caution,
+    most_sensitive_groups,
+    titles,
+)
 from pytest_autoquant.text import counted, one_line
 
 #: Aliases and lost cases that the terminal lists by name; more are counted.
@@ -89,8 +94,8 @@ def _group_lines(results: SessionResults) -> list[str]:
         "most sensitive groups (q_proj is q, k and v; gate_proj is gate and up), by",
         "mean share of a case's total score:",
     ]
-    for ranking in ranked:
-        lines += [f"  {ranking.model}:"] if len(ranked) > 1 else []
+    for ranking, title in zip(ranked, titles(ranked), strict=True):
+        lines += [f"  {title}:"] if title else []
         lines += [
             f"  {i:2d}. {share:6.1%}  {group}"
             for i, (group, share) in enumerate(ranking.groups, start=1)

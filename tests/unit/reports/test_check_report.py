@@ -9,8 +9,8 @@ from pytest_autoquant.reports.report_model import report_model
 from pytest_autoquant.reports.terminal_report import terminal_lines
 
 HEADLINE = (
-    "toy, 2 cases: Spearman of score and measured KL 0.7500 in the median, at least 0.5000 "
-    "(wint4_aint8, default, small)"
+    "toy, gradient, 2 cases: Spearman of score and measured KL 0.7500 in the median, at least "
+    "0.5000 (wint4_aint8, default, small)"
 )
 
 

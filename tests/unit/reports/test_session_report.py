@@ -83,8 +83,8 @@ def test_json_summary_is_strict_and_complete(results, line):
     assert "shares" not in cases["alias"]
     assert document["errors"] == [{"case_id": "raised", "problem": "out of memory"}]
     assert document["most_sensitive_groups"][:2] == [
-        {"group": OUTPUT, "mean_share": pytest.approx((0.1 + 1.0) / 2), "model": "toy"},
-        {"group": MLP, "mean_share": pytest.approx((0.6 + 0.0) / 2), "model": "toy"},
+        {"group": group, "mean_share": pytest.approx(share), "model": "toy", "method": "gradient"}
+        for group, share in ((OUTPUT, (0.1 + 1.0) / 2), (MLP, (0.6 + 0.0) / 2))
     ]
     assert len(document["structure"]) == 3
     assert document["write_errors"] == results.write_errors

@@ -10,9 +10,11 @@ from pytest_autoquant.reports.charts.grid import View, grid_cells
 from pytest_autoquant.reports.charts.pareto import measured_frontier
 from pytest_autoquant.reports.markdown.case_report import layer_report_markdown
 from pytest_autoquant.reports.markdown.comparison_report import compare_markdown, kl_drift_shown
+from pytest_autoquant.reports.markdown.elements import WHOLE_MEANS
 from pytest_autoquant.reports.markdown.session_report import session_summary, summary_markdown
 from pytest_autoquant.reports.markdown.whole_model_report import measured_orders, whole_sentence
 from pytest_autoquant.reports.page.contents import contents
+from pytest_autoquant.reports.page.render import render_page
 from pytest_autoquant.reports.report_model import report_model
 from pytest_autoquant.reports.run_comparison import compare_runs
 from pytest_autoquant.reports.write import write_case
@@ -100,9 +102,10 @@ def test_sum_that_contradicts_the_measurement_is_said_with_the_worst_pair(render
     (order,) = measured_orders(results.cases.values())
     assert (order.pairs, order.apart) == (3, 1)
     assert order.sentence == (
-        "toy, small: of 3 pairs of cases that both tell apart beyond their error bars, the sum of "
-        "the scores and the measured KL order 1 otherwise. The worst: wint4_aint8 default has a "
-        "lower sum than wint4_aint8 w_group64 (3 against 4.5) and a higher KL (2 against 1)."
+        "toy, small, gradient: of 3 pairs of cases that both tell apart beyond their error bars, "
+        "the sum of the scores and the measured KL order 1 otherwise. The worst: wint4_aint8 "
+        "default has a lower sum than wint4_aint8 w_group64 (3 against 4.5) and a higher KL (2 "
+        "against 1)."
     )
     assert order.sentence in render(summary_markdown(report_model(results))).text
 
@@ -117,9 +120,36 @@ def test_difference_within_error_bars_contradicts_nothing(built):
     (order,) = measured_orders(map(case_result_of, noisy))
     assert (order.pairs, order.apart) == (2, 0)
     assert order.sentence == (
-        "toy, small: the sum of the scores and the measured KL order all 2 pairs of cases that "
-        "both tell apart beyond their error bars alike."
+        "toy, small, gradient: the sum of the scores and the measured KL order alike all 2 pairs "
+        "of cases that both tell apart beyond their error bars."
     )
+
+
+def test_half_of_a_fisher_score_estimates_kl_so_the_ratio_is_compared_with_2(built):
+    manifest = built("default", [3.0, 3.0, 4.0], [6.0, 6.0], score_per_kl=2.25)
+    case = case_result_of(with_case_names(manifest, method="fisher"))
+    assert whole_sentence(case).endswith(
+        "The sum of the groups' scores is 2.25 times that; half of a score estimates the KL of its "
+        "group, so the factor is 2 where the estimates hold and damages add up."
+    )
+
+
+def test_cases_are_sorted_by_measured_kl_where_every_case_has_one(render, results, manifests):
+    def order(found):
+        table = render(summary_markdown(report_model(found))).tables[1]
+        return [row[1] for row in table[1:]]
+
+    assert order(results) == ["w_group64", "default", "w_per_tensor"]
+    unmeasured = [replace(manifest, whole_model=None) for manifest in manifests[:1]]
+    some = results_of(*map(case_result_of, (*unmeasured, *manifests[1:])))
+    assert order(some) == ["default", "w_group64", "w_per_tensor"]
+
+
+def test_measured_kl_is_explained_where_no_two_cases_are_told_apart(render, manifests):
+    model = report_model(results_of(case_result_of(manifests[0])))
+    assert model.orders == ()
+    for shown in (render(summary_markdown(model)).text, render_page(model)):
+        assert WHOLE_MEANS in shown
 
 
 def test_only_cases_of_one_view_are_compared(manifests):

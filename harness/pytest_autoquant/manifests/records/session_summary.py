@@ -83,15 +83,16 @@ class SummaryCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupShare:
-    """A layer group's mean share of a measured case's total score, over the cases of a model.
+    """A group's mean share of a measured case's total score, over a model's cases by a method.
 
-    ``model`` is None in summaries from before rankings were by model.
+    ``model`` is None in summaries from before rankings were by model, ``method`` likewise.
     """
 
     __pydantic_config__ = STRICT
     group: str
     mean_share: float
     model: str | None = None
+    method: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,14 +14,14 @@ from pytest_autoquant.reports.markdown.check_report import check_section, checke
 from pytest_autoquant.reports.markdown.elements import (
     ERROR_BARS_MEAN,
     GROUPS_MEAN,
-    METHOD_MEANS,
-    WHOLE_MEANS,
+    SUM_MEANS,
     bits,
     code,
     number,
     numbers_apart,
     percent,
     random_weights_caution,
+    scores_mean,
     table,
     text,
     with_error,
@@ -173,7 +173,7 @@ def layer_report_markdown(manifest: Manifest, case: CaseResult) -> str:
         f"# Layer sensitivity: {code(case.pair)}, {code(case.granularity)}, {text(case.size)}",
         *filter(None, [text(_caution(case))]),
         _facts(manifest, case),
-        METHOD_MEANS[manifest.case.method],
+        scores_mean({manifest.case.method}),
         *_whole(case),
         *_notes(manifest),
         "## Selection",
@@ -251,7 +251,7 @@ def _facts(manifest: Manifest, result: CaseResult) -> str:
 
 def _whole(case: CaseResult) -> list[str]:
     sentence = text(whole_sentence(case))
-    meaning = [WHOLE_MEANS] if case.whole is not None else []
+    meaning = [SUM_MEANS] if case.whole is not None else []
     return [sentence, *meaning] if sentence else []
 
 

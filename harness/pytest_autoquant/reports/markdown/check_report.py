@@ -121,7 +121,7 @@ class KindRanks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckSummary:
-    """What the checks of one model's cases say together.
+    """What the checks of one model's cases by one method say together.
 
     Attributes:
         least: the case with the lowest correlation.
@@ -130,6 +130,7 @@ class CheckSummary:
     """
 
     model: str
+    method: str
     correlations: tuple[float, ...]
     least: CaseResult
     kinds: tuple[KindRanks, ...]
@@ -138,9 +139,10 @@ class CheckSummary:
     @property
     def headline(self) -> str:
         """The median and the least correlation."""
+        of = f"{self.model}, {self.method}, {counted(len(self.correlations), 'case')}"
         return (
-            f"{self.model}, {counted(len(self.correlations), 'case')}: Spearman of score and "
-            f"measured KL {correlation(median(self.correlations))} in the median, at least "
+            f"{of}: Spearman of score and measured KL "
+            f"{correlation(median(self.correlations))} in the median, at least "
             f"{correlation(min(self.correlations))} ({self.least.pair}, {self.least.granularity}, "
             f"{self.least.size})"
         )
@@ -157,15 +159,15 @@ class CheckSummary:
 
 
 def check_summaries(cases: Iterable[CaseResult]) -> tuple[CheckSummary, ...]:
-    """Return a summary per model with a checked case; aliases are left out."""
-    models: dict[str, list[CaseResult]] = defaultdict(list)
+    """Return a summary per model and method with a checked case; aliases are left out."""
+    checked: dict[tuple[str, str], list[CaseResult]] = defaultdict(list)
     for case in cases:
         if case.status == "measured" and case.score_check is not None:
-            models[case.model].append(case)
-    return tuple(_summary(model, found) for model, found in sorted(models.items()))
+            checked[case.model, case.method].append(case)
+    return tuple(_summary(*key, found) for key, found in sorted(checked.items()))
 
 
-def _summary(model: str, cases: Sequence[CaseResult]) -> CheckSummary:
+def _summary(model: str, method: str, cases: Sequence[CaseResult]) -> CheckSummary:
     found = [(case.score_check.spearman, case) for case in cases if case.score_check is not None]
     pairs: dict[str, list[float]] = defaultdict(list)
     kinds: dict[str, list[int]] = defaultdict(list)
@@ -175,6 +177,7 @@ def _summary(model: str, cases: Sequence[CaseResult]) -> CheckSummary:
             kinds[each.group.projection].append(each.moved)
     return CheckSummary(
         model=model,
+        method=method,
         correlations=tuple(value for value, _ in found),
         least=min(found, key=lambda each: each[0])[1],
         kinds=tuple(sorted(map(_kind_ranks, kinds.items()), key=lambda kind: -kind.distance)),

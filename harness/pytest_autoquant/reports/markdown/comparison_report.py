@@ -69,14 +69,19 @@ def compare_markdown(comparison: RunComparison) -> str:
 def _row(case_id: str, found: Comparison, has_kl: bool) -> tuple[str, ...]:
     return (
         code(case_id),
-        drift_shown(found.total_drift),
+        score_drift_shown(found, found.total_drift),
         *((kl_drift_shown(found),) if has_kl else ()),
         correlation(found.spearman),
         f"{found.top_ten:.0%}",
-        drift_shown(found.largest_drift).removeprefix("+"),
+        score_drift_shown(found, found.largest_drift).removeprefix("+"),
         _noise(found),
         f"{len(found.selection_changes)} changed",
     )
+
+
+def score_drift_shown(found: Comparison, drift: float) -> str:
+    """Return the drift of a score; ``n/a`` where the two have different units."""
+    return drift_shown(drift) if found.has_one_unit else "n/a"
 
 
 def kl_drift_shown(found: Comparison) -> str:
@@ -101,6 +106,11 @@ def _remarks(comparisons: Sequence[Comparison]) -> Iterator[str]:
             "A manifest from before the harness takes part: compare its ranks, not its scores; "
             "what it was measured on is unknown."
         )
+    for first, second in sorted({each.methods for each in comparisons if not each.has_one_unit}):
+        yield (
+            f"Scored by {code(first)}, then by {code(second)}: scores of two methods have other "
+            "units, so their ranks compare and no drift is shown."
+        )
     budgets = sorted({each.budgets for each in comparisons if None not in each.budgets})
     for before, after in budgets:
         if before != after:
@@ -121,7 +131,14 @@ def _remarks(comparisons: Sequence[Comparison]) -> Iterator[str]:
             "Beyond noise: the 95% interval of the difference over captions, paired by caption, "
             "excludes zero. Of groups that do not differ, 5% are beyond it by chance."
         )
-    fields = sorted({_in_words(each) for found in comparisons for each in found.differing})
+    fields = sorted(
+        {
+            _in_words(each)
+            for found in comparisons
+            for each in found.differing
+            if each.field != "method"
+        }
+    )
     if fields:
         yield "Measured on something else: " + "; ".join(fields)
 
@@ -146,7 +163,7 @@ def _groups(found: Comparison) -> str:
         (
             code(group.name),
             *numbers_apart(group.before, group.after),
-            drift_shown(group.drift),
+            score_drift_shown(found, group.drift),
             f"{group.rank_before} to {group.rank_after}",
             {True: "yes", False: "no", None: UNKNOWN}[group.is_beyond_noise],
         )

@@ -14,8 +14,7 @@ SCORE_MEANS = (
     "A score is the squared change of a layer's output, weighted by the squared gradient of the "
     "loss: a second-order estimate of the loss increase, with the empirical Fisher in place of the "
     "Hessian. It is summed over a layer group that is quantized alone, and divided by the number "
-    "of scored tokens. It ranks groups and compares configurations of one model on the same "
-    "captions; it is not a loss and not an accuracy."
+    "of scored tokens."
 )
 GROUPS_MEAN = (
     "A group is named after its first linear: q_proj stands for q, k and v together, gate_proj for "
@@ -41,30 +40,45 @@ ALIGNED_MEANS = (
 )
 KL_SCORE_MEANS = (
     "A score is the KL divergence in nats per scored token between the model with one layer group "
-    "quantized and the unquantized model. It ranks groups and compares configurations of one model "
-    "on the same captions; it is not an accuracy."
+    "quantized and the unquantized model."
+)
+SUM_MEANS = (
+    "The total score is a sum over groups that were each quantized alone: it guides which of them "
+    "to keep in 16 bits, but it cannot see that errors of groups reinforce or cancel each other. "
+    "Compare whole configurations by the measured KL."
 )
 WHOLE_MEANS = (
     "The measured KL is the divergence, in nats per token, of the model with every layer group "
-    "quantized from the unquantized model. The total score is a sum over groups that were each "
-    "quantized alone: it ranks groups and guides which of them to keep in 16 bits, but it cannot "
-    "see that errors of groups reinforce or cancel each other. Compare whole configurations by the "
-    "measured KL."
+    f"quantized from the unquantized model. {SUM_MEANS}"
 )
 
 FISHER_SCORE_MEANS = (
     "A score is the squared change of the loss of words drawn from the model's own predictions, to "
     "first order, summed over a layer group that is quantized alone and divided by the number of "
-    "scored tokens. Half of it estimates the KL divergence in nats per token. It ranks groups and "
-    "compares configurations of one model on the same captions; it is not an accuracy."
+    "scored tokens. Half of it estimates the KL divergence in nats per token."
+)
+RANKS_MEAN = (
+    "Scores rank the groups of a configuration; their totals compare configurations of one model "
+    "on the same captions roughly. A score is not an accuracy."
 )
 
 #: What a score means, by method.
 METHOD_MEANS = {
     "gradient": SCORE_MEANS,
-    "kl_div": KL_SCORE_MEANS,
     "fisher": FISHER_SCORE_MEANS,
+    "kl_div": KL_SCORE_MEANS,
 }
+
+
+def scores_mean(methods: Iterable[str]) -> str:
+    """Return what the scores of these methods mean, and what they do not tell."""
+    used = set(methods)
+    meanings = {method: means for method, means in METHOD_MEANS.items() if method in used}
+    if len(meanings) < 2:
+        return " ".join((*meanings.values(), RANKS_MEAN))
+    each = [f"By {method}: {means}" for method, means in meanings.items()]
+    return " ".join((*each, "Scores of different methods do not compare.", RANKS_MEAN))
+
 
 RANDOM_WEIGHTS = "random weights: nothing here holds for a trained model"
 

@@ -43,12 +43,12 @@ SCHEMES_MARKDOWN = "schemes.md"
 MEANING = (
     "The predicted score is the sum of the scores of the quantized groups. The measured KL "
     "divergence, perplexity and top-1 agreement compare the quantized model with the unquantized "
-    "one on captions that neither scored nor calibrated. After ± is the standard error over these "
-    "captions. The KL divergence is divided by the sum of those of the quantized groups, each "
-    "quantized alone: 1 means that their damages add up. The uniform scheme is the plain choice: "
-    "the candidate with the lowest measured KL divergence, on every group that can take it, within "
-    "the scheme's bits; differences are paired over captions. Bits count the language model's "
-    "linears."
+    "one on held-out captions; a note says which of them also calibrate. After ± is the standard "
+    "error over these captions. The KL divergence is divided by the sum of those of the "
+    "quantized groups, each quantized alone: 1 means that their damages add up. The uniform "
+    "scheme is the plain choice: the candidate with the lowest measured KL divergence, on every "
+    "group that can take it, within the scheme's bits; differences are paired over captions. "
+    "Bits count the language model's linears."
 )
 
 #: Violations that the report lists per scheme; more are counted.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from statistics import median
 
 from pytest_autoquant.calibration.sizes import SIZES
@@ -16,7 +16,7 @@ from pytest_autoquant.manifests.records.session_summary import (
     SessionSummary,
     SummaryCase,
 )
-from pytest_autoquant.reports.charts.grid import grid_file, view_of
+from pytest_autoquant.reports.charts.grid import View, grid_file, view_of
 from pytest_autoquant.reports.markdown.case_report import report_links
 from pytest_autoquant.reports.markdown.check_report import CHECK_MEANS
 from pytest_autoquant.reports.markdown.elements import (
@@ -38,7 +38,7 @@ from pytest_autoquant.reports.markdown.elements import (
 )
 from pytest_autoquant.reports.markdown.scheme_report import SCHEMES_MARKDOWN, schemes_table
 from pytest_autoquant.reports.report_model import ReportModel
-from pytest_autoquant.reports.session_results import SessionResults, caution
+from pytest_autoquant.reports.session_results import SessionResults, caution, titles
 from pytest_autoquant.text import counted, shown_duration, shown_time
 
 SUMMARY_MARKDOWN = "summary.md"
@@ -61,7 +61,7 @@ def session_summary(model: ReportModel) -> SessionSummary:
         lost=results.lost,
         structure=tuple(results.structures.values()),
         most_sensitive_groups=tuple(
-            GroupShare(group=group, mean_share=share, model=ranking.model)
+            GroupShare(group=group, mean_share=share, model=ranking.model, method=ranking.method)
             for ranking in model.sensitive
             for group, share in ranking.groups
         ),
@@ -221,7 +221,7 @@ def _grids(model: ReportModel) -> list[str]:
     """Show the pictures; every number in them is in the tables too."""
     pictures = [
         f"![Total score of every quant pair under every granularity, {text(shown.view.model)}, "
-        f"{text(shown.view.size)}]({grid_file(shown.view)})"
+        f"{text(shown.view.size)}, {text(shown.view.method)}]({grid_file(shown.view)})"
         for shown in model.views
         if shown.is_measured
     ]
@@ -290,8 +290,8 @@ def _sensitive(model: ReportModel) -> list[str]:
     if not model.sensitive:
         return []
     parts = ["## Most sensitive groups", f"{SHARES_MEAN} {GROUPS_MEAN}"]
-    for ranking in model.sensitive:
-        parts += [f"### {text(ranking.model)}"] if len(model.sensitive) > 1 else []
+    for ranking, title in zip(model.sensitive, titles(model.sensitive), strict=True):
+        parts += [f"### {text(title)}"] if title else []
         parts += [ALIGNED_MEANS] if ranking.is_aligned else []
         rows = [
             (place, code(group), percent(share))
@@ -315,34 +315,37 @@ _CASE_HEADERS = (
 
 def _measured(model: ReportModel) -> list[str]:
     results = model.results
-    measured = sorted(results.by_status("measured"), key=_by_damage)
+    by_kl = {shown.view for shown in model.views if shown.measured_frontier}
+    measured = sorted(results.by_status("measured"), key=lambda case: _by_damage(case, by_kl))
     if not measured:
         return []
     has_kl = any(case.whole is not None for case in measured)
+    apart, names = _views_apart(measured)
     header, cells = _check_column(measured)
     rows = [
-        (*_case_row(model, case, has_kl), *cell, *_run_cell(results, case.case_id))
-        for case, cell in zip(measured, cells, strict=True)
+        (*name, *_case_row(model, case, has_kl), *cell, *_run_cell(results, case.case_id))
+        for case, name, cell in zip(measured, names, cells, strict=True)
     ]
     return [
         "## Cases, least damage first",
         table(
-            (*_case_headers(has_kl), *header, *_run_header(results)),
+            (*apart, *_case_headers(has_kl), *header, *_run_header(results)),
             rows,
-            right="   rr" + "r" * has_kl + " rr" + "r" * len(header),
+            right=" " * len(apart) + "   rr" + "r" * has_kl + " rr" + "r" * len(header),
         ),
         "\\* on the frontier: no other case of the size has less of damage or bits, and not more "
         "of the other. Damage is the measured KL where every case of the size has one, else the "
         "total score.",
+        *([WHOLE_MEANS] if has_kl else []),
         *_orders(model),
         *filter(None, [infeasible_note(measured)]),
     ]
 
 
 def _orders(model: ReportModel) -> list[str]:
-    """Say what the sum of the scores can tell, and where what was measured contradicts it."""
+    """Say where what was measured contradicts the sum of the scores."""
     sentences = "\n".join(f"- {text(order.sentence)}" for order in model.orders)
-    return [WHOLE_MEANS, sentences] if sentences else []
+    return [sentences] if sentences else []
 
 
 def _case_headers(has_kl: bool) -> tuple[str, ...]:
@@ -364,6 +367,16 @@ def _case_row(model: ReportModel, case: CaseResult, has_kl: bool) -> tuple[str, 
         quantized(case),
         bits(case.selection.bits),
     )
+
+
+def _views_apart(
+    cases: Sequence[CaseResult],
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the headers and cells of model and method, each where the cases have several."""
+    columns = {"model": [case.model for case in cases], "method": [case.method for case in cases]}
+    several = {name: found for name, found in columns.items() if len(set(found)) > 1}
+    cells = zip(*(map(text, found) for found in several.values()), strict=True)
+    return tuple(several), list(cells) if several else [()] * len(cases)
 
 
 def _check_column(cases: Sequence[CaseResult]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -399,9 +412,14 @@ def quantized(case: CaseResult) -> str:
     return f"{case.selected_groups} of {len(case.groups)}"
 
 
-def _by_damage(line: CaseResult) -> tuple[int, float, str]:
+def _by_damage(line: CaseResult, by_kl: Collection[View]) -> tuple[int, str, str, float, str]:
+    """Sort by damage within a view, by the measured KL of the views in ``by_kl``.
+
+    Scores of two models or methods do not compare.
+    """
     order = list(SIZES).index(line.size) if line.size in SIZES else len(SIZES)
-    return order, line.total_score or 0.0, line.case_id
+    damage = line.whole_kl if view_of(line) in by_kl else line.total_score
+    return order, line.model, line.method, damage or 0.0, line.case_id
 
 
 def _aliases(model: ReportModel) -> list[str]:

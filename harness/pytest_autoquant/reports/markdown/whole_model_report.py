@@ -39,11 +39,8 @@ def _ratio_sentence(case: CaseResult) -> str:
     error = whole.ratio_standard_error
     noise = "" if error is None else f" ± {error:.1g}"
     if whole.score_per_kl is not None:
-        return (
-            f" The sum of the groups' scores is {whole.score_per_kl:.3g}{noise} times that; a "
-            "score has another unit, so the factor compares configurations and does not tell "
-            "whether damages add up."
-        )
+        shown = f"{whole.score_per_kl:.3g}{noise}"
+        return f" The sum of the groups' scores is {shown} times that; {_unit_of_ratio(case)}."
     if whole.interaction_ratio is not None:
         return (
             f" It is {whole.interaction_ratio:.3g}{noise} times the sum of the groups' "
@@ -51,6 +48,18 @@ def _ratio_sentence(case: CaseResult) -> str:
             "they cancel."
         )
     return ""
+
+
+def _unit_of_ratio(case: CaseResult) -> str:
+    if case.method == "fisher":
+        return (
+            "half of a score estimates the KL of its group, so the factor is 2 where the estimates "
+            "hold and damages add up"
+        )
+    return (
+        "a score has another unit, so the factor compares configurations and does not tell whether "
+        "damages add up"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,14 +83,12 @@ class MeasuredOrder:
     @property
     def sentence(self) -> str:
         """Whether the two agree, and where they disagree most."""
-        where = f"{self.model}, {self.size}" + (
-            "" if self.method == "gradient" else f", {self.method}"
-        )
+        where = f"{self.model}, {self.size}, {self.method}"
         both = (
             f"{counted(self.pairs, 'pair')} of cases that both tell apart beyond their error bars"
         )
         if self.worst is None:
-            return f"{where}: the sum of the scores and the measured KL order all {both} alike."
+            return f"{where}: the sum of the scores and the measured KL order alike all {both}."
         first, second = self.worst
         sums = numbers_apart(first.total_score, second.total_score)
         kl = numbers_apart(first.whole_kl, second.whole_kl)

@@ -537,12 +537,14 @@
     const found = spearman(side((row) => row.score), side((row) => row.other.score));
     const top = rows.filter((row) => row.rank <= 10);
     const kept = top.filter((row) => row.other.rank <= 10).length;
+    const hasOneUnit = a.method === b.method;
     byId("correlation").textContent = rows.length
       ? `${rows.length} groups in both. Spearman rank correlation ${found === null ? "n/a" : notOne(found, "toFixed", 4)}; ` +
         `${kept} of A's ${top.length} most sensitive are among B's ten; total score ${a.total_shown} ${a.unit} and ${b.total_shown} ${b.unit}.` +
+        (hasOneUnit ? "" : ` Scored by ${a.method} and by ${b.method}: ranks compare, scores do not.`) +
         (aligned ? ` Groups are matched by the end of their names: ${aligned.name} and ${aligned.other.name}.` : "")
       : "The two have no layer group in common.";
-    const ratio = (row) => (row.score > 0 && isNumber(row.other.score) ? row.other.score / row.score : null);
+    const ratio = (row) => (hasOneUnit && row.score > 0 && isNumber(row.other.score) ? row.other.score / row.score : null);
     const ratioShown = (row) => (ratio(row) === null ? "n/a" : String(Number(notOne(ratio(row), "toPrecision", 3))));
     putTable(
       byId("table-movers"),

@@ -17,18 +17,16 @@ from pytest_autoquant.grid.case import CaseId, is_scheme_id
 from pytest_autoquant.manifests.records.outcomes import StructureCheck
 from pytest_autoquant.manifests.records.scheme_manifest import SchemeManifest
 from pytest_autoquant.reports.charts.static_svg import CHARTS, specification
-from pytest_autoquant.reports.markdown.comparison_report import kl_drift_shown
+from pytest_autoquant.reports.markdown.comparison_report import kl_drift_shown, score_drift_shown
 from pytest_autoquant.reports.markdown.elements import (
     ALIGNED_MEANS,
     GROUPS_MEAN,
     LOST_MEANS,
-    METHOD_MEANS,
     SHARES_MEAN,
     STABILITY_MEANS,
     WHOLE_MEANS,
     bits,
     correlation,
-    drift_shown,
     number,
     percent,
     whole_kl_shown,
@@ -82,6 +80,7 @@ def render_page(model: ReportModel, comparison: RunComparison | None = None) -> 
         comparison: of the two runs in ``model``, if it holds two.
     """
     results, shown = model.results, contents(model)
+    has_kl = any(case.whole is not None for case in results.cases.values())
     drawn = _template().render(
         model=model,
         results=results,
@@ -108,7 +107,7 @@ def render_page(model: ReportModel, comparison: RunComparison | None = None) -> 
         many={
             "models": len({view.model for view in shown.views}) > 1,
             "scheme_models": len({_place(found) for found in results.schemes.values()}) > 1,
-            "whole": any(case.whole is not None for case in results.cases.values()),
+            "whole": has_kl,
             "methods": len({view.method for view in shown.views}) > 1,
         },
         comparison=comparison,
@@ -116,11 +115,10 @@ def render_page(model: ReportModel, comparison: RunComparison | None = None) -> 
         data={**_fields(shown), "charts": {name: specification(name) for name in CHARTS}},
         lost_means=LOST_MEANS,
         infeasible_means=infeasible_note(results.cases.values()),
-        method_means=_other_meanings(results),
         groups_mean=GROUPS_MEAN,
         shares_mean=SHARES_MEAN,
         stability_means=STABILITY_MEANS,
-        whole_means=WHOLE_MEANS if model.orders else "",
+        whole_means=WHOLE_MEANS if has_kl else "",
         aligned_means=ALIGNED_MEANS,
         parts={name: path.read_text(encoding="utf-8") for name, path in _PARTS.items()},
         hashes=_hashes(),
@@ -146,7 +144,7 @@ def _template() -> Template:
         "percent": percent,
         "bits": bits,
         "correlation": correlation,
-        "drift": lambda drift: drift_shown(drift).removesuffix("%"),
+        "score_drift": lambda found, drift: score_drift_shown(found, drift).removesuffix("%"),
         "quantized": quantized,
         "whole_kl": whole_kl_shown,
         "kl_drift": kl_drift_shown,
@@ -193,9 +191,3 @@ def _run_of_check(results: SessionResults, check: StructureCheck) -> str:
 
 def _place(found: SchemeManifest) -> tuple[str, str]:
     return found.model.name, found.dataset.size
-
-
-def _other_meanings(results: SessionResults) -> dict[str, str]:
-    """Return what a score means by each method but the default one, which the page starts with."""
-    used = {case.method for case in results.cases.values()} - {"gradient"}
-    return {method: means for method, means in METHOD_MEANS.items() if method in used}
