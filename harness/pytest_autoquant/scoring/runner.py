@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,9 +15,7 @@ from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.calibration.captions import CaptionSet
 from pytest_autoquant.errors import (
     AutoquantError,
-    MeasurementError,
     ModelError,
-    NotReplayableError,
 )
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.grid.assignment import Assignment
@@ -55,7 +53,7 @@ from pytest_autoquant.scoring.build_manifest import (
     build_manifest,
 )
 from pytest_autoquant.scoring.configurations import Configurations
-from pytest_autoquant.scoring.engine import Engine, Failure, Measurement, Outcomes
+from pytest_autoquant.scoring.engine import Failure, Measurement, Outcomes
 from pytest_autoquant.scoring.engine_choice import Engines
 from pytest_autoquant.scoring.environment import environment_record, memory_record
 from pytest_autoquant.scoring.kl_replay.recording import input_ranges
@@ -69,6 +67,7 @@ from pytest_autoquant.scoring.notes import (
 )
 from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.run_captions import RunCaptions, Warn
+from pytest_autoquant.scoring.scored_configs import ScoredConfigs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,10 +112,7 @@ class MeasurementRunner:
         self._model_error: AutoquantError | None = None
         self._captions = RunCaptions(settings, lambda: self.model, warn)
         self._engines = Engines(settings, lambda: self.model)
-        # By the digests of the token ids and of the config.
-        self._outcomes: dict[tuple[str, str], Measurement | Failure] = {}
-        # What sweeps scored, by the digests of the token ids and of the config.
-        self._swept: dict[str, dict[str, EffectiveConfig]] = {}
+        self._scored = ScoredConfigs(self.configurations, self._captions, self._engines, progress)
         self._checks = ScoreChecks(self._engines.kl_replay, progress)
         self._whole_models = WholeModels(lambda: self.model, progress)
 
@@ -292,13 +288,12 @@ class MeasurementRunner:
         Raises:
             MeasurementError: one of them cannot be measured.
         """
-        found = []
-        for combination in combinations:
-            config = self.config(combination)
-            if self._key(size, config) not in self._outcomes:
-                self._score(size, config, combinations)
-            found.append(self._outcome(size, config, f"{combination.test_id}-{size}"))
-        return tuple(found)
+        return tuple(
+            self._scored.measurement(
+                size, self.config(combination), f"{combination.test_id}-{size}", combinations
+            )
+            for combination in combinations
+        )
 
     def fingerprint(self, case: Case) -> Fingerprint:
         """Return the fingerprint that the case's manifest would have.
@@ -340,10 +335,12 @@ class MeasurementRunner:
         refuse_small_budget(self._settings.effective_bits, min(bits, default=0.0))
 
     def _measurement(self, case: Case, config: EffectiveConfig) -> Measurement:
-        if self._key(case.size, config) not in self._outcomes:
-            batch = (other for other in self._assignment.batch_of(case) if not self._is_kept(other))
-            self._score(case.size, config, (other.combination for other in batch))
-        return self._outcome(case.size, config, case.test_id)
+        batch = (
+            other.combination
+            for other in self._assignment.batch_of(case)
+            if not self._is_kept(other)
+        )
+        return self._scored.measurement(case.size, config, case.test_id, batch)
 
     def _is_kept(self, case: Case) -> bool:
         return self.changes(case) == ()
@@ -367,41 +364,7 @@ class MeasurementRunner:
 
     def _measured_as(self, case: Case) -> tuple[str, str, str]:
         """Return what cases with equal scores share: captions, config and method."""
-        return (*self._key(case.size, self.config(case.combination)), case.method)
-
-    def _key(self, size: str, config: EffectiveConfig) -> tuple[str, str]:
-        return self._captions.tokens_of(size), config.digest
-
-    def _score(self, size: str, config: EffectiveConfig, others: Iterable[Combination]) -> None:
-        """Score a config; an engine that sweeps scores the others with it."""
-        engine = self._engines.choose(config, size).engine
-        configs = {config.digest: config}
-        if engine.sweeps:
-            for combination in others:
-                other = self.config(combination)
-                if self._can_join(other, engine):
-                    configs.setdefault(other.digest, other)
-        try:
-            outcomes = engine.score(list(configs.values()), self.data(size), self._progress)
-        except NotReplayableError as error:
-            self._engines.give_up_replay(size, error)
-            self._score(size, config, ())  # stock AutoQuant takes one case at a time
-            return
-        tokens = self._captions.tokens_of(size)
-        for digest, outcome in outcomes.items():
-            self._outcomes[tokens, digest] = outcome
-            if engine.sweeps and isinstance(outcome, Measurement):
-                self._swept.setdefault(tokens, {})[digest] = configs[digest]
-
-    def _can_join(self, config: EffectiveConfig, engine: Engine) -> bool:
-        is_supported = self.configurations.config_support(config).is_supported
-        return is_supported and engine.refuses(config) is None
-
-    def _outcome(self, size: str, config: EffectiveConfig, name: str) -> Measurement:
-        outcome = self._outcomes[self._key(size, config)]
-        if isinstance(outcome, Measurement):
-            return outcome
-        raise MeasurementError(f"{name} could not be measured: {outcome.reason}", outcome.trace)
+        return (*self._scored.key(case.size, self.config(case.combination)), case.method)
 
     def _score_check(
         self, case: Case, config: EffectiveConfig, measurement: Measurement
@@ -415,7 +378,7 @@ class MeasurementRunner:
         if reason is not None:
             return reason
         return self._checks.check(
-            config, measurement, self.data(case.size), self._swept_with(case.size)
+            config, measurement, self.data(case.size), self._scored.swept(case.size)
         )
 
     def _whole_model(
@@ -426,12 +389,8 @@ class MeasurementRunner:
         reason = not_measured(wanted, measurement.engine)
         if reason is not None:
             return reason
-        data, together = self.data(case.size), self._swept_with(case.size)
+        data, together = self.data(case.size), self._scored.swept(case.size)
         return self._whole_models.measure(config, measurement, data, case.method, together)
-
-    def _swept_with(self, size: str) -> Mapping[str, EffectiveConfig]:
-        """Return the configs, by digest, that sweeps scored on the captions of a size."""
-        return self._swept.get(self._captions.tokens_of(size), {})
 
     def _run_config(self, engine: str, reason: str, data: CalibrationData) -> RunConfig:
         return RunConfig(
