@@ -14,7 +14,7 @@ from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.models.device import resolve_device, resolve_dtype
 from pytest_autoquant.models.loading import load_model
 from pytest_autoquant.models.registry import REGISTRY
-from pytest_autoquant.scoring.stock import StockEngine
+from pytest_autoquant.scoring.stock.engine import StockEngine
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import torch
 from pytest_autoquant.plugin.pytest_config import plan_of
 from pytest_autoquant.scoring.engine import Measurement
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
-from pytest_autoquant.scoring.stock import StockEngine
+from pytest_autoquant.scoring.stock.engine import StockEngine
 
 from tests.builders import ignore_progress
 

@@ -14,7 +14,7 @@ from pytest_autoquant.calibration.captions import load_captions
 from pytest_autoquant.modelopt_support.quiet import quiet
 from pytest_autoquant.scoring.engine import Measurement
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
-from pytest_autoquant.scoring.stock import StockEngine
+from pytest_autoquant.scoring.stock.engine import StockEngine
 from torch.nn import functional
 
 from tests.builders import ignore_progress

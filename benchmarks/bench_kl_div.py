@@ -10,7 +10,7 @@ AutoQuant measures one case of ``STOCK_CASES``, whose ranks are compared with th
 import pytest
 from pytest_autoquant.scoring.engine import Measurement
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
-from pytest_autoquant.scoring.stock import StockEngine
+from pytest_autoquant.scoring.stock.engine import StockEngine
 from scipy.stats import spearmanr
 
 from tests.builders import ignore_progress

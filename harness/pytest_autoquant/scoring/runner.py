@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,13 +11,11 @@ from pathlib import Path
 
 import torch
 
-from pytest_autoquant.calibration.batches import CalibrationData, calibration_data
-from pytest_autoquant.calibration.captions import CaptionSet, load_captions
+from pytest_autoquant.calibration.batches import CalibrationData
+from pytest_autoquant.calibration.captions import CaptionSet
 from pytest_autoquant.errors import (
     AutoquantError,
-    MeasurementError,
     ModelError,
-    NotReplayableError,
 )
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.grid.assignment import Assignment
@@ -55,24 +53,21 @@ from pytest_autoquant.scoring.build_manifest import (
     build_manifest,
 )
 from pytest_autoquant.scoring.configurations import Configurations
-from pytest_autoquant.scoring.engine import Engine, Failure, Measurement, Outcomes
+from pytest_autoquant.scoring.engine import Failure, Measurement, Outcomes
+from pytest_autoquant.scoring.engine_choice import Engines
 from pytest_autoquant.scoring.environment import environment_record, memory_record
-from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
 from pytest_autoquant.scoring.kl_replay.recording import input_ranges
 from pytest_autoquant.scoring.kl_replay.score_check import ScoreChecks, not_checked
 from pytest_autoquant.scoring.kl_replay.whole_model_kl import WholeModels, not_measured
 from pytest_autoquant.scoring.notes import (
     data_notes,
     error_bar_notes,
-    length_notes,
     padding_notes,
     size_notes,
 )
 from pytest_autoquant.scoring.progress import Progress
-from pytest_autoquant.scoring.replay.engine import ReplayEngine
-from pytest_autoquant.scoring.stock import StockEngine
-
-Warn = Callable[[str], None]
+from pytest_autoquant.scoring.run_captions import RunCaptions, Warn
+from pytest_autoquant.scoring.scored_configs import ScoredConfigs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,14 +80,6 @@ class Measured:
 
     manifest: Manifest
     state: bytes | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChosenEngine:
-    """The engine that scores a config on a size, and why that one."""
-
-    engine: Engine
-    reason: str
 
 
 class MeasurementRunner:
@@ -123,14 +110,10 @@ class MeasurementRunner:
         self._originals: dict[tuple[str, str, str], Case] = {}
         self.configurations = Configurations(settings.device, settings.dtype, progress)
         self._model_error: AutoquantError | None = None
-        self._unreplayable: dict[str, str] = {}
-        self._data: dict[str, CalibrationData] = {}
-        self._tokens: dict[str, str] = {}
-        # By the digests of the token ids and of the config.
-        self._outcomes: dict[tuple[str, str], Measurement | Failure] = {}
-        # What sweeps scored, by the digests of the token ids and of the config.
-        self._swept: dict[str, dict[str, EffectiveConfig]] = {}
-        self._checks = ScoreChecks(self._kl_replay, progress)
+        self._captions = RunCaptions(settings, lambda: self.model, warn)
+        self._engines = Engines(settings, lambda: self.model)
+        self._scored = ScoredConfigs(self.configurations, self._captions, self._engines, progress)
+        self._checks = ScoreChecks(self._engines.kl_replay, progress)
         self._whole_models = WholeModels(
             lambda: self.model, progress, all_captions=settings.whole_model_kl is True
         )
@@ -225,44 +208,13 @@ class MeasurementRunner:
         """Versions and device of this process."""
         return environment_record(self.device, record_host=self._settings.record_host)
 
-    @property
-    def max_tokens(self) -> int:
-        """Most tokens of a caption: what the option says, or what the model has positions for."""
-        return min(self._settings.max_tokens, self.model.max_positions or self._settings.max_tokens)
-
     def data(self, size: str) -> CalibrationData:
         """Return the batches of a size; warns when there are fewer captions than it needs."""
-        if size not in self._data:
-            captions = load_captions(self._settings.captions, size)
-            data = calibration_data(
-                captions,
-                self.model.tokenize,
-                batch_size=self._settings.batch_size,
-                score_size=self._settings.score_size,
-                max_tokens=self.max_tokens,
-            )
-            for note in data_notes(data):
-                self.warn(note)
-            self._data[size] = data
-            self._tokens[size] = data.tokens_sha256
-        return self._data[size]
+        return self._captions.of_size(size)
 
     def held_out(self, captions: CaptionSet, *, batch_size: int) -> CalibrationData:
-        """Return the batches of held-out captions; warns when some cannot be used whole.
-
-        Raises:
-            CaptionError: no caption has two tokens.
-        """
-        data = calibration_data(
-            captions,
-            self.model.tokenize,
-            batch_size=batch_size,
-            score_size=len(captions.lines),
-            max_tokens=self.max_tokens,
-        )
-        for note in length_notes(data):
-            self.warn(note)
-        return data
+        """Return the batches of held-out captions; see ``RunCaptions.held_out``."""
+        return self._captions.held_out(captions, batch_size=batch_size)
 
     def progress(self, phase: str, done: int, total: int) -> None:
         """Show how far a measurement is."""
@@ -277,12 +229,8 @@ class MeasurementRunner:
         linear, as in a scheme. What cannot be measured is a failure of its config.
         """
         try:
-            engine = KLReplayEngine(
-                self.model,
-                record_device=self._settings.tape_device,
-                ranges=input_ranges(self.model, self.data(size).batches),
-                is_fused=True,
-            )
+            ranges = input_ranges(self.model, self.data(size).batches)
+            engine = self._engines.kl_replay(ranges, is_fused=True)
             refused = {
                 config.digest: Failure(reason=reason, trace="")
                 for config in configs
@@ -307,7 +255,7 @@ class MeasurementRunner:
         config, data = self.config(case.combination), self.data(case.size)
         measurement = self._measurement(case, config)
         original, linears = self._original(case), self.model.linears
-        reason = self._choose(config, case.size).reason
+        reason = self._engines.choose(config, case.size).reason
         manifest = build_manifest(
             Findings(
                 case=case,
@@ -342,13 +290,12 @@ class MeasurementRunner:
         Raises:
             MeasurementError: one of them cannot be measured.
         """
-        found = []
-        for combination in combinations:
-            config = self.config(combination)
-            if self._key(size, config) not in self._outcomes:
-                self._score(size, config, combinations)
-            found.append(self._outcome(size, config, f"{combination.test_id}-{size}"))
-        return tuple(found)
+        return tuple(
+            self._scored.measurement(
+                size, self.config(combination), f"{combination.test_id}-{size}", combinations
+            )
+            for combination in combinations
+        )
 
     def fingerprint(self, case: Case) -> Fingerprint:
         """Return the fingerprint that the case's manifest would have.
@@ -357,7 +304,7 @@ class MeasurementRunner:
             AutoquantError: model, captions or preset cannot be loaded.
         """
         config, data = self.config(case.combination), self.data(case.size)
-        chosen = self._choose(config, case.size)
+        chosen = self._engines.choose(config, case.size)
         return fingerprint(
             case=case,
             config=config,
@@ -390,10 +337,12 @@ class MeasurementRunner:
         refuse_small_budget(self._settings.effective_bits, min(bits, default=0.0))
 
     def _measurement(self, case: Case, config: EffectiveConfig) -> Measurement:
-        if self._key(case.size, config) not in self._outcomes:
-            batch = (other for other in self._assignment.batch_of(case) if not self._is_kept(other))
-            self._score(case.size, config, (other.combination for other in batch))
-        return self._outcome(case.size, config, case.test_id)
+        batch = (
+            other.combination
+            for other in self._assignment.batch_of(case)
+            if not self._is_kept(other)
+        )
+        return self._scored.measurement(case.size, config, case.test_id, batch)
 
     def _is_kept(self, case: Case) -> bool:
         return self.changes(case) == ()
@@ -417,43 +366,7 @@ class MeasurementRunner:
 
     def _measured_as(self, case: Case) -> tuple[str, str, str]:
         """Return what cases with equal scores share: captions, config and method."""
-        return (*self._key(case.size, self.config(case.combination)), case.method)
-
-    def _key(self, size: str, config: EffectiveConfig) -> tuple[str, str]:
-        _ = self.data(size)
-        return self._tokens[size], config.digest
-
-    def _score(self, size: str, config: EffectiveConfig, others: Iterable[Combination]) -> None:
-        """Score a config; an engine that sweeps scores the others with it."""
-        engine = self._choose(config, size).engine
-        configs = {config.digest: config}
-        if engine.sweeps:
-            for combination in others:
-                other = self.config(combination)
-                if self._can_join(other, engine):
-                    configs.setdefault(other.digest, other)
-        try:
-            outcomes = engine.score(list(configs.values()), self.data(size), self._progress)
-        except NotReplayableError as error:
-            if self._has_to_replay:
-                raise
-            self._unreplayable[size] = str(error)
-            self._score(size, config, ())  # stock AutoQuant takes one case at a time
-            return
-        for digest, outcome in outcomes.items():
-            self._outcomes[self._tokens[size], digest] = outcome
-            if engine.sweeps and isinstance(outcome, Measurement):
-                self._swept.setdefault(self._tokens[size], {})[digest] = configs[digest]
-
-    def _can_join(self, config: EffectiveConfig, engine: Engine) -> bool:
-        is_supported = self.configurations.config_support(config).is_supported
-        return is_supported and engine.refuses(config) is None
-
-    def _outcome(self, size: str, config: EffectiveConfig, name: str) -> Measurement:
-        outcome = self._outcomes[self._key(size, config)]
-        if isinstance(outcome, Measurement):
-            return outcome
-        raise MeasurementError(f"{name} could not be measured: {outcome.reason}", outcome.trace)
+        return (*self._scored.key(case.size, self.config(case.combination)), case.method)
 
     def _score_check(
         self, case: Case, config: EffectiveConfig, measurement: Measurement
@@ -467,7 +380,7 @@ class MeasurementRunner:
         if reason is not None:
             return reason
         return self._checks.check(
-            config, measurement, self.data(case.size), self._swept_with(case.size)
+            config, measurement, self.data(case.size), self._scored.swept(case.size)
         )
 
     def _whole_model(
@@ -478,61 +391,8 @@ class MeasurementRunner:
         reason = not_measured(wanted, measurement.engine)
         if reason is not None:
             return reason
-        data, together = self.data(case.size), self._swept_with(case.size)
+        data, together = self.data(case.size), self._scored.swept(case.size)
         return self._whole_models.measure(config, measurement, data, case.method, together)
-
-    def _swept_with(self, size: str) -> Mapping[str, EffectiveConfig]:
-        """Return the configs, by digest, that sweeps scored on the captions of a size."""
-        return self._swept.get(self._tokens[size], {})
-
-    def _kl_replay(self, ranges: Mapping[str, torch.Tensor] | None = None) -> KLReplayEngine:
-        return KLReplayEngine(self.model, record_device=self._settings.tape_device, ranges=ranges)
-
-    @cached_property
-    def _stock(self) -> StockEngine:
-        return StockEngine(
-            self.model, method=self._settings.method, save_state=self._settings.save_state
-        )
-
-    @cached_property
-    def _replay(self) -> Engine:
-        device = self._settings.tape_device
-        if self._settings.method == "kl_div":
-            return self._kl_replay()
-        return ReplayEngine(
-            self.model,
-            method=self._settings.method,
-            tape_device=device,
-            tape_folder=self._settings.tape_dir,
-        )
-
-    @property
-    def _has_to_replay(self) -> bool:
-        return self._settings.engine == "replay" or self._settings.method == "fisher"
-
-    def _choose(self, config: EffectiveConfig, size: str) -> ChosenEngine:
-        """Choose the engine for a config on a size.
-
-        Raises:
-            MeasurementError: ``--aq-engine replay`` or ``--aq-method fisher`` for what only stock
-                AutoQuant can score.
-        """
-        if self._settings.engine == "modelopt":
-            return ChosenEngine(engine=self._stock, reason="asked for with --aq-engine")
-        refusal = self._replay_refusal(config, size)
-        if refusal is None:
-            reason = "scores every config of a size in one sweep"
-            return ChosenEngine(engine=self._replay, reason=reason)
-        if self._has_to_replay:
-            option = "engine replay" if self._settings.engine == "replay" else "method fisher"
-            raise MeasurementError(f"--aq-{option} cannot score this case: {refusal}")
-        reason = f"the replay engine cannot score this case: {refusal}"
-        return ChosenEngine(engine=self._stock, reason=reason)
-
-    def _replay_refusal(self, config: EffectiveConfig, size: str) -> str | None:
-        if self._settings.save_state:
-            return "--aq-save-state asks for ModelOpt's own search state"
-        return self._unreplayable.get(size) or self._replay.refuses(config)
 
     def _run_config(self, engine: str, reason: str, data: CalibrationData) -> RunConfig:
         return RunConfig(

@@ -12,7 +12,7 @@ from pytest_autoquant.scoring.engine import silent_groups
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
 from pytest_autoquant.scoring.signal import Signal
-from pytest_autoquant.scoring.stock import StockEngine
+from pytest_autoquant.scoring.stock.engine import StockEngine
 
 LAYERS = "model.language_model.layers"
 QKV = tuple(f"{LAYERS}.0.self_attn.{each}_proj" for each in "qkv")

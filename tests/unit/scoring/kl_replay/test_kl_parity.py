@@ -15,7 +15,7 @@ from builders import calibration_of, config_of, ignore_progress, model_state
 from modelopt.torch.quantization import algorithms
 from pytest_autoquant.plugin.pytest_config import plan_of
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
-from pytest_autoquant.scoring.stock import StockEngine
+from pytest_autoquant.scoring.stock.engine import StockEngine
 from scipy.stats import spearmanr
 
 #: Largest relative difference of a group's divergence, by the model's dtype.

@@ -12,7 +12,7 @@ import pytest
 from builders import calibration_of, config_of, ignore_progress, model_state
 from pytest_autoquant.plugin.pytest_config import plan_of
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
-from pytest_autoquant.scoring.stock import StockEngine
+from pytest_autoquant.scoring.stock.engine import StockEngine
 
 #: Largest relative difference of a group's score, by the model's dtype.
 TOLERANCE = {"float32": 1e-6, "bfloat16": 1e-3}

@@ -9,7 +9,7 @@ from builders import awq_config, calibration_of, config_of, ignore_progress, mod
 from pytest_autoquant.models.next_token import next_token_logits, next_token_loss
 from pytest_autoquant.models.restore import preserved
 from pytest_autoquant.scoring.engine import Failure
-from pytest_autoquant.scoring.stock import StockEngine
+from pytest_autoquant.scoring.stock.engine import StockEngine
 
 LAYER = "model.language_model.layers.2"
 

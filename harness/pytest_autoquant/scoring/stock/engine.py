@@ -25,7 +25,7 @@ from pytest_autoquant.models.next_token import next_token_logits, next_token_los
 from pytest_autoquant.models.restore import preserved
 from pytest_autoquant.scoring.engine import Failure, GroupScore, Measurement, Outcomes
 from pytest_autoquant.scoring.progress import Progress
-from pytest_autoquant.scoring.watch import watched
+from pytest_autoquant.scoring.stock.watch import watched
 
 #: Calibration algorithms that do not change weights.
 _KEEPS_WEIGHTS = (None, "max", "mse", "local_hessian")

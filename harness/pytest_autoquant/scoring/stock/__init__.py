@@ -1,0 +1,1 @@
+"""Stock AutoQuant, one case at a time."""
