@@ -100,15 +100,16 @@ NEEDS = (
     ),
     Need(
         options=("check_scores",),
-        is_met=lambda s: s.method != "kl_div" and s.engine != "modelopt" and not s.save_state,
-        message="has no effect where scores are measured (--aq-method kl_div) or stock AutoQuant "
-        "scores (--aq-engine modelopt, --aq-save-state)",
+        is_met=lambda s: s.method != "kl_div" and _replays_scores(s),
+        message="has no effect where scores are measured (--aq-method kl_div), where stock "
+        "AutoQuant scores (--aq-engine modelopt, --aq-save-state) or where nothing does "
+        "(--aq-structure-only)",
     ),
     Need(
         options=("whole_model_kl",),
-        is_met=lambda s: s.engine != "modelopt" and not s.save_state,
+        is_met=lambda s: _replays_scores(s),
         message="has no effect where stock AutoQuant scores (--aq-engine modelopt, "
-        "--aq-save-state)",
+        "--aq-save-state) or where nothing does (--aq-structure-only)",
     ),
     Need(
         options=("tape_device",),
@@ -126,6 +127,10 @@ NEEDS = (
         message="has no effect without --aq-baseline DIR",
     ),
 )
+
+
+def _replays_scores(settings: Settings) -> bool:
+    return not (settings.structure_only or settings.engine == "modelopt" or settings.save_state)
 
 
 def check_rules(settings: Settings, on_command_line: AbstractSet[str]) -> None:

@@ -46,8 +46,13 @@ IDLE = {
 LACKING = {
     "tape_dir": ({"engine": "modelopt"}, {"method": "kl_div"}),
     "tape_device": ({"engine": "modelopt"},),
-    "check_scores": ({"engine": "modelopt"}, {"method": "kl_div"}, {"save_state": True}),
-    "whole_model_kl": ({"engine": "modelopt"}, {"save_state": True}),
+    "check_scores": (
+        {"engine": "modelopt"},
+        {"method": "kl_div"},
+        {"save_state": True},
+        {"structure_only": True},
+    ),
+    "whole_model_kl": ({"engine": "modelopt"}, {"save_state": True}, {"structure_only": True}),
 }
 
 
