@@ -40,6 +40,7 @@ from pytest_autoquant.scoring.replay.sweep import (
     sweep_slice,
 )
 from pytest_autoquant.scoring.replay.tape import (
+    KEPT_DRAWS,
     Tape,
     choose_device,
     estimate_bytes,
@@ -202,7 +203,10 @@ def _draw_notes(tape: Tape) -> tuple[str, ...]:
     draws = tape.fingerprint.draws
     if not draws:
         return ()
-    return (f"next words were drawn from the model's predictions {draws} times per caption",)
+    return (
+        f"next words were drawn from the model's predictions {draws} times per caption for q/k/v, "
+        f"{min(draws, KEPT_DRAWS)} times for other linears",
+    )
 
 
 def _gradient_notes(tape: Tape) -> tuple[str, ...]:

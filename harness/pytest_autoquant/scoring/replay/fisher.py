@@ -9,9 +9,10 @@ for itself and takes the captions' words.
 The words of one token are drawn independently of another's, so squaring each token's product for
 itself leaves out only what a change of one token does to the predictions of later ones together
 with another token's change. That is small but for q/k/v: attention adds up their changes over the
-tokens of a caption, or takes the difference (a change that all keys share changes nothing). Where
-there are samples enough for it, they are squared per caption, the members together, which leaves
-out nothing but has the noise of one number per caption and draw.
+tokens of a caption, or takes the difference (a change that all keys share changes nothing). Squared
+per caption, the members together, nothing is left out, but there is one number per caption and draw:
+with n of them the noise of a group's score is about the root of 2 / n. So words are drawn more often
+for q/k/v, and their score is a mean of both squares that trusts the captions more the more there are.
 
 With weight W, its change dW, input X and its change dX, the product of gradient G and output change
 is (G dW) (X + dX) + (G W) dX, summed over input channels: one matrix product per distinct weight
@@ -20,21 +21,19 @@ quantizer, and none per configuration.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
 
+from pytest_autoquant.scoring.replay.tape import is_attention_input
 from pytest_autoquant.scoring.replay.token_slices import TokenSlice
 
-#: How often words are drawn for each caption.
-DRAWS = 2
+#: How often words are drawn for each caption; ``tape.kept_draws`` says of which a linear is scored.
+DRAWS = 6
 
-#: Captions times draws from which on q/k/v are squared per caption: the noise of a group's score
-#: is about the root of 2 / 256, 9%, there.
-_ENOUGH_SAMPLES = 256
-
-_ATTENTION_INPUT = re.compile(r"(^|\.)(q|k|v|qkv)_proj$")
+#: Captions times draws at which squares per caption weigh as much as squares per token for q/k/v:
+#: the noise of the former is 9% there.
+EVEN_SAMPLES = 256
 
 
 class LossChangeScorer:
@@ -55,9 +54,8 @@ class LossChangeScorer:
         self._caption_lengths = token_slice.caption_lengths
         self._pulled_change: tuple[torch.Tensor, torch.Tensor] | None = None
         self._input_parts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._joint_weight = _joint_weight(name, token_slice)
         tokens, draws, _ = self._gradient.shape
-        has_enough = len(self._caption_lengths) * draws >= _ENOUGH_SAMPLES
-        self._is_squared_later = has_enough and _ATTENTION_INPUT.search(name) is not None
         self._changes = torch.zeros(
             (versions, tokens, draws), dtype=torch.float64, device=self._x.device
         )
@@ -77,12 +75,16 @@ class LossChangeScorer:
     def per_caption(self) -> torch.Tensor:
         """Return the scores, ``(versions, captions)`` in float64, on the device.
 
-        For q/k/v of many captions the loss changes, ``(versions, captions, draws)``, to be added up
-        over the members of the group before they are squared.
+        For q/k/v ``(versions, captions, 1 + draws)``: the score per token, then the loss changes,
+        to be added up over the members of the group and squared; all weighted.
         """
-        if self._is_squared_later:
-            return self._summed(self._changes)
-        return self._summed(self._changes.square()).mean(-1)
+        per_token = self._summed(self._changes.square()).mean(-1)
+        if not self._joint_weight:
+            return per_token
+        changes = self._summed(self._changes)
+        scale = (self._joint_weight / changes.shape[-1]) ** 0.5
+        weighted = per_token[..., None] * (1 - self._joint_weight)
+        return torch.cat([weighted, changes * scale], dim=-1)
 
     def _input_part(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the change of the input contributes, ``(tokens, draws)``."""
@@ -102,6 +104,12 @@ class LossChangeScorer:
         return torch.segment_reduce(
             by_token, "sum", lengths=lengths, axis=0, unsafe=True
         ).transpose(0, 1)
+
+
+def _joint_weight(name: str, token_slice: TokenSlice) -> float:
+    """Return the weight of the squares per caption in a linear's score."""
+    samples = len(token_slice.caption_lengths) * token_slice.gradients[name].shape[1]
+    return samples / (samples + EVEN_SAMPLES) if is_attention_input(name) else 0.0
 
 
 def _dot(pulled: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

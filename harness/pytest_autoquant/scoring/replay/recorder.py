@@ -21,7 +21,12 @@ from pytest_autoquant.models.drawn_words import drawn_words
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.next_token import next_token_logits, next_token_loss
 from pytest_autoquant.scoring.progress import Progress
-from pytest_autoquant.scoring.replay.tape import Tape, largest_magnitudes, tape_fingerprint
+from pytest_autoquant.scoring.replay.tape import (
+    Tape,
+    kept_draws,
+    largest_magnitudes,
+    tape_fingerprint,
+)
 from pytest_autoquant.text import counted
 
 
@@ -39,7 +44,7 @@ def capture(
     Args:
         device: where the tape is kept; host memory is pinned when the model is on CUDA.
         draws: how often the words of the loss are drawn from the model's predictions, with a
-            backward pass each; 0 for the captions' own words.
+            backward pass each (see ``tape.kept_draws``); 0 for the captions' own words.
 
     Raises:
         NotReplayableError: a linear of the language model never runs, runs several times per
@@ -77,20 +82,25 @@ class _TokenBuffers:
     """Preallocated ``(tokens, width)`` tensors by linear, filled batch by batch.
 
     Attributes:
-        draw: which of several draws is written; the tensors are ``(tokens, draws, width)`` then.
+        draw: which of several draws is written; the tensors are ``(tokens, draws, width)`` then,
+            of the draws that a linear keeps.
     """
 
     def __init__(self, num_tokens: int, device: torch.device, draws: int = 0) -> None:
-        self._lead = (num_tokens, draws) if draws else (num_tokens,)
+        self._num_tokens, self._draws = num_tokens, draws
         self._device = device
         self.draw: int | None = None
         self.tensors: dict[str, torch.Tensor] = {}
 
     def write(self, name: str, rows: slice, values: torch.Tensor) -> None:
         """Copy values of shape ``(captions, tokens, width)`` to some rows of a linear's buffer."""
+        kept = kept_draws(name, self._draws)
+        if self.draw is not None and self.draw >= kept:
+            return
         if name not in self.tensors:
+            lead = (self._num_tokens, kept) if kept else (self._num_tokens,)
             self.tensors[name] = torch.empty(
-                (*self._lead, values.shape[-1]),
+                (*lead, values.shape[-1]),
                 dtype=values.dtype,
                 device=self._device,
                 pin_memory=self._device.type == "cpu" and values.is_cuda,

@@ -124,7 +124,7 @@ class SweepResult:
 
     Attributes:
         scores: by linear, ``(configs, captions)`` on the device, captions in the tape's order; or
-            loss changes, ``(configs, captions, draws)``, which are squared by group.
+            ``(configs, captions, 1 + draws)``, a score and loss changes, squared by group.
         failures: by index of the config; a config that failed is not scored any further.
     """
 
@@ -143,7 +143,12 @@ class SweepResult:
             groups: the members of each group.
         """
         sums = (torch.stack([self.scores[name] for name in members]).sum(0) for members in groups)
-        return torch.stack([each.square().mean(-1) if each.dim() == 3 else each for each in sums])
+        return torch.stack([_squared(each) if each.dim() == 3 else each for each in sums])
+
+
+def _squared(parts: torch.Tensor) -> torch.Tensor:
+    """Return scores, ``(configs, captions)``, of a group's scores and loss changes."""
+    return parts[..., 0] + parts[..., 1:].square().sum(-1)
 
 
 class Scorer(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -22,7 +23,12 @@ from pytest_autoquant.errors import MeasurementError, WriteError
 from pytest_autoquant.models.loading import LoadedModel
 
 #: Version of the tape file's layout; part of the fingerprint.
-TAPE_FORMAT = 5
+TAPE_FORMAT = 6
+
+#: Of how many draws a linear's gradients are kept; for q/k/v those of all draws are.
+KEPT_DRAWS = 2
+
+_ATTENTION_INPUT = re.compile(r"(^|\.)(q|k|v|qkv)_proj$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +40,7 @@ class TapeFingerprint:
         captions: sha256 over the captions.
         tokens: sha256 over the token ids, batch by batch.
         draws: how often the words of the loss were drawn from the model's predictions; 0 for the
-            captions' own words.
+            captions' own words. ``kept_draws`` tells which of them a linear keeps.
     """
 
     format: int
@@ -63,8 +69,8 @@ class Tape:
         source: by linear, the linear whose input it shares; its own name if it shares none.
         inputs: by source, ``(tokens, in_features)``.
         amax: by source, ``(in_features,)``: largest |X| over all calibration tokens.
-        gradients: by linear, ``(tokens, out_features)``; of several draws ``(tokens, draws,
-            out_features)``.
+        gradients: by linear, ``(tokens, out_features)``; of drawn words ``(tokens, draws,
+            out_features)``, with the draws that the linear keeps.
         num_multi_caption_tokens: number of tokens from batches of several captions. They come
             first; the other tokens are from batches of one caption. On CUDA, ModelOpt quantizes
             the two kinds with different code (``quantizers.ShapedQuantizers.input``).
@@ -90,6 +96,16 @@ class Tape:
         """Size of the tensors in bytes."""
         parts = (self.inputs, self.amax, self.gradients)
         return sum(tensor.nbytes for part in parts for tensor in part.values())
+
+
+def is_attention_input(name: str) -> bool:
+    """Whether a linear is one of q/k/v."""
+    return _ATTENTION_INPUT.search(name) is not None
+
+
+def kept_draws(name: str, draws: int) -> int:
+    """Return of how many draws, the first ones, a tape keeps the gradients of a linear."""
+    return draws if is_attention_input(name) else min(draws, KEPT_DRAWS)
 
 
 def largest_magnitudes(tensors: Mapping[str, torch.Tensor]) -> dict[str, float]:
@@ -119,9 +135,11 @@ def tape_fingerprint(model: LoadedModel, data: CalibrationData, draws: int = 0) 
 
 def estimate_bytes(model: LoadedModel, data: CalibrationData, draws: int = 0) -> int:
     """Return an upper bound of the tape's size in bytes: its size if no input were shared."""
-    gradients = max(draws, 1)
     tokens = sum(batch.num_tokens for batch in data.scored)
-    width = sum(each.in_features + gradients * each.out_features for each in model.linears)
+    width = sum(
+        each.in_features + max(kept_draws(each.name, draws), 1) * each.out_features
+        for each in model.linears
+    )
     itemsize: int = next(model.module.parameters()).element_size()
     return tokens * width * itemsize
 

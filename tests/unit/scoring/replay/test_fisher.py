@@ -6,10 +6,10 @@ import pytest
 import torch
 from builders import calibration_of, config_of, ignore_progress
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
-from pytest_autoquant.scoring.replay import fisher
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
-from pytest_autoquant.scoring.replay.fisher import DRAWS, LossChangeScorer
+from pytest_autoquant.scoring.replay.fisher import DRAWS, EVEN_SAMPLES, LossChangeScorer
 from pytest_autoquant.scoring.replay.sweep import SweepResult, plan_sweep, sweep_slice
+from pytest_autoquant.scoring.replay.tape import kept_draws
 from pytest_autoquant.scoring.replay.token_slices import TokenSlice
 from torch import nn
 
@@ -37,7 +37,10 @@ def token_slice(module):
         amax=x.abs().amax(dim=0),
         num_multi_caption_tokens=0,
         caption_lengths=torch.tensor(LENGTHS),
-        gradients={name: torch.randn(6, DRAWS, e.out_features) for name, e in module.items()},
+        gradients={
+            name: torch.randn(6, kept_draws(name, DRAWS), linear.out_features)
+            for name, linear in module.items()
+        },
     )
 
 
@@ -73,13 +76,9 @@ def part_of(token_slice, rows, lengths):
     )
 
 
-@pytest.mark.parametrize(
-    ("enough", "attention"), [(4, squared_per_caption), (5, squared_per_token)]
-)
-def test_scores_are_those_of_the_formula_also_when_a_slice_cuts_a_caption(
-    module, token_slice, monkeypatch, enough, attention
-):
-    monkeypatch.setattr(fisher, "_ENOUGH_SAMPLES", enough)
+def test_scores_are_those_of_the_formula_also_when_a_slice_cuts_a_caption(module, token_slice):
+    samples = len(LENGTHS) * DRAWS
+    weight = samples / (samples + EVEN_SAMPLES)
     groups = (("q_proj", "k_proj"), ("up_proj",))
     whole = [token_slice]
     cut = [part_of(token_slice, slice(3), [2, 1]), part_of(token_slice, slice(3, 6), [0, 3])]
@@ -92,7 +91,13 @@ def test_scores_are_those_of_the_formula_also_when_a_slice_cuts_a_caption(
         for index, config in enumerate(CONFIGS):
             changes = loss_changes(module, token_slice, config, plan)
             attention_scores, up_scores = scores[:, index].tolist()
-            wanted = attention(changes["q_proj"], changes["k_proj"])
+            attention = changes["q_proj"], changes["k_proj"]
+            wanted = [
+                (1 - weight) * token + weight * caption
+                for token, caption in zip(
+                    squared_per_token(*attention), squared_per_caption(*attention), strict=True
+                )
+            ]
             assert attention_scores == pytest.approx(wanted, rel=1e-4)
             assert up_scores == pytest.approx(squared_per_token(changes["up_proj"]), rel=1e-4)
 
@@ -108,7 +113,8 @@ def test_half_of_the_total_score_estimates_the_divergence(tiny):
         )
         assert total / 2 == pytest.approx(divergence, rel=0.15), config.digest
     assert found[CONFIGS[0].digest].notes == (
-        "next words were drawn from the model's predictions 2 times per caption",
+        "next words were drawn from the model's predictions 6 times per caption for q/k/v, "
+        "2 times for other linears",
     )
 
 

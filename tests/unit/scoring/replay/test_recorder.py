@@ -18,6 +18,7 @@ from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.next_token import next_token_logits, next_token_loss
 from pytest_autoquant.models.restore import preserved
 from pytest_autoquant.scoring.replay.recorder import capture
+from pytest_autoquant.scoring.replay.tape import estimate_bytes
 from torch import nn
 
 CPU = torch.device("cpu")
@@ -193,6 +194,16 @@ def test_siblings_of_the_embedded_model_share_inputs(tape):
     assert tape.source[f"{LAYER}.mlp.down_proj"] == f"{LAYER}.mlp.down_proj"
     assert len(tape.inputs) == 6 * 4
     assert len(tape.gradients) == 6 * 7
+
+
+def test_attention_inputs_keep_all_draws_and_other_linears_the_first_two(tiny, data, tape):
+    few, many = (capture(tiny, data, CPU, ignore_progress, draws) for draws in (2, 3))
+    assert estimate_bytes(tiny, data, 3) >= many.nbytes > few.nbytes > tape.nbytes
+    for name, gradient in many.gradients.items():
+        kept = 3 if name.endswith(("q_proj", "k_proj", "v_proj")) else 2
+        assert gradient.shape[1] == kept, name
+        assert torch.equal(gradient[:, :2], few.gradients[name])
+        assert not torch.equal(gradient[:, kept - 1], gradient[:, kept - 2])
 
 
 def test_capture_leaves_the_model_unchanged_and_counts_batches(tiny, data):
