@@ -23,7 +23,7 @@ from pytest_autoquant.manifests.case_result import (
     case_result_of,
 )
 from pytest_autoquant.manifests.layout import ANY_MANIFEST_SUFFIX
-from pytest_autoquant.manifests.records.consistency import ranking_disagreements
+from pytest_autoquant.manifests.records.consistency.sensitivity import ranking_disagreements
 from pytest_autoquant.manifests.records.json_record import invalid_record, validate_record
 from pytest_autoquant.manifests.records.sensitivity_manifest import (
     GROUP_SUFFIX,

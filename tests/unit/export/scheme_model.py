@@ -11,6 +11,7 @@ from pytest_autoquant.export.apply_scheme import GroupFormat, applied
 from pytest_autoquant.export.checkpoint.source_files import source_folder
 from pytest_autoquant.export.checkpoint.verify import calibrated_input_scales, verify_checkpoint
 from pytest_autoquant.export.checkpoint.write import write_checkpoint
+from pytest_autoquant.export.scheme_groups import choose
 from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.formats.granularity import DEFAULT
 from pytest_autoquant.formats.quant_pair import QuantPair
@@ -75,6 +76,19 @@ def case_of(scheme, model="tiny-qwen3-vl"):
 
 def mine(*candidates, measure="effective_bits", amount=10.0):
     return case_of(Scheme(name="mine", candidates=candidates, measure=measure, amount=amount))
+
+
+def choice_of(bench, case):
+    """Return what a case chooses where every group can take every candidate."""
+    return choose(
+        case,
+        {},
+        [bench.config(each) for each in case.candidates],
+        [{} for _ in case.candidates],
+        bench.scores(case.size, case.candidates),
+        bench.data(case.size),
+        {linear.name: linear for linear in bench.model.linears},
+    )
 
 
 def formats_of(*chosen):

@@ -11,10 +11,9 @@ from pytest_autoquant.export.apply_scheme import GroupFormat, applied
 from pytest_autoquant.export.damage import measure_damage
 from pytest_autoquant.export.held_out import HeldOut
 from pytest_autoquant.export.interaction import groups_alone
-from pytest_autoquant.export.scheme_groups import choose
 from pytest_autoquant.scoring.engine import Failure
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
-from scheme_model import mine, open_bench
+from scheme_model import choice_of, mine, open_bench
 
 CANDIDATES = ("wint8_aint8", "wfp8_afp8")
 
@@ -32,16 +31,7 @@ def held(bench):
 @pytest.fixture(scope="module")
 def choice(bench):
     """Attention in INT8 with static ranges, the other groups in FP8, the last one unquantized."""
-    case = mine(*CANDIDATES, amount=8.5)
-    found = choose(
-        case,
-        {},
-        [bench.config(each) for each in case.candidates],
-        [{}, {}],
-        bench.scores("small", case.candidates),
-        bench.data("small"),
-        {linear.name: linear for linear in bench.model.linears},
-    )
+    found = choice_of(bench, mine(*CANDIDATES, amount=8.5))
     places = [0 if "self_attn" in group.name else 1 for group in found.groups]
     return _with(found, [*places[:-1], None])
 

@@ -475,11 +475,9 @@ def test_search_that_only_the_unquantized_model_passes_fails_with_the_least_dive
     )
 
 
-@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
-def test_divergence_that_is_not_finite_is_refused_by_the_scheme_and_its_groups(
-    bench, monkeypatch, broken
-):
+def test_divergence_that_is_not_finite_is_refused_by_the_scheme_and_its_groups(bench, monkeypatch):
     measure, first = held_out.measure_damage, bench.model.linears[0].name
+    broken = float("nan")
     monkeypatch.setattr(
         held_out, "measure_damage", lambda *given: replace(measure(*given), kl=broken)
     )
@@ -614,12 +612,11 @@ def test_existing_checkpoint_is_refused_before_any_work(bench, exported, monkeyp
     assert (root / manifest.path).read_bytes() == before
 
 
-@pytest.mark.parametrize("step", ["write_checkpoint", "verify_checkpoint"])
 @pytest.mark.parametrize(
-    ("raised", "message"),
+    ("step", "raised", "message"),
     [
-        (ExportError("broken"), r"^broken$"),
-        (KeyError("broken"), r"^the export failed: KeyError: 'broken'$"),
+        ("verify_checkpoint", ExportError("broken"), r"^broken$"),
+        ("write_checkpoint", KeyError("x"), r"^the export failed: KeyError: 'x'$"),
     ],
 )
 def test_failed_export_leaves_no_file_and_keeps_the_measurement(

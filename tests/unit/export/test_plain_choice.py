@@ -8,9 +8,8 @@ from pytest_autoquant.allocation.scheme import allocation_of
 from pytest_autoquant.calibration.captions import load_held_out
 from pytest_autoquant.export.held_out import HeldOut
 from pytest_autoquant.export.plain_choice import plain_choices
-from pytest_autoquant.export.scheme_groups import choose
 from pytest_autoquant.manifests.uncertainty import student_t
-from scheme_model import held_out_of, mine, open_bench
+from scheme_model import choice_of, held_out_of, mine, open_bench
 
 INT4, FP8, INT8 = "wint4_afp16", "wfp8_afp8", "wint8_afp16"
 
@@ -28,16 +27,7 @@ def held(bench):
 @pytest.fixture(scope="module")
 def decide(bench):
     """Return a choice among INT4, FP8 and INT8 by rule: a candidate's index for a group's index."""
-    case = mine(INT4, FP8, INT8, amount=10.0)
-    found = choose(
-        case,
-        {},
-        [bench.config(each) for each in case.candidates],
-        [{}, {}, {}],
-        bench.scores("small", case.candidates),
-        bench.data("small"),
-        {linear.name: linear for linear in bench.model.linears},
-    )
+    found = choice_of(bench, mine(INT4, FP8, INT8, amount=10.0))
 
     def of(rule):
         chosen = [rule(place) for place in range(len(found.groups))]

@@ -10,7 +10,14 @@ import pytest
 from builders import changed
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.manifests.records.packed_scores import pack_scores
-from pytest_autoquant.manifests.records.scheme_manifest import dump_scheme, load_scheme
+from pytest_autoquant.manifests.records.scheme_manifest import (
+    InteractionRecord,
+    SearchRecord,
+    SearchStep,
+    UniformRecord,
+    dump_scheme,
+    load_scheme,
+)
 
 
 def test_perplexity_is_the_exponential_of_the_loss(scheme):
@@ -77,3 +84,47 @@ def test_copies_of_a_fact_that_disagree_are_refused(scheme, part, values, said):
     assert load_scheme(dump_scheme(scheme), source="x") == scheme
     with pytest.raises(RecordError, match=re.escape(said)):
         load_scheme(dump_scheme(changed(scheme, part, **values)), source="x")
+
+
+@pytest.fixture
+def compared(scheme):
+    """The scheme, of a measured KL of 0.001 at its bits, with all that it is compared with."""
+    bits = scheme.allocation.effective_bits
+    steps = [(bits - 1, 0.003, False), (bits + 1, 0.0005, True), (bits, 0.001, True)]
+    alone = [0.0005 if group.format else None for group in scheme.groups]
+    total = sum(kl for kl in alone if kl)
+    return replace(
+        scheme,
+        groups=tuple(replace(g, kl=kl) for g, kl in zip(scheme.groups, alone, strict=True)),
+        interaction=InteractionRecord(sum_kl=total, ratio=0.001 / total),
+        uniform=UniformRecord(
+            kl={"wfp8_afp8": 0.004, "wint8_afp16": 0.003, "wint4_afp16": None},
+            candidate="wint8_afp16",
+            difference=0.001 - 0.003,
+        ),
+        search=SearchRecord(
+            limit=0.001,
+            steps=tuple(
+                SearchStep(effective_bits=bits, score=1.0, kl=kl, passed=passed)
+                for bits, kl, passed in steps
+            ),
+            num_selections=3,
+            num_unmeasured=0,
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "said"),
+    [
+        ("interaction", {"sum_kl": 0.25}, "but interaction.sum_kl says 0.25"),
+        ("interaction", {"ratio": 0.25}, "but interaction.ratio says 0.25"),
+        ("uniform", {"candidate": "wfp8_afp8"}, "is 0.003, but that of wfp8_afp8 says 0.004"),
+        ("uniform", {"difference": 0.25}, "but uniform.difference says 0.25"),
+        ("allocation", {"effective_bits": 1.5}, "but allocation.effective_bits says 1.5"),
+    ],
+)
+def test_comparison_that_is_not_of_the_measured_divergence_is_refused(compared, part, values, said):
+    assert load_scheme(dump_scheme(compared), source="x") == compared
+    with pytest.raises(RecordError, match=re.escape(said)):
+        load_scheme(dump_scheme(changed(compared, part, **values)), source="x")

@@ -91,7 +91,7 @@ def test_error_bars_come_from_the_scores_by_caption(findings):
     assert unpack_scores(output.caption_scores, 3) == (1.0, 2.0, 7.0)
     assert load_manifest(dump_manifest(manifest), source="case") == manifest
     for text, problem in (
-        (attention.caption_scores, "caption_scores give 3.0 per token, importance is 1.0"),
+        (attention.caption_scores, "caption_scores gives 3.0 per token, importance is 1.0"),
         ("AAAA", "caption_scores must be base64 of 3 numbers"),
         ("not base64", "caption_scores must be base64 of 3 numbers"),
     ):

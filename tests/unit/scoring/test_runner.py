@@ -503,10 +503,9 @@ def test_scores_of_the_whole_batch_are_checked_with_its_first_case():
     ("options", "size", "reason"),
     [
         ({"check_scores": None}, "medium", "by default only the embedded models are checked"),
-        ({"check_scores": None, "engine": "modelopt"}, "small", "stock AutoQuant scored the case"),
         ({"check_scores": None, "method": "kl_div"}, "small", None),
     ],
-    ids=["medium", "stock", "kl_div"],
+    ids=["medium", "kl_div"],
 )
 def test_scores_that_are_not_checked_say_why_and_measured_ones_need_no_check(options, size, reason):
     name = f"wint8_afp16-default-{size}"
@@ -545,18 +544,18 @@ def test_whole_models_of_a_batch_are_measured_with_its_first_case(method):
         assert abs(ratio - 1) < 4 * whole.ratio_standard_error < 1
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({}, "switched off with --aq-no-whole-model-kl"),
-        ({"whole_model_kl": None, "engine": "modelopt"}, "stock AutoQuant scored the case; "),
-    ],
-    ids=["off", "stock"],
-)
-def test_whole_model_that_is_not_measured_says_why(options, reason):
-    bench = bench_of(pairs="wint8_afp16", score_size="2", **({"whole_model_kl": False} | options))
+def test_whole_model_that_is_switched_off_says_so(int8):
+    for manifest, phases in int8[1].values():
+        assert "whole-model KL" not in phases
+        assert manifest.whole_model is None
+        assert manifest.whole_model_not_measured == "switched off with --aq-no-whole-model-kl"
+
+
+def test_what_stock_autoquant_scored_is_neither_checked_nor_measured_whole():
+    options = {"check_scores": None, "whole_model_kl": None, "engine": "modelopt"}
+    bench = bench_of(pairs="wint8_afp16", score_size="1", **options)
     manifest, phases = bench.measure("wint8_afp16-default-small")
-    assert "whole-model KL" not in phases
-    assert manifest.whole_model is None
-    assert manifest.whole_model_not_measured.startswith(reason)
-    assert manifest.case.status == "measured"
+    assert not {"KL divergence", "whole-model KL"} & phases
+    assert (manifest.score_check, manifest.whole_model) == (None, None)
+    for reason in (manifest.score_not_checked, manifest.whole_model_not_measured):
+        assert reason.startswith("stock AutoQuant scored the case; ")

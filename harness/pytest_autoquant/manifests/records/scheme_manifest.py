@@ -10,7 +10,7 @@ from typing import Literal
 
 from pytest_autoquant.files import read_bytes
 from pytest_autoquant.manifests.layout import SCHEME_MANIFEST, scheme_folder
-from pytest_autoquant.manifests.records.consistency import scheme_disagreements
+from pytest_autoquant.manifests.records.consistency.scheme import scheme_disagreements
 from pytest_autoquant.manifests.records.json_record import (
     SCHEMA_VERSION,
     STRICT,

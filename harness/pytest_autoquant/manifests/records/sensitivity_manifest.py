@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pytest_autoquant.files import read_bytes
 from pytest_autoquant.manifests.layout import CasePlace, manifest_path
-from pytest_autoquant.manifests.records.consistency import manifest_disagreements
+from pytest_autoquant.manifests.records.consistency.sensitivity import manifest_disagreements
 from pytest_autoquant.manifests.records.json_record import (
     SCHEMA_VERSION,
     STRICT,

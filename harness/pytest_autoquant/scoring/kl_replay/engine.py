@@ -26,7 +26,7 @@ from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.caption_scores import CaptionScores
 from pytest_autoquant.scoring.engine import Failure, Outcomes
 from pytest_autoquant.scoring.kl_replay.decoder_layers import DecoderLayers, LayerForward
-from pytest_autoquant.scoring.kl_replay.quantized_group import QuantizedGroup, RecordedModel
+from pytest_autoquant.scoring.kl_replay.quantized_group import QuantizedGroup, RecordedRun
 from pytest_autoquant.scoring.kl_replay.recording import Recording, record
 from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.replay.memory import (
@@ -126,7 +126,7 @@ class KLReplayEngine:
         layers, plan = DecoderLayers(self._model), plan_sweep(configs)
         recording = record(self._model, layers, data, attempt.device, progress, ranges=self._ranges)
         compiled, notes = self._compiled(layers, recording, len(configs), progress)
-        recorded = RecordedModel(
+        recorded = RecordedRun(
             model=self._model,
             layers=layers,
             recording=recording,
@@ -177,7 +177,7 @@ class KLReplayEngine:
         weights = sum(linear.num_weights for linear in self._model.linears) / len(layers)
         return 2.0 * configs * runs * tokens * weights >= _COMPILED_FROM
 
-    def _sweep(self, plan: SweepPlan, recorded: RecordedModel, progress: Progress) -> _Sums:
+    def _sweep(self, plan: SweepPlan, recorded: RecordedRun, progress: Progress) -> _Sums:
         captions = sum(len(each.ids) for each in recorded.recording.batches)
         shape = (len(self._groups), len(plan.configs), captions)
         divergences = torch.zeros(shape, dtype=torch.float64, device=self._model.device)

@@ -29,8 +29,8 @@ _WEIGHT_BYTES = 3 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedModel:
-    """A model and what was recorded of it.
+class RecordedRun:
+    """A model and what was recorded as it ran.
 
     Attributes:
         compiled: what unquantized layers run in place of their own forward, if anything.
@@ -81,11 +81,11 @@ class QuantizedGroup:
 
     Args:
         members: names of the group's linears.
-        inputs: of the linears of the group's layer; see ``RecordedModel.layer_inputs``.
+        inputs: of the linears of the group's layer; see ``RecordedRun.layer_inputs``.
     """
 
     def __init__(
-        self, recorded: RecordedModel, members: Sequence[str], inputs: dict[str, torch.Tensor]
+        self, recorded: RecordedRun, members: Sequence[str], inputs: dict[str, torch.Tensor]
     ) -> None:
         self._recorded, self._members = recorded, members
         self._model, self._recording = recorded.model, recorded.recording

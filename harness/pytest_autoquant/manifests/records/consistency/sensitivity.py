@@ -1,58 +1,23 @@
-"""Facts that a record holds more than once, and where the copies disagree.
-
-The keys of the practice stay, so a sensitivity manifest has every score in ``layer_sensitivity``
-and again in ``sensitivity_ranking``, and sums and counts of what it lists. ``layer_sensitivity``,
-``layers`` and ``groups`` are the truth. A record whose copies differ was changed by hand or
-damaged; readers refuse it, because every copy is read by somebody.
-"""
+"""Where the copies of a fact in a sensitivity manifest disagree."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS
-from pytest_autoquant.manifests.records.packed_scores import unpack_scores
+from pytest_autoquant.manifests.records.consistency.copies import (
+    Copies,
+    disagreeing,
+    packed_problem,
+)
 from pytest_autoquant.manifests.records.score_check import rank_agreement
 
 if TYPE_CHECKING:
-    from pytest_autoquant.manifests.records.scheme_manifest import SchemeManifest
     from pytest_autoquant.manifests.records.sensitivity_manifest import Manifest
-
-#: Largest relative difference of two sums of the same numbers, added in another order.
-_ROUNDING = 1e-9
-
-#: Likewise for a sum of numbers that are stored in fp32.
-_FP32_ROUNDING = 1e-5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Copies:
-    """One fact in two places of a record; ``of`` names the group or layer, if it is one's own."""
-
-    true: object
-    at: str
-    copy: object
-    copy_at: str
-    of: str = ""
-
-    @property
-    def agree(self) -> bool:
-        """Whether both are the same value; sums may differ by rounding."""
-        if isinstance(self.true, float) and isinstance(self.copy, float):
-            return math.isclose(self.true, self.copy, rel_tol=_ROUNDING, abs_tol=0.0)
-        return self.true == self.copy
-
-    def __str__(self) -> str:
-        subject = f"{self.of}: " if self.of else ""
-        return (
-            f"{subject}{self.at} is {self.true!r}, but {self.copy_at} says "
-            f"{self.copy!r}; one of them was changed: restore the file, or measure again"
-        )
 
 
 def manifest_disagreements(manifest: Manifest) -> Iterator[str]:
@@ -62,24 +27,17 @@ def manifest_disagreements(manifest: Manifest) -> Iterator[str]:
         {name: group.importance for name, group in groups.items()},
         [(ranked.name, ranked.importance) for ranked in ranking],
     )
-    yield from _disagreeing(_score_copies(manifest))
-    yield from _disagreeing(_rank_copies(manifest))
+    yield from disagreeing(_score_copies(manifest))
+    yield from disagreeing(_rank_copies(manifest))
     yield from _ranking_problems(manifest)
-    yield from _disagreeing(_layer_copies(manifest))
-    yield from _disagreeing(_total_copies(manifest))
-    yield from _disagreeing(_bits_copies(manifest))
-    yield from _disagreeing(_option_copies(manifest))
-    yield from _disagreeing(_caption_copies(manifest))
-    yield from _caption_score_problems(manifest)
+    yield from disagreeing(_layer_copies(manifest))
+    yield from disagreeing(_total_copies(manifest))
+    yield from disagreeing(_bits_copies(manifest))
+    yield from disagreeing(_option_copies(manifest))
+    yield from disagreeing(_caption_copies(manifest))
+    yield from filter(None, _caption_score_problems(manifest))
     yield from _score_check_problems(manifest)
-    yield from _whole_model_problems(manifest)
-
-
-def scheme_disagreements(found: SchemeManifest) -> Iterator[str]:
-    """Yield every fact of a scheme manifest whose copies disagree, with both values."""
-    yield from _candidate_problems(found)
-    yield from _disagreeing(_allocation_copies(found))
-    yield from _caption_kl_problems(found)
+    yield from filter(None, _whole_model_problems(manifest))
 
 
 def ranking_disagreements(
@@ -91,7 +49,7 @@ def ranking_disagreements(
         scores: by group, as ``layer_sensitivity`` has them.
         ranked: group and score as ``sensitivity_ranking`` has them.
     """
-    return _disagreeing(
+    return disagreeing(
         Copies(
             true=scores[name],
             at="importance in layer_sensitivity",
@@ -102,10 +60,6 @@ def ranking_disagreements(
         for name, score in ranked
         if name in scores
     )
-
-
-def _disagreeing(copies: Iterable[Copies]) -> Iterator[str]:
-    return (str(each) for each in copies if not each.agree)
 
 
 def _score_copies(manifest: Manifest) -> Iterator[Copies]:
@@ -313,25 +267,6 @@ def _caption_copies(manifest: Manifest) -> Iterator[Copies]:
     )
 
 
-def _caption_score_problems(manifest: Manifest) -> Iterator[str]:
-    """Yield groups whose scores by caption are damaged, or are not those of the group."""
-    predictions = manifest.dataset.scored_predictions
-    for name, group in manifest.layer_sensitivity.items():
-        if group.caption_scores is None:
-            continue
-        try:
-            scores = unpack_scores(group.caption_scores, len(predictions))
-        except ValueError as error:
-            yield f"group {name!r}: caption_scores {error}"
-            continue
-        score = math.fsum(scores) / max(1, sum(predictions))
-        if not math.isclose(score, group.importance or 0.0, rel_tol=_FP32_ROUNDING, abs_tol=1e-30):
-            yield (
-                f"group {name!r}: caption_scores give {score!r} per token, importance is "
-                f"{group.importance!r}; one of them was changed: restore the file, or measure again"
-            )
-
-
 def _score_check_problems(manifest: Manifest) -> Iterator[str]:
     """Yield where a check of the scores is not of these groups, captions or ranks."""
     check, data = manifest.score_check, manifest.dataset
@@ -342,7 +277,7 @@ def _score_check_problems(manifest: Manifest) -> Iterator[str]:
         yield "score_check.groups must be the groups of layer_sensitivity"
         return
     spearman, top_ten = rank_agreement(scores, {n: g.kl for n, g in check.groups.items()})
-    yield from _disagreeing(
+    yield from disagreeing(
         Copies(true=true, at=f"score_check.{name} by its groups", copy=copy, copy_at="the record")
         for name, true, copy in (
             ("tokens", sum(data.scored_predictions[: check.captions]), check.tokens),
@@ -352,80 +287,37 @@ def _score_check_problems(manifest: Manifest) -> Iterator[str]:
     )
 
 
-def _whole_model_problems(manifest: Manifest) -> Iterator[str]:
+def _caption_score_problems(manifest: Manifest) -> Iterator[str | None]:
+    """Yield groups whose scores by caption are damaged, or are not those of the group."""
+    predictions = manifest.dataset.scored_predictions
+    for name, group in manifest.layer_sensitivity.items():
+        if group.caption_scores is not None:
+            yield packed_problem(
+                group.caption_scores,
+                len(predictions),
+                sum(predictions),
+                group.importance or 0.0,
+                at=f"group {name!r}: caption_scores",
+                quotient_at="importance",
+            )
+
+
+def _whole_model_problems(manifest: Manifest) -> Iterator[str | None]:
     """Yield where the divergence of the whole model is not that of its captions and scores."""
-    whole, data = manifest.whole_model, manifest.dataset
+    whole, predictions = manifest.whole_model, manifest.dataset.scored_predictions
     if whole is None:
         return
-    try:
-        kl = math.fsum(unpack_scores(whole.caption_kl, whole.captions)) / max(1, whole.tokens)
-    except ValueError as error:
-        yield f"whole_model: caption_kl {error}"
-        return
-    if sum(data.scored_predictions[: whole.captions]) != whole.tokens:
+    tokens = sum(predictions[: whole.captions])
+    yield packed_problem(
+        whole.caption_kl,
+        whole.captions,
+        tokens,
+        whole.kl,
+        at="whole_model: caption_kl",
+        quotient_at="kl",
+    )
+    if tokens != whole.tokens:
         yield "whole_model: tokens must be the predictions of its captions"
-    if not math.isclose(kl, whole.kl, rel_tol=_FP32_ROUNDING, abs_tol=1e-30):
-        yield (
-            f"whole_model: caption_kl gives {kl!r} per token, kl is {whole.kl!r}; one of them was "
-            "changed: restore the file, or measure again"
-        )
-
-
-def _candidate_problems(found: SchemeManifest) -> Iterator[str]:
-    """Yield groups whose scores or format are not of the scheme's candidates."""
-    candidates = sorted(found.scheme.candidates)
-    for group in found.groups:
-        if sorted(group.scores) != candidates:
-            yield (
-                f"group {group.name!r} has scores of {', '.join(sorted(group.scores))}, "
-                f"scheme.candidates are {', '.join(candidates)}"
-            )
-        if group.format is not None and group.format not in candidates:
-            yield (
-                f"group {group.name!r} has format {group.format!r}, scheme.candidates are "
-                f"{', '.join(candidates)}"
-            )
-
-
-def _allocation_copies(found: SchemeManifest) -> Iterator[Copies]:
-    """The predicted score and the quantized fractions, which the decisions give."""
-    quantized = [group for group in found.groups if group.format is not None]
-    weights = sum(group.weights for group in found.groups)
-    decided = found.allocation
-    yield Copies(
-        true=math.fsum(group.scores.get(group.format or "", math.nan) for group in quantized),
-        at="the sum of the chosen scores in groups",
-        copy=decided.score,
-        copy_at="allocation.score",
-    )
-    yield Copies(
-        true=len(quantized) / len(found.groups) if found.groups else 0.0,
-        at="the fraction of groups that is quantized",
-        copy=decided.fraction_of_groups,
-        copy_at="allocation.fraction_of_groups",
-    )
-    yield Copies(
-        true=sum(group.weights for group in quantized) / weights if weights else 0.0,
-        at="the fraction of weights that is quantized",
-        copy=decided.fraction_of_weights,
-        copy_at="allocation.fraction_of_weights",
-    )
-
-
-def _caption_kl_problems(found: SchemeManifest) -> Iterator[str]:
-    """Yield where the damage by caption is damaged, or is not the scheme's."""
-    measured = found.measured
-    try:
-        divergences = measured.by_caption
-    except ValueError as error:
-        yield f"measured.caption_kl {error}"
-        return
-    kl = math.fsum(divergences) / max(1, sum(measured.caption_predictions))
-    if divergences and not math.isclose(kl, measured.kl, rel_tol=_FP32_ROUNDING, abs_tol=1e-30):
-        yield (
-            f"measured.caption_kl gives {kl!r} per token, measured.kl is {measured.kl!r}; one of "
-            "them was changed: restore the file, or measure again"
-        )
 
 
 def _sum(scores: Iterable[float | None]) -> float | None:
