@@ -362,6 +362,7 @@ class SchemeRunner:
                 amount=case.scheme.amount,
                 target=self._target,
                 max_kl=self._max_kl,
+                method=bench.method,
             ),
             notes=self._notes(decided),
             model=bench.model.record,

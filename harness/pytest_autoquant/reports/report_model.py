@@ -88,8 +88,9 @@ class ReportModel:
     def introduction(self) -> str:
         """What a score means; without a case, that the reports have none."""
         methods = {case.method for case in self.results.cases.values()}
+        methods |= {found.scheme.method or "" for found in self.results.schemes.values()}
         if methods or not self.structures:
-            return scores_mean(methods or {"gradient"})
+            return scores_mean(methods)
         return "No case was measured; the table below says what can run."
 
 

@@ -60,7 +60,7 @@ def held_out_notes(held_out: CalibrationData, data: CalibrationData) -> tuple[st
         )
     if held_out.num_captions < 2:
         notes.append(
-            f"{held_out.captions.name}: no error bars and no comparison with the uniform scheme: "
+            f"{held_out.captions.name}: no error bars and no verdict beside the uniform scheme: "
             "a single caption is held out; give at least two"
         )
     return tuple(notes)

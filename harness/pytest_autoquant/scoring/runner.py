@@ -128,6 +128,11 @@ class MeasurementRunner:
         """The device that cases run on."""
         return self.configurations.device
 
+    @property
+    def method(self) -> str:
+        """The method by which groups are scored."""
+        return self._settings.method
+
     def config(self, combination: Combination) -> EffectiveConfig:
         """Return the effective config of a pair under a granularity."""
         return self.configurations.config(combination)

@@ -148,6 +148,7 @@ def test_manifest_names_scheme_model_and_captions(bench, mixture):
         "amount": 6.0,
         "target": None,
         "max_kl": None,
+        "method": "gradient",
     }
     assert mixture.model == bench.model.record
     assert mixture.environment == bench.environment
@@ -518,7 +519,7 @@ def test_held_out_captions_that_calibrate_are_counted(bench, capsys):
 def test_single_held_out_caption_has_no_error_bars_and_says_why(bench):
     manifest = runner(bench, held_out=held_out_of("A dog runs.")).derive(mine("wfp8_afp8"))
     assert manifest.notes == (
-        "mine.txt: no error bars and no comparison with the uniform scheme: a single caption is "
+        "mine.txt: no error bars and no verdict beside the uniform scheme: a single caption is "
         "held out; give at least two",
     )
     interaction, uniform = manifest.interaction, manifest.uniform

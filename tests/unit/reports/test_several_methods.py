@@ -1,5 +1,6 @@
 """Cases that were scored by several methods in one folder: no score of one stands for another."""
 
+from dataclasses import replace
 from html import unescape
 
 import pytest
@@ -7,10 +8,12 @@ from builders import results_of, with_case_names, with_check, with_scores
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.reports.markdown.comparison_report import compare_markdown
 from pytest_autoquant.reports.markdown.elements import METHOD_MEANS, RANKS_MEAN
+from pytest_autoquant.reports.markdown.scheme_report import agreement_sentence, schemes_markdown
 from pytest_autoquant.reports.markdown.session_report import summary_markdown
 from pytest_autoquant.reports.page.render import render_page
 from pytest_autoquant.reports.report_model import report_model
 from pytest_autoquant.reports.run_comparison import compare_runs
+from pytest_autoquant.reports.session_results import SessionResults
 from pytest_autoquant.reports.terminal_report import terminal_lines
 from pytest_autoquant.reports.write import write_case
 
@@ -99,3 +102,28 @@ def test_comparison_of_two_methods_shows_ranks_and_no_drift(tmp_path, render, ca
     assert [line[3] for line in page.tables[1][1:]] == ["n/a", "n/a"]
     assert "Scored by gradient, then by fisher" in page.text
     assert "Measured on something else" not in page.text
+
+
+def test_scheme_names_the_method_of_its_scores_and_predictions_are_not_mixed(render, derived):
+    """Two schemes by each method; predictions of fisher are on another scale."""
+    found = {}
+    for method, scale in (("gradient", 1.0), ("fisher", 10.0)):
+        for name, kl in (("half", 0.5), ("whole", 1.0)):
+            found[f"{method} {name}"] = replace(
+                derived,
+                case_id=f"toy/schemes/{method}_{name}/small",
+                scheme=replace(derived.scheme, name=f"{method}_{name}", method=method),
+                allocation=replace(derived.allocation, score=kl * scale),
+                measured=replace(derived.measured, kl=kl),
+                notes=("4 of 8 captions also calibrate",) if name == "half" else (),
+            )
+    assert agreement_sentence(found) == (
+        "toy, small, gradient: Spearman rank correlation of predicted score and measured KL 1.0000 "
+        "over 2 schemes. toy, small, fisher: Spearman rank correlation of predicted score and "
+        "measured KL 1.0000 over 2 schemes."
+    )
+    text = render(schemes_markdown(found)).text
+    assert text.count("Scores are by gradient.") == text.count("Scores are by fisher.") == 2
+    page = render_page(report_model(SessionResults(schemes=found)))
+    assert page.count("</code>, toy, small: 4 of 8 captions also calibrate</li>") == 2
+    assert f"By fisher: {METHOD_MEANS['fisher']}" in unescape(page)

@@ -37,6 +37,7 @@ class SchemeRecord:
         target: the runtime whose limits apply; None if there is none.
         max_kl: the largest measured KL divergence that ``--aq-max-kl`` lets pass, in nats per
             token; None for no limit.
+        method: by which the groups were scored; None in earlier manifests.
     """
 
     __pydantic_config__ = STRICT
@@ -47,6 +48,7 @@ class SchemeRecord:
     amount: float
     target: str | None
     max_kl: float | None = None
+    method: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

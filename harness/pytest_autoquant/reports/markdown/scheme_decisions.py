@@ -51,7 +51,12 @@ class Decision:
 
 
 def rule_sentence(found: SchemeManifest) -> str:
-    """Return the scheme's rule as one sentence."""
+    """Return the scheme's rule as one sentence, and the method of its scores where it is known."""
+    method = found.scheme.method
+    return _rule(found) + (f" Scores are by {method}." if method else "")
+
+
+def _rule(found: SchemeManifest) -> str:
     amount, candidates = found.scheme.amount, " or ".join(found.scheme.candidates)
     if found.scheme.measure == "effective_bits":
         return (

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pytest_autoquant.manifests.case_result import RANDOM
+from pytest_autoquant.manifests.case_result import RANDOM, UNKNOWN
 from pytest_autoquant.manifests.ranks import spearman
 from pytest_autoquant.manifests.records.scheme_manifest import (
     ExportRecord,
@@ -56,14 +56,17 @@ _MOST_VIOLATIONS = 20
 
 
 def agreement_sentence(schemes: Mapping[str, SchemeManifest]) -> str:
-    """Return how well predictions rank schemes: Spearman per model and per set of candidates.
+    """Return how well predictions rank schemes: Spearman per model, method and set of candidates.
 
     A set that all schemes of the model have is not listed a second time.
     """
     pairs: dict[str, list[tuple[float, float]]] = {}
     of_sets: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    has_methods = len({found.scheme.method for found in schemes.values()}) > 1
     for found in schemes.values():
         where = f"{found.model.name}, {found.dataset.size}"
+        if has_methods:
+            where += f", {found.scheme.method or UNKNOWN}"
         numbers = found.allocation.score, found.measured.kl
         pairs.setdefault(where, []).append(numbers)
         of_sets.setdefault((where, " and ".join(found.scheme.candidates)), []).append(numbers)
