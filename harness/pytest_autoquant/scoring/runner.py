@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import torch
 
@@ -192,7 +191,7 @@ class MeasurementRunner:
     @cached_property
     def _known_linears(self) -> tuple[Linear, ...]:
         """The measured linears; none where the model's config is not on this machine."""
-        if self.source.architecture is None and not Path(self.source.location).is_dir():
+        if self.source.architecture is None and not self.source.is_local:
             return ()
         try:
             return self.architecture.linears
