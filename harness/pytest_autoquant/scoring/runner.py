@@ -198,6 +198,13 @@ class MeasurementRunner:
         except ModelError:  # loading the model says why
             return ()
 
+    @property
+    def multiplied(self) -> tuple[Linear, ...] | None:
+        """The linears whose products this process computes; None on a GPU or where unknown."""
+        if self.device.type != "cpu":
+            return None
+        return self.model.linears if "model" in vars(self) else self._known_linears or None
+
     def bits(self, combination: Combination) -> float:
         """Return the bits stored per weight of the model; nominal ones if no shape is known."""
         return bits_per_weight(self._known_linears, self.config(combination))
