@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from contextlib import contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -236,6 +237,24 @@ def load_tiny(name="tiny-qwen3-vl", **options):
 
     options = {"device": torch.device("cpu"), "dtype": torch.float32} | options
     return load_model(find_model(name, random_weights=False), **options)
+
+
+def put_on_hub(hub, hub_id, folder, commit, branch="main"):
+    """Copy a folder into a hub cache as a commit, which becomes the branch's."""
+    repository = hub / f"models--{hub_id.replace('/', '--')}"
+    snapshot = repository / "snapshots" / commit
+    shutil.copytree(folder, snapshot, dirs_exist_ok=True)
+    (repository / "refs").mkdir(exist_ok=True)
+    (repository / "refs" / branch).write_text(commit)
+    return snapshot
+
+
+def use_hub(monkeypatch, hub):
+    """Let a folder be the only hub: its cache, without a network."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
 
 
 def config_of(pair, granularity="default"):

@@ -87,7 +87,7 @@ UNKNOWN = {
         ["'w_group96' is unknown", "w_group64, w_group128"],
     ),
     "size": ("--aq-sizes=huge", ["'huge' is unknown", "small, medium, large"]),
-    "model": ("--aq-model=qwen9", ["'qwen9' is unknown", "tiny-qwen3-vl, qwen3-vl-4b", "folder"]),
+    "model": ("--aq-model=qwen9", ["'qwen9' is unknown", "tiny-qwen3-vl, qwen3-vl-2b", "folder"]),
     "method": ("--aq-method=hessian", ["--aq-method: 'hessian'", "gradient, kl_div"]),
     "dtype": ("--aq-dtype=int8", ["--aq-dtype: 'int8'", "auto, fp32, bf16, fp16"]),
     "device": ("--aq-device=banana", ["unknown device 'banana'", "auto, cpu, cuda or cuda:N"]),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 #: The plugin's options that change the matrix; they keep their values' syntax here.
 LIST_OPTIONS = (
     "model",
+    "revision",
     "device",
     "dtype",
     "weights",
@@ -52,7 +53,11 @@ def support_report(settings: Settings) -> str:
     from pytest_autoquant.modelopt_support.support_matrix import support_matrix
     from pytest_autoquant.scoring.configurations import Configurations
 
-    source = find_model(settings.model, random_weights=settings.random_seed is not None)
+    source = find_model(
+        settings.model,
+        random_weights=settings.random_seed is not None,
+        revision=settings.revision,
+    )
     selected = _selected(settings)
     configurations = Configurations(settings.device, settings.dtype, _progress)
     cells = support_matrix(configurations, selected)

@@ -41,7 +41,9 @@ class Fingerprint:
     are batch size, seed (the digest of random weights depends on it) and host.
 
     Attributes:
-        model: digest of config and weights.
+        model: digest of config and weights; of weights alone for a hub checkpoint.
+        commit: of a hub checkpoint, whose config the digest leaves out; None for any other, and for
+            a manifest that does not record it.
         captions: digest of the captions used, whatever their order.
         tokens: digest of their token ids, which the tokenizer and the limit on a caption's length
             decide; None for a manifest that does not record it.
@@ -53,6 +55,7 @@ class Fingerprint:
     """
 
     model: str
+    commit: str | None
     dtype: str
     device: str
     captions: str
@@ -135,6 +138,7 @@ def fingerprint(
     """Return the fingerprint of a case that is, or would be, measured with these inputs."""
     return Fingerprint(
         model=model.digest,
+        commit=model.commit,
         dtype=model.dtype,
         device=environment.device,
         captions=captions.sha256,
@@ -179,11 +183,13 @@ def _text(found: Fingerprint, name: str) -> str:
 def differences(before: Fingerprint, after: Fingerprint) -> tuple[Difference, ...]:
     """Return every field that differs, in the order of the fields.
 
-    Token ids are compared where the captions are equal: those of others differ anyway.
+    Token ids are compared where the captions are equal: those of others differ anyway. Commits are
+    compared where both are recorded: the model's digest tells a folder from a hub checkpoint.
     """
     return tuple(
         Difference(field=name, before=_text(before, name), after=_text(after, name))
         for name in FINGERPRINT_FIELDS
         if getattr(before, name) != getattr(after, name)
         and (name != "tokens" or before.captions == after.captions)
+        and (name != "commit" or None not in (before.commit, after.commit))
     )

@@ -24,7 +24,9 @@ def load_config(source: ModelSource, *, random_weights: bool, trust_remote_code:
     shipped = source.architecture if random_weights else None
     location = source.location if shipped is None else str(shipped)
     try:
-        return AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(
+            location, trust_remote_code=trust_remote_code, revision=source.revision
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise cannot_load(source, "config", error) from error
 
@@ -32,13 +34,17 @@ def load_config(source: ModelSource, *, random_weights: bool, trust_remote_code:
 def raw_config(source: ModelSource) -> Mapping[str, Any]:
     """Return what a checkpoint's ``config.json`` holds, also keys that its config class drops.
 
+    transformers adds the commit of a hub checkpoint, as ``_commit_hash``.
+
     Raises:
         ModelError: transformers cannot read it.
     """
     from transformers import PreTrainedConfig
 
     try:
-        found: Mapping[str, Any] = PreTrainedConfig.get_config_dict(source.location)[0]
+        found: Mapping[str, Any] = PreTrainedConfig.get_config_dict(
+            source.location, revision=source.revision
+        )[0]
     except (OSError, ValueError) as error:
         raise cannot_load(source, "config", error) from error
     return found
@@ -65,9 +71,43 @@ def auto_class(config: Any, source: ModelSource) -> Any:
     )
 
 
+def build_model(
+    config: Any, source: ModelSource, *, trust_remote_code: bool, **options: Any
+) -> Any:
+    """Return the model of a config, with the weights that its class initializes.
+
+    A checkpoint's own code is read at the source's revision, as is all that comes from the hub.
+
+    Args:
+        options: what else transformers' ``from_config`` takes, such as ``dtype``.
+
+    Raises:
+        ModelError: see ``auto_class``.
+    """
+    auto = auto_class(config, source)
+    if _imports_code(auto, config, source):
+        options["code_revision"] = source.revision
+    return auto.from_config(config, trust_remote_code=trust_remote_code, **options)
+
+
+def _imports_code(auto: Any, config: Any, source: ModelSource) -> bool:
+    """Whether the class is still to be imported from the source's own repository.
+
+    transformers registers an imported class; for one that it knows, it hands ``code_revision`` on
+    to the class, which refuses it.
+    """
+    mapped = auto._model_mapping.get(type(config), None)
+    is_known = mapped is not None and not mapped.__module__.startswith("transformers.")
+    reference = (getattr(config, "auto_map", None) or {}).get(auto.__name__)
+    if source.is_local or is_known or reference is None:
+        return False
+    return str(reference).rpartition("--")[0] in ("", source.location)
+
+
 def cannot_load(source: ModelSource, part: str, error: BaseException) -> ModelError:
     """Build the error for a part of a model that a library could not load."""
+    revision = "" if source.revision is None else f" at revision {source.revision}"
     return ModelError(
-        f"model {source.name}: its {part} cannot be loaded from {source.public_id}: "
+        f"model {source.name}: its {part} cannot be loaded from {source.public_id}{revision}: "
         f"{in_words(error)}"
     )

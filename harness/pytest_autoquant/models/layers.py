@@ -11,7 +11,7 @@ from torch import nn
 
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.formats.quant_pair import is_excluded
-from pytest_autoquant.models.architecture import auto_class, load_config
+from pytest_autoquant.models.architecture import build_model, load_config
 from pytest_autoquant.models.registry import ModelSource
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -75,7 +75,7 @@ def load_architecture(source: ModelSource, *, trust_remote_code: bool) -> Archit
     """
     config = load_config(source, random_weights=True, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
-        module = auto_class(config, source).from_config(config, trust_remote_code=trust_remote_code)
+        module = build_model(config, source, trust_remote_code=trust_remote_code)
     return Architecture(module=module, linears=language_model_linears(module))
 
 

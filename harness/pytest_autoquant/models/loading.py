@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,13 @@ import torch
 from pytest_autoquant.calibration.batches import Batch
 from pytest_autoquant.errors import ModelError
 from pytest_autoquant.manifests.records.sensitivity_manifest import ModelRecord
-from pytest_autoquant.models.architecture import auto_class, cannot_load, load_config, raw_config
+from pytest_autoquant.models.architecture import (
+    auto_class,
+    build_model,
+    cannot_load,
+    load_config,
+    raw_config,
+)
 from pytest_autoquant.models.checkpoint_digest import files_digest
 from pytest_autoquant.models.layers import Linear, language_model_linears, other_weighted_modules
 from pytest_autoquant.models.quantized_checkpoint import refuse_declared, refuse_stored
@@ -70,6 +76,8 @@ def load_model(
 ) -> LoadedModel:
     """Load an image-text or causal language model.
 
+    Everything that comes from the hub is read at one commit, also if its branch moves meanwhile.
+
     Args:
         random_seed: seed of random weights for the full architecture; None loads the checkpoint's
             safetensors.
@@ -79,6 +87,9 @@ def load_model(
             kind, the checkpoint is quantized already, its weights do not fit the architecture or
             are not finite, or its language model has no linears.
     """
+    is_random = random_seed is not None
+    commit = _commit(source) if source.reads_hub(random_weights=is_random) else None
+    source = replace(source, revision=commit or source.revision)
     if random_seed is None:
         module, digest = _load_checkpoint(source, device, dtype, trust_remote_code)
     else:
@@ -88,7 +99,6 @@ def load_model(
     if not linears:
         raise ModelError(f"model {source.name}: its language model has no nn.Linear to measure")
     check_finite(source, module)
-    is_random = random_seed is not None
     return LoadedModel(
         module=module,
         tokenizer=_load_tokenizer(source, is_random, trust_remote_code),
@@ -101,12 +111,19 @@ def load_model(
             num_parameters=module.num_parameters(),
             num_language_model_linears=len(linears),
             digest=digest,
+            commit=commit,
         ),
         linears=linears,
         others=other_weighted_modules(module, linears),
         device=device,
         dead=dead_linears(module, linears),
     )
+
+
+def _commit(source: ModelSource) -> str | None:
+    """Return the commit of the hub's repository that the source's revision is at."""
+    commit: str | None = raw_config(source).get("_commit_hash")
+    return commit
 
 
 def _load_checkpoint(
@@ -117,7 +134,7 @@ def _load_checkpoint(
 
     folder = Path(source.location)
     refuse_declared(source, raw_config(source))
-    if folder.is_dir():
+    if source.is_local:
         refuse_stored(source, folder)
     config = load_config(source, random_weights=False, trust_remote_code=trust_remote_code)
     auto = auto_class(config, source)
@@ -127,23 +144,24 @@ def _load_checkpoint(
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
+            revision=source.revision,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise cannot_load(source, "weights", error) from error
-    if not folder.is_dir():
+    if not source.is_local:
         refuse_stored(source, _cached_folder(source))
     _check_weights_fit(source, module, report)
     module = module.to(device)
-    return module, files_digest(folder) if folder.is_dir() else _weights_digest(module)
+    return module, files_digest(folder) if source.is_local else _weights_digest(module)
 
 
 def _cached_folder(source: ModelSource) -> Path:
     """Return the folder of the hub's cache that holds the files of a checkpoint once loaded."""
     from transformers.utils import cached_file
 
-    return Path(cached_file(source.location, "config.json")).parent
+    return Path(cached_file(source.location, "config.json", revision=source.revision)).parent
 
 
 def _check_weights_fit(source: ModelSource, module: Any, report: Mapping[str, Any]) -> None:
@@ -182,10 +200,9 @@ def _build_random(
 ) -> tuple[Any, str]:
     """Return a model with seeded random weights, and a digest of what determines them."""
     config = load_config(source, random_weights=True, trust_remote_code=trust_remote_code)
-    auto = auto_class(config, source)
     torch.manual_seed(seed)
     with torch.device(device):
-        module = auto.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        module = build_model(config, source, trust_remote_code=trust_remote_code, dtype=dtype)
     described = f"random {seed} {device.type} {dtype} {config.to_json_string()}"
     return module, hashlib.sha256(described.encode()).hexdigest()
 
@@ -193,10 +210,12 @@ def _build_random(
 def _load_tokenizer(source: ModelSource, is_random: bool, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
-    is_local = Path(source.location).is_dir()
-    location = str(EMBEDDED_TOKENIZER) if is_random and not is_local else source.location
+    is_embedded = is_random and not source.is_local
+    location = str(EMBEDDED_TOKENIZER) if is_embedded else source.location
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            location, trust_remote_code=trust_remote_code, revision=source.revision
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise cannot_load(source, "tokenizer", error) from error
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:

@@ -26,21 +26,35 @@ class ModelSource:
         location: a folder, or a hub id.
         architecture: config file for random weights of the full architecture, so that the hub is
             not needed; None to read the config from the location.
+        revision: commit, tag or branch of the hub's repository; None for its main branch.
     """
 
     name: str
     location: str
     architecture: Path | None = None
+    revision: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the location is a folder."""
+        return Path(self.location).is_dir()
 
     @property
     def public_id(self) -> str:
         """The hub id or the folder's name, without the folder's path."""
-        return Path(self.location).name if Path(self.location).is_dir() else self.location
+        return Path(self.location).name if self.is_local else self.location
 
     @property
     def is_embedded(self) -> bool:
         """Whether it is one of the small models that the package ships."""
         return Path(self.location).parent == _DATA
+
+    def reads_hub(self, *, random_weights: bool) -> bool:
+        """Whether loading the model reads a file of a hub repository.
+
+        Random weights of a hub id that is not registered have the hub's config.
+        """
+        return not self.is_local and not (random_weights and self.architecture is not None)
 
 
 DEFAULT_MODEL = "tiny-qwen3-vl"
@@ -48,25 +62,34 @@ DEFAULT_MODEL = "tiny-qwen3-vl"
 #: Folder of the tokenizer that is used with random weights of a model that is not a local folder.
 EMBEDDED_TOKENIZER = _DATA / DEFAULT_MODEL
 
+
+def _embedded(name: str) -> ModelSource:
+    return ModelSource(name=name, location=str(_DATA / name))
+
+
+def _published(name: str, hub_id: str) -> ModelSource:
+    return ModelSource(name=name, location=hub_id, architecture=_DATA / "configs" / f"{name}.json")
+
+
 _SOURCES = (
-    ModelSource(name=DEFAULT_MODEL, location=str(_DATA / DEFAULT_MODEL)),
-    ModelSource(
-        name="qwen3-vl-4b",
-        location="Qwen/Qwen3-VL-4B-Instruct",
-        architecture=_DATA / "configs" / "qwen3-vl-4b.json",
-    ),
-    ModelSource(name="tiny-qwen2.5-vl", location=str(_DATA / "tiny-qwen2.5-vl")),
-    ModelSource(
-        name="qwen2.5-vl-3b",
-        location="Qwen/Qwen2.5-VL-3B-Instruct",
-        architecture=_DATA / "configs" / "qwen2.5-vl-3b.json",
-    ),
+    _embedded(DEFAULT_MODEL),
+    _published("qwen3-vl-2b", "Qwen/Qwen3-VL-2B-Instruct"),
+    _published("qwen3-vl-4b", "Qwen/Qwen3-VL-4B-Instruct"),
+    _published("qwen3-vl-8b", "Qwen/Qwen3-VL-8B-Instruct"),
+    _published("qwen3-vl-32b", "Qwen/Qwen3-VL-32B-Instruct"),
+    _published("qwen3-vl-30b-a3b", "Qwen/Qwen3-VL-30B-A3B-Instruct"),
+    _published("qwen3-vl-235b-a22b", "Qwen/Qwen3-VL-235B-A22B-Instruct"),
+    _embedded("tiny-qwen2.5-vl"),
+    _published("qwen2.5-vl-3b", "Qwen/Qwen2.5-VL-3B-Instruct"),
+    _published("qwen2.5-vl-7b", "Qwen/Qwen2.5-VL-7B-Instruct"),
 )
 
 REGISTRY: Mapping[str, ModelSource] = MappingProxyType({s.name: s for s in _SOURCES})
 
 
-def find_model(name: str, *, random_weights: bool, called: str | None = None) -> ModelSource:
+def find_model(
+    name: str, *, random_weights: bool, called: str | None = None, revision: str | None = None
+) -> ModelSource:
     """Return the source for a registry name, a folder or a hub id; a folder wins over a hub id.
 
     With ``random_weights`` the name of the source ends in ``-random``, so that its results cannot
@@ -74,6 +97,7 @@ def find_model(name: str, *, random_weights: bool, called: str | None = None) ->
 
     Args:
         called: the source's name in folders and case ids; None to take it from ``name``.
+        revision: what is read from the hub's repository; left out where nothing is.
 
     Raises:
         ModelError: the folder does not exist, or has no config or no safetensors weights.
@@ -88,6 +112,8 @@ def find_model(name: str, *, random_weights: bool, called: str | None = None) ->
             f"model folder {source.location}: Windows keeps the name {source.public_id} for a "
             "device, so no report folder can have it; name the model with --aq-model-name"
         )
+    if revision is not None and source.reads_hub(random_weights=random_weights):
+        source = replace(source, revision=revision)
     return replace(source, name=f"{source.name}-random") if random_weights else source
 
 

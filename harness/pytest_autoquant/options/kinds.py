@@ -127,6 +127,13 @@ def _name(raw: object) -> str:
     return str(raw)
 
 
+def _revision(raw: object) -> str:
+    # Revisions are file names in the hub's cache.
+    if not re.fullmatch(r"\w[\w./+-]*", str(raw)) or ".." in str(raw):
+        raise ValueError(raw)
+    return str(raw)
+
+
 TEXT = Kind(ini_type="string", metavar="TEXT", allowed="text", convert=str)
 NAME = Kind(
     ini_type="string",
@@ -134,6 +141,12 @@ NAME = Kind(
     allowed="at most 120 of a-z, 0-9, '.', '_' and '-', with none of '.-' at either end, and no "
     "device's name such as con",
     convert=_name,
+)
+REVISION = Kind(
+    ini_type="string",
+    metavar="REVISION",
+    allowed="a commit, tag or branch of the model's hub repository",
+    convert=_revision,
 )
 PATH = Kind(ini_type="string", metavar="PATH", allowed="a path", convert=_path)
 FLAG = Kind(ini_type="bool", metavar="", allowed="true or false", convert=_flag)

@@ -11,7 +11,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_autoquant.errors import UsageError
+from pytest_autoquant.errors import AutoquantError, UsageError
+from pytest_autoquant.models.registry import find_model
 from pytest_autoquant.options.table import BY_NAME, OPTIONS
 
 if TYPE_CHECKING:
@@ -48,6 +49,17 @@ class Need:
     message: str
 
 
+def _reads_hub(settings: Settings) -> bool | None:
+    """Whether the model needs files from the hub; None for one that the run refuses anyway."""
+    is_random = settings.random_seed is not None
+    try:
+        return find_model(settings.model, random_weights=is_random).reads_hub(
+            random_weights=is_random
+        )
+    except AutoquantError:
+        return None
+
+
 CONTRADICTIONS = (
     Rule(
         is_broken=lambda s: s.structure_only and s.gpu_only,
@@ -78,10 +90,21 @@ CONTRADICTIONS = (
         is_broken=lambda s: s.replace_export and not s.export,
         message="--aq-replace-export (or its ini option) has no effect without --aq-export",
     ),
+    Rule(
+        is_broken=lambda s: s.trust_remote_code and s.revision is None and _reads_hub(s) is True,
+        message="--aq-trust-remote-code (or its ini option) would run whatever code the hub "
+        "repository holds at the time; give the commit whose code you have read with --aq-revision",
+    ),
 )
 
 
 NEEDS = (
+    Need(
+        options=("revision",),
+        is_met=lambda s: _reads_hub(s) is not False,
+        message="has no effect where nothing is read from the hub (a local folder, an embedded "
+        "model, --aq-weights random of a registered model)",
+    ),
     Need(
         options=("target", "held_out", "max_kl"),
         is_met=lambda s: bool(s.schemes),

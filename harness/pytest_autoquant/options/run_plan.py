@@ -67,6 +67,7 @@ class RunPlan:
             settings.model,
             random_weights=settings.random_seed is not None,
             called=settings.model_name,
+            revision=settings.revision,
         )
         if settings.captions is not None:
             load_captions(settings.captions, sizes[0])

@@ -18,6 +18,7 @@ class Settings:
 
     model: str
     model_name: str | None
+    revision: str | None
     device: str
     dtype: str
     weights: str

@@ -17,6 +17,7 @@ from pytest_autoquant.options.kinds import (
     NAME,
     NATS,
     PATH,
+    REVISION,
     SHARD,
     SHARE,
     TEXT,
@@ -83,6 +84,12 @@ OPTIONS: tuple[Option, ...] = (
         name="model_name",
         kind=NAME,
         help="the model's name in folders, case ids and reports, instead of its folder's or hub id",
+    ),
+    Option(
+        name="revision",
+        kind=REVISION,
+        help="commit, tag or branch of the model's hub repository, whose config, weights and "
+        "tokenizer are read at it; required with --aq-trust-remote-code for a hub id",
     ),
     Option(name="device", kind=TEXT, default="auto", help="auto, cpu, cuda or cuda:N"),
     Option(

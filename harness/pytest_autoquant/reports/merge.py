@@ -227,6 +227,8 @@ def _common(manifest: Manifest) -> Iterator[tuple[str, str]]:
     found = fingerprint_of(manifest)
     for field in _COMMON_FIELDS:
         yield field, str(getattr(found, field))
+    if found.commit is not None:
+        yield "commit", found.commit
     yield "bit budget", f"{manifest.run_config.effective_bits:g}"
     yield f"captions of size {manifest.case.size}", found.captions
     if found.tokens is not None:

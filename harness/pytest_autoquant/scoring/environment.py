@@ -41,12 +41,3 @@ def memory_record(peak_cuda_bytes: int | None) -> MemoryRecord:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     rss_bytes = peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
     return MemoryRecord(peak_rss_bytes=rss_bytes, peak_cuda_bytes=peak_cuda_bytes)
-
-
-def share_cores(workers: int) -> None:
-    """Give each of the workers on this host its part of the CPU cores.
-
-    Oversubscribed OpenMP threads busy-wait: two workers with all cores each were 30 times slower.
-    """
-    if workers > 1:
-        torch.set_num_threads(max(1, torch.get_num_threads() // workers))

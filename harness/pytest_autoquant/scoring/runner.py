@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import torch
 
@@ -182,12 +181,19 @@ class MeasurementRunner:
     @cached_property
     def _known_linears(self) -> tuple[Linear, ...]:
         """The measured linears; none where the model's config is not on this machine."""
-        if self.source.architecture is None and not Path(self.source.location).is_dir():
+        if self.source.architecture is None and not self.source.is_local:
             return ()
         try:
             return self.architecture.linears
         except ModelError:  # loading the model says why
             return ()
+
+    @property
+    def multiplied(self) -> tuple[Linear, ...] | None:
+        """The linears whose products this process computes; None on a GPU or where unknown."""
+        if self.device.type != "cpu":
+            return None
+        return self.model.linears if "model" in vars(self) else self._known_linears or None
 
     def bits(self, combination: Combination) -> float:
         """Return the bits stored per weight of the model; nominal ones if no shape is known."""

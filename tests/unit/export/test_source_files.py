@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import put_on_hub, use_hub
 from pytest_autoquant.calibration.captions import load_captions
 from pytest_autoquant.errors import ExportError
 from pytest_autoquant.export.checkpoint.source_files import keep_tensors, source_folder
@@ -124,17 +125,11 @@ def test_source_of_random_weights_is_none(tiny):
 
 
 def test_source_of_a_hub_id_is_its_cached_snapshot(tiny, tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    use_hub(monkeypatch, tmp_path)
     hub = ModelSource(name="org--it", location="org/it")
     with pytest.raises(ExportError, match=r"^model org--it: the files of org/it cannot be found: "):
         source_folder(tiny, hub)
-    repository = tmp_path / "models--org--it"
-    revision = "0123456789abcdef0123456789abcdef01234567"
-    snapshot = repository / "snapshots" / revision
-    shutil.copytree(EMBEDDED, snapshot)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(revision)
-    assert source_folder(tiny, hub) == snapshot
+    loaded, later = (put_on_hub(tmp_path, "org/it", EMBEDDED, commit * 40) for commit in "ab")
+    for commit, snapshot in (("a" * 40, loaded), (None, later)):
+        record = replace(tiny.record, commit=commit)
+        assert source_folder(replace(tiny, record=record), hub) == snapshot

@@ -18,6 +18,7 @@ from pytest_autoquant.manifests.fingerprint import (
 def test_fingerprint_holds_the_inputs_in_the_manifest(manifest):
     assert fingerprint_of(manifest) == Fingerprint(
         model="d" * 64,
+        commit=None,
         dtype="float32",
         device="cpu",
         captions="c" * 64,
@@ -105,6 +106,17 @@ def test_token_ids_that_an_older_manifest_does_not_record_are_an_unknown_differe
         fingerprint_of(changed(manifest, "dataset", tokens_sha256="e" * 64)),
     )
     assert known.is_known
+
+
+def test_commits_are_compared_where_both_are_recorded(manifest):
+    unrecorded, one, other = (
+        fingerprint_of(changed(manifest, "model", commit=commit))
+        for commit in (None, "1" * 40, "2" * 40)
+    )
+    assert differences(unrecorded, one) == differences(one, unrecorded) == ()
+    assert differences(one, one) == ()
+    (found,) = differences(one, other)
+    assert str(found) == f"commit {'1' * 16} -> {'2' * 16}"
 
 
 def test_token_ids_of_other_captions_are_not_compared(manifest):

@@ -1,16 +1,20 @@
 """Loading a checkpoint or random weights, and what is refused."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
-from builders import change_weights, linear, load_tiny
+from builders import change_weights, linear, load_tiny, put_on_hub, use_hub
 from pytest_autoquant.errors import ModelError
+from pytest_autoquant.models.layers import load_architecture
 from pytest_autoquant.models.loading import load_model
-from pytest_autoquant.models.registry import ModelSource, find_model
+from pytest_autoquant.models.registry import REGISTRY, ModelSource, find_model
 from pytest_autoquant.models.weight_values import dead_linears
 
 CPU = torch.device("cpu")
+FIRST, SECOND = "1" * 40, "2" * 40
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 
 
@@ -54,6 +58,64 @@ def test_digest_of_a_causal_language_model_changes_with_a_weight(checkpoint):
     assert load(checkpoint).record.digest == loaded.record.digest
     change_weights(checkpoint, lambda weights: weights[Q_PROJ][0].add_(1))
     assert load(checkpoint).record.digest != loaded.record.digest
+
+
+def load_from_hub(hub_id, *, revision=None, **options):
+    random = options.get("random_seed") is not None
+    source = find_model(hub_id, random_weights=random, revision=revision)
+    return load_model(source, device=CPU, dtype=torch.float32, **options)
+
+
+def test_hub_checkpoint_is_read_at_one_commit(tiny, tmp_path, monkeypatch):
+    """Later commits spoil config, weights and tokenizer."""
+    hub, folder = tmp_path / "hub", tmp_path / "tiny"
+    use_hub(monkeypatch, hub)
+    shutil.copytree(REGISTRY["tiny-qwen3-vl"].location, folder)
+    for branch in ("main", "v1"):
+        put_on_hub(hub, "org/it", folder, FIRST, branch)
+    loaded = load_from_hub("org/it")
+    digest = loaded.record.digest
+    change_weights(folder, lambda w: w["model.language_model.norm.weight"].mul_(2))
+    put_on_hub(hub, "org/it", folder, SECOND)
+    second = load_from_hub("org/it").record
+    assert (second.commit, second.digest == digest) == (SECOND, False)
+    truncate_weights(folder)
+    remove_tokenizer(folder)
+    (folder / "config.json").write_text("{")
+    put_on_hub(hub, "org/it", folder, "3" * 40)
+    for revision in ("v1", FIRST):
+        loaded = load_from_hub("org/it", revision=revision)
+        changes = {"id": "org/it", "name": "org--it", "digest": digest, "commit": FIRST}
+        assert loaded.record == replace(tiny.record, **changes)
+        assert loaded.tokenize(("A dog.",)) == tiny.tokenize(("A dog.",))
+    random = load_from_hub("org/it", revision=FIRST, random_seed=0).record
+    assert (random.commit, random.num_parameters) == (FIRST, tiny.record.num_parameters)
+    with pytest.raises(ModelError, match=r"its config cannot be loaded from org/it: "):
+        load_from_hub("org/it")
+    with pytest.raises(ModelError, match=r"cannot be loaded from org/it at revision v2: "):
+        load_from_hub("org/it", revision="v2")
+    assert tiny.record.commit is None
+
+
+def test_own_code_of_a_hub_checkpoint_is_that_of_the_revision(checkpoint, tmp_path, monkeypatch):
+    hub = tmp_path / "hub"
+    use_hub(monkeypatch, hub)
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "code")
+    )
+    write_own_code(checkpoint)
+    put_on_hub(hub, "org/own", checkpoint, FIRST)
+    (checkpoint / "own.py").write_text("raise RuntimeError('code of a later commit')\n")
+    put_on_hub(hub, "org/own", checkpoint, SECOND)
+    source = find_model("org/own", random_weights=False, revision=FIRST)
+    for _ in range(2):  # the second time, the class is known
+        module = load_architecture(source, trust_remote_code=True).module
+        assert (type(module).__name__, type(module).marker) == ("Own", "first")
+    for seed in (0, None):
+        record = load_from_hub(
+            "org/own", revision=FIRST, random_seed=seed, trust_remote_code=True
+        ).record
+        assert (record.architecture, record.commit) == ("Own", FIRST)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +167,19 @@ def test_fused_experts_are_dead_with_one_matrix_of_zeros():
 def test_buffers_that_models_compute_are_no_unexpected_weights(checkpoint, name):
     change_weights(checkpoint, lambda weights: weights.update({name: torch.ones(8)}))
     assert len(load(checkpoint).linears) == 7
+
+
+def write_own_code(folder):
+    """Let the checkpoint bring its classes."""
+    (folder / "own.py").write_text(
+        "from transformers import Qwen3Config, Qwen3ForCausalLM\n\n\n"
+        "class OwnConfig(Qwen3Config):\n    model_type = 'own'\n\n\n"
+        "class Own(Qwen3ForCausalLM):\n    config_class = OwnConfig\n    marker = 'first'\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}
+    config |= {"model_type": "own", "architectures": ["Own"], "auto_map": classes}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def write_bert(folder):

@@ -2,12 +2,11 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from builders import change_weights
+from builders import change_weights, put_on_hub, use_hub
 from pytest_autoquant.errors import ModelError
 from pytest_autoquant.models.loading import load_model
 from pytest_autoquant.models.registry import ModelSource, find_model
@@ -156,8 +155,6 @@ def test_null_declaration_and_byte_masks_are_those_of_a_16_bit_checkpoint(checkp
 
 def test_shards_of_a_hub_checkpoint_are_looked_at(checkpoint, tmp_path, monkeypatch):
     """transformers itself loads the weights without scales and reports nothing unexpected."""
-    import huggingface_hub.constants
-
     quantize(checkpoint, MAKERS["scales dropped"][1])
     weights = checkpoint / "model.safetensors"
     shard = weights.rename(checkpoint / "model-00001-of-00001.safetensors")
@@ -166,14 +163,8 @@ def test_shards_of_a_hub_checkpoint_are_looked_at(checkpoint, tmp_path, monkeypa
     with safe_open(shard, framework="np") as file:
         index = {"metadata": {}, "weight_map": dict.fromkeys(file.keys(), shard.name)}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
-    hub = tmp_path / "hub"
-    repository = hub / "models--org--mine"
-    shutil.copytree(checkpoint, repository / "snapshots" / "abc")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("abc")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub))
-    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(hub))
+    put_on_hub(tmp_path, "org/mine", checkpoint, "a" * 40)
+    use_hub(monkeypatch, tmp_path)
     source = ModelSource(name="org--mine", location="org/mine")
     assert not Path(source.location).exists()
     assert "q_proj.weight stored as F8_E4M3" in refusal(source)

@@ -5,10 +5,24 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 from pytest_autoquant.errors import AutoquantError, ModelError, UsageError
+from pytest_autoquant.models.layers import load_architecture
 from pytest_autoquant.models.registry import DEFAULT_MODEL, EMBEDDED_TOKENIZER, REGISTRY, find_model
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig
+
+#: Name of the hub repository, all parameters of the checkpoint as the Hugging Face Hub counts them
+#: in its safetensors files (``safetensors.total`` of the model's page; ``total_size`` in the index
+#: of its weight files is twice that, in bf16), decoder layers and vision layers.
+PUBLISHED = {
+    "qwen3-vl-2b": ("Qwen3-VL-2B", 2_127_532_032, 28, 24),
+    "qwen3-vl-4b": ("Qwen3-VL-4B", 4_437_815_808, 36, 24),
+    "qwen3-vl-8b": ("Qwen3-VL-8B", 8_767_123_696, 36, 27),
+    "qwen3-vl-32b": ("Qwen3-VL-32B", 33_357_390_064, 64, 27),
+    "qwen3-vl-30b-a3b": ("Qwen3-VL-30B-A3B", 31_070_754_032, 48, 27),
+    "qwen3-vl-235b-a22b": ("Qwen3-VL-235B-A22B", 235_670_022_896, 94, 27),
+    "qwen2.5-vl-3b": ("Qwen2.5-VL-3B", 3_754_622_976, 36, 32),
+    "qwen2.5-vl-7b": ("Qwen2.5-VL-7B", 8_292_166_656, 28, 32),
+}
 
 
 @pytest.fixture
@@ -21,7 +35,7 @@ def checkpoint(tmp_path):
 
 
 def test_registry_entries():
-    assert list(REGISTRY) == [DEFAULT_MODEL, "qwen3-vl-4b", "tiny-qwen2.5-vl", "qwen2.5-vl-3b"]
+    assert set(REGISTRY) == {DEFAULT_MODEL, "tiny-qwen2.5-vl", *PUBLISHED}
     assert all(source.name == name for name, source in REGISTRY.items())
     assert find_model("qwen3-vl-4b", random_weights=False) is REGISTRY["qwen3-vl-4b"]
 
@@ -38,22 +52,28 @@ def test_embedded_model_ships_with_the_package(name, model_type):
     assert (folder == EMBEDDED_TOKENIZER) == (name == DEFAULT_MODEL)
 
 
-@pytest.mark.parametrize(
-    ("name", "hub_id", "num_parameters", "mrope", "theta"),
-    [
-        ("qwen3-vl-4b", "Qwen/Qwen3-VL-4B-Instruct", 4_437_815_808, [24, 20, 20], 5e6),
-        ("qwen2.5-vl-3b", "Qwen/Qwen2.5-VL-3B-Instruct", 3_754_622_976, [16, 24, 24], 1e6),
-    ],
-)
-def test_shipped_config_is_that_of_the_published_model(name, hub_id, num_parameters, mrope, theta):
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_shipped_config_is_that_of_the_published_model(name):
+    hub_id, num_parameters, decoder_layers, vision_layers = PUBLISHED[name]
     source = REGISTRY[name]
-    assert source.location == source.public_id == hub_id
-    config = AutoConfig.from_pretrained(source.architecture)
-    with torch.device("meta"):
-        module = AutoModelForImageTextToText.from_config(config)
+    assert source.location == source.public_id == f"Qwen/{hub_id}-Instruct"
+    module = load_architecture(source, trust_remote_code=False).module
     assert module.num_parameters() == num_parameters
-    rope = config.text_config.rope_parameters
+    assert len(module.model.language_model.layers) == decoder_layers
+    assert len(module.model.visual.blocks) == vision_layers
+    rope = module.config.text_config.rope_parameters
+    is_3 = name.startswith("qwen3")
+    mrope, theta = ([24, 20, 20], 5e6) if is_3 else ([16, 24, 24], 1e6)
     assert (rope["mrope_section"], rope["rope_theta"]) == (mrope, theta)
+
+
+@pytest.mark.parametrize(
+    ("name", "width"), [("qwen3-vl-30b-a3b", 768), ("qwen3-vl-235b-a22b", 1536)]
+)
+def test_mixtures_route_each_token_to_8_of_128_experts(name, width):
+    config = AutoConfig.from_pretrained(REGISTRY[name].architecture).text_config
+    assert (config.num_experts, config.num_experts_per_tok) == (128, 8)
+    assert config.moe_intermediate_size == width
 
 
 def test_folder_has_a_public_id_without_its_path(checkpoint):
@@ -114,6 +134,26 @@ def test_hub_id_is_named_by_its_slug(tmp_path, monkeypatch, hub_id, name):
     assert (source.location, source.public_id, source.name) == (hub_id, hub_id, name)
 
 
+@pytest.mark.parametrize(
+    ("name", "random_weights", "revision"),
+    [
+        ("qwen3-vl-4b", False, "v1"),
+        ("qwen3-vl-4b", True, None),
+        ("org/name", False, "v1"),
+        ("org/name", True, "v1"),  # its config is the hub's
+        ("tiny-qwen3-vl", False, None),
+        (".", False, None),
+    ],
+)
+def test_revision_is_of_what_is_read_from_the_hub(
+    checkpoint, monkeypatch, name, random_weights, revision
+):
+    monkeypatch.chdir(checkpoint)
+    found = find_model(name, random_weights=random_weights, revision="v1")
+    assert found.revision == revision
+    assert found.reads_hub(random_weights=random_weights) == (revision is not None)
+
+
 def test_folder_of_a_device_s_name_needs_another_name(checkpoint):
     folder = checkpoint.rename(checkpoint.with_name("AUX"))
     with pytest.raises(UsageError, match=rf"^model folder {folder}: .* with --aq-model-name$"):
@@ -128,7 +168,7 @@ def test_unknown_name_is_refused_with_what_is_allowed(name, tmp_path, monkeypatc
         find_model(name, random_weights=False)
     message = str(caught.value)
     assert message.startswith(f"model {name!r} is unknown")
-    assert "tiny-qwen3-vl, qwen3-vl-4b, tiny-qwen2.5-vl, qwen2.5-vl-3b" in message
+    assert ", ".join(REGISTRY) in message
     assert "org/name hub id" in message
 
 

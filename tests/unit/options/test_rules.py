@@ -17,12 +17,14 @@ CONTRADICTORY = (
     ),
     ({"export": True}, "--aq-export (or its ini option) exports schemes"),
     ({"replace_export": True}, "--aq-replace-export (or its ini option) has no effect without"),
+    ({"trust_remote_code": True, "model": "org/own"}, "--aq-trust-remote-code (or its ini option)"),
 )
 
 GATE, SCHEMES = {"baseline": "blessed"}, {"schemes": "all"}
 
 #: A raw value of each option that needs another, and raw values that it needs.
 IDLE = {
+    "revision": ("v1", {"model": "org/name"}),
     "target": ("vllm", SCHEMES),
     "held_out": ("held.txt", SCHEMES),
     "max_kl": ("0.02", SCHEMES),
@@ -44,6 +46,7 @@ IDLE = {
 
 #: Raw values under which an option that has an effect by default has none.
 LACKING = {
+    "revision": ({}, {"model": "qwen3-vl-4b", "weights": "random"}),
     "tape_dir": ({"engine": "modelopt"}, {"method": "kl_div"}),
     "tape_device": ({"engine": "modelopt"},),
     "check_scores": (

@@ -197,6 +197,17 @@ def test_cases_measured_on_different_things_are_refused_with_a_file_of_each(
     )
 
 
+def test_commits_are_compared_where_they_are_recorded(tmp_path, ran, measured):
+    one, other = (
+        changed(measured[g], "model", commit=c * 40)
+        for g, c in (("w_group64", "1"), ("w_group128", "2"))
+    )
+    folders = [ran("a", measured["default"]), ran("b", one), ran("c", other)]
+    refused = refusal(folders, tmp_path / "merged", partial=True)
+    assert refused.startswith(f"commit differs: {'1' * 16} in {folders[1]}")
+    assert f"{'2' * 16} in {folders[2]}" in refused
+
+
 @pytest.mark.parametrize(
     "changes",
     [

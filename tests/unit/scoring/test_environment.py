@@ -7,7 +7,7 @@ import socket
 import pytest
 import torch
 from pytest_autoquant.manifests.fingerprint import HARNESS_VERSION
-from pytest_autoquant.scoring.environment import environment_record, memory_record, share_cores
+from pytest_autoquant.scoring.environment import environment_record, memory_record
 
 
 @pytest.mark.parametrize(
@@ -26,14 +26,3 @@ def test_peak_memory_of_the_process_is_in_bytes():
     record = memory_record(123)
     assert record.peak_cuda_bytes == 123
     assert 50 * 2**20 < record.peak_rss_bytes < 2**40  # torch alone takes more
-
-
-@pytest.mark.parametrize(("cores", "workers", "share"), [(8, 1, 8), (8, 3, 2), (2, 4, 1)])
-def test_workers_share_the_cores(cores, workers, share):
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(cores)
-        share_cores(workers)
-        assert torch.get_num_threads() == share
-    finally:
-        torch.set_num_threads(threads)

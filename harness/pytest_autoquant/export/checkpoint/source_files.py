@@ -53,14 +53,21 @@ def source_folder(model: LoadedModel, source: ModelSource) -> Path | None:
     """
     if model.record.weights == "random":
         return None
-    if Path(source.location).is_dir():
+    if source.is_local:
         return Path(source.location)
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
-    revision = getattr(model.module.config, "_commit_hash", None)
     wanted = [_CONFIG, INDEX, "*.safetensors", *_COMPANIONS]
     try:
-        return Path(snapshot_download(source.location, revision=revision, allow_patterns=wanted))
+        return Path(
+            snapshot_download(
+                source.location,
+                revision=model.record.commit,
+                allow_patterns=wanted,
+                # Offline, it would still ask the hub which files a commit has.
+                local_files_only=constants.HF_HUB_OFFLINE,
+            )
+        )
     except (OSError, ValueError) as error:
         raise ExportError(
             f"model {source.name}: the files of {source.location} cannot be found: "

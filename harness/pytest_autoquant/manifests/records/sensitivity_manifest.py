@@ -81,7 +81,13 @@ class AutoquantRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRecord:
-    """The measured model; ``digest`` is the sha256 of its config and weights."""
+    """The measured model.
+
+    Attributes:
+        digest: sha256 of its config and weights; of its weights alone for a hub checkpoint.
+        commit: of the hub's repository that it was read from; None for a local folder, for weights
+            that need nothing from the hub, and in older manifests.
+    """
 
     __pydantic_config__ = STRICT
     id: str
@@ -92,6 +98,7 @@ class ModelRecord:
     num_parameters: int
     num_language_model_linears: int
     digest: str
+    commit: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

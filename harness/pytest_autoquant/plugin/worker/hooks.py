@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -109,10 +109,8 @@ class Worker:
         given, settings = worker_input_of(self._config), self.plan.settings
         if given.gpu is not None and settings.device in ("auto", "cuda"):
             pin(given.gpu)  # before torch looks at the GPUs
-        from pytest_autoquant.scoring.environment import share_cores
         from pytest_autoquant.scoring.runner import MeasurementRunner
 
-        share_cores(given.workers_on_host)
         if not is_worker(self._config):
             given = self._input_here(given)
         runner = MeasurementRunner(
@@ -173,7 +171,7 @@ class Worker:
         if case is scheme is None:
             return
         # An error of ours is left to the case, which fails with the message.
-        with suppress(AutoquantError), self._progress_shown(item.name):
+        with suppress(AutoquantError), self._measuring(item.name):
             if case is None:
                 self._skip_scheme(item, scheme)
             else:
@@ -222,7 +220,7 @@ class Worker:
 
         if isinstance(case, str):
             case = self._named(item, case)
-        with _attached(item, case), self._progress_shown(case.test_id):
+        with _attached(item, case), self._measuring(case.test_id):
             measured = self.runner.measure(case)
         manifest = dump_manifest(measured.manifest)
         _add(item, MeasuredCase(manifest=manifest, rerun=item.stash.get(_RERUN, None)))
@@ -247,7 +245,7 @@ class Worker:
         if isinstance(case, str):
             with as_failure():
                 case = self.plan.scheme_named(case)
-        with _attached(item, case), self._progress_shown(case.test_id):
+        with _attached(item, case), self._measuring(case.test_id):
             if _REFUSED in item.stash:
                 raise UsageError(item.stash[_REFUSED])
             try:
@@ -258,14 +256,29 @@ class Worker:
         _add(item, DerivedScheme(manifest=dump_scheme(manifest)))
         return manifest
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        """Let a test that looks below a case compute as a case does."""
+        is_below = "aq_runner" in getattr(item, "fixturenames", ())
+        with self._threads() if is_below else nullcontext():
+            return (yield)
+
     @contextmanager
-    def _progress_shown(self, label: str) -> Iterator[None]:
+    def _measuring(self, label: str) -> Iterator[None]:
         """Show progress until the block ends: pytest writes its result right after it."""
         self.progress.start(label)
         try:
-            yield
+            with self._threads():
+                yield
         finally:
             self.progress.stop()
+
+    def _threads(self) -> AbstractContextManager[None]:
+        """Return the block in which torch has the threads to measure with."""
+        runner, workers = self.runner, worker_input_of(self._config).workers_on_host
+        from pytest_autoquant.scoring.threads import measuring_threads
+
+        return measuring_threads(runner.multiplied, workers=workers)
 
     def check(self, item: pytest.Item, combination: Combination | str) -> StructureCheck:
         """Check a combination and attach its status to the test."""
