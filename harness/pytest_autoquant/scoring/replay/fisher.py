@@ -9,10 +9,11 @@ for itself and takes the captions' words.
 The words of one token are drawn independently of another's, so squaring each token's product for
 itself leaves out only what a change of one token does to the predictions of later ones together
 with another token's change. That is small but for q/k/v: attention adds up their changes over the
-tokens of a caption, or takes the difference (a change that all keys share changes nothing). Squared
-per caption, the members together, nothing is left out, but there is one number per caption and draw:
-with n of them the noise of a group's score is about the root of 2 / n. So words are drawn more often
-for q/k/v, and their score is a mean of both squares that trusts the captions more the more there are.
+tokens of a caption, or takes the difference (a change that all keys share changes nothing).
+Squared per caption, the members together, nothing is left out, but there is one number per caption
+and draw: with n of them the noise of a group's score is about the root of 2 / n. So words are drawn
+more often for q/k/v, and their score is a mean of both squares that gives those per caption more
+weight the more of them there are.
 
 With weight W, its change dW, input X and its change dX, the product of gradient G and output change
 is (G dW) (X + dX) + (G W) dX, summed over input channels: one matrix product per distinct weight
