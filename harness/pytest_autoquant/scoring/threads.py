@@ -12,9 +12,8 @@ import torch
 from pytest_autoquant.models.layers import Linear
 
 #: Weights of a model's average linear for each thread on a CPU. Threads spin while they wait for
-#: each other, for a whole time slice where another process has a thread's core. A second thread
-#: makes the sweep of a model with 28 thousand weights 1.3 times as fast, with 112 thousand 1.5 and
-#: with 449 thousand 1.7 times (``benchmarks/bench_threads.py``).
+#: each other, for a whole time slice where another process has a thread's core, and a second one
+#: gains the less, the smaller the products are (``benchmarks/bench_threads.py``).
 WEIGHTS_PER_THREAD = 2**16
 
 #: By these a user sets the number before torch is imported.
