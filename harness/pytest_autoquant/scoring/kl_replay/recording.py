@@ -18,7 +18,7 @@ from pytest_autoquant.scoring.kl_replay.divergence import Reference
 from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.replay.tape import largest_magnitudes
 
-#: Most tokens of padding for each token of a caption.
+#: Most tokens of padding for each token of a caption, on CUDA.
 _MOST_PADDING = 1 / 8
 
 
@@ -77,7 +77,7 @@ def record(
     ranges: Mapping[str, torch.Tensor] | None = None,
     first_state_only: bool = False,
 ) -> Recording:
-    """Run every batch forward once; only the scored ones where the ranges of inputs are known.
+    """Run the scored captions forward, and then every batch if ranges are to be found.
 
     Args:
         device: where hidden states and predictions are kept.
@@ -88,83 +88,66 @@ def record(
         NotReplayableError: the model cannot be started between its layers, or a linear does not
             run once on every token.
     """
-    amax: dict[str, torch.Tensor] = {}
-    seen: list[_Seen] = []
-    scored = data.replayed
-    run = scored if ranges else [*scored, *data.unscored]
+    batches: list[RecordedBatch] = []
+    together = list(_together(data.replayed, _most_padding(model.device)))
     with torch.no_grad():
-        for done, batch in enumerate(run):
-            progress("record", done, len(run))
+        for done, captions in enumerate(together):
+            progress("record", done, len(together))
             states: dict[int, torch.Tensor] = {}
+            ids = _padded(captions, model.device)
             with layers.watched(partial(_keep, states, device, first_state_only)):
-                inputs, logits = run_watched(model, model.tensor(batch))
-            for name, x in inputs.items():
-                _widen(amax, name, x)
-            if done < len(scored):
-                states = {index: state[:, :-1] for index, state in states.items()}
-                ids = model.tensor(batch)[:, :-1]
-                seen.append(_Seen(ids=ids, states=states, logits=logits[:, :-1].to(device)))
+                _, logits = run_watched(model, ids)
+            start = batches[-1].rows.stop if batches else 0
+            lengths = torch.tensor([len(row) for row in captions])
+            batches.append(
+                RecordedBatch(
+                    ids=ids,
+                    rows=slice(start, start + ids.numel()),
+                    states=tuple(states.values()),
+                    reference=Reference(logits.to(device), lengths=lengths),
+                )
+            )
+    amax = ranges or input_ranges(model, [*data.replayed, *data.unscored])
     return Recording(
-        batches=tuple(_batches(seen)),
-        amax={name: each.to(model.device) for name, each in (ranges or amax).items()},
+        batches=tuple(batches),
+        amax={name: each.to(model.device) for name, each in amax.items()},
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Seen:
-    """What one forward pass showed of captions of one length, without their last tokens."""
+def _most_padding(device: torch.device) -> float | None:
+    """Return how much padding joins batches of different lengths, None to join none.
 
-    ids: torch.Tensor
-    states: Mapping[int, torch.Tensor]
-    logits: torch.Tensor
-
-
-def _batches(seen: Sequence[_Seen]) -> Iterator[RecordedBatch]:
-    """Put captions that follow each other and are about as long into one batch.
-
-    Every batch costs a forward pass per layer group, however few tokens it has.
+    On a GPU every batch costs the launches of a forward pass per layer group, however few tokens
+    it has. On a CPU few tokens cost little, and products of the shapes that stock AutoQuant
+    multiplies give its bits: a value rounded otherwise can be quantized otherwise.
     """
-    start, waiting = 0, list(seen)
-    while waiting:
-        count = _about_as_long([each.ids for each in waiting])
-        batch = _padded(waiting[:count], start)
-        yield batch
-        start, waiting = batch.rows.stop, waiting[count:]
+    return _MOST_PADDING if device.type == "cuda" else None
 
 
-def _about_as_long(ids: Sequence[torch.Tensor]) -> int:
-    """Return how many of the first batches one batch can hold with little padding."""
-    tokens = captions = longest = 0
-    for count, each in enumerate(ids):
-        tokens, captions = tokens + each.numel(), captions + len(each)
-        longest = max(longest, each.shape[1])
-        if captions * longest > tokens * (1 + _MOST_PADDING):
-            return count
-    return len(ids)
+def _together(
+    batches: Sequence[Batch], most_padding: float | None
+) -> Iterator[list[tuple[int, ...]]]:
+    """Yield captions without their last tokens, those that share a batch here together.
+
+    They follow each other and are about as long.
+    """
+    captions: list[tuple[int, ...]] = []
+    for batch in batches:
+        added = [*captions, *(row[:-1] for row in batch.rows)]
+        longest = max(map(len, added))
+        allowed = 0 if most_padding is None else sum(map(len, added)) * (1 + most_padding)
+        if captions and len(added) * longest > allowed:
+            yield captions
+            added = added[len(captions) :]
+        captions = added
+    if captions:
+        yield captions
 
 
-def _padded(parts: Sequence[_Seen], start: int) -> RecordedBatch:
-    """Join captions; the shorter ones repeat their last token."""
-    longest = max(each.ids.shape[1] for each in parts)
-    ids = torch.cat([_to_length(each.ids, longest) for each in parts])
-    lengths = torch.cat([torch.full((len(each.ids),), each.ids.shape[1]) for each in parts])
-    return RecordedBatch(
-        ids=ids,
-        rows=slice(start, start + ids.numel()),
-        states=tuple(
-            torch.cat([_to_length(each.states[index], longest) for each in parts])
-            for index in parts[0].states
-        ),
-        reference=Reference(
-            torch.cat([_to_length(each.logits, longest) for each in parts]), lengths=lengths
-        ),
-    )
-
-
-def _to_length(values: torch.Tensor, length: int) -> torch.Tensor:
-    """Repeat the last of ``(captions, tokens, ...)`` up to a number of tokens."""
-    missing = length - values.shape[1]
-    return torch.cat([values, *[values[:, -1:]] * missing], dim=1) if missing else values
+def _padded(captions: Sequence[tuple[int, ...]], device: torch.device) -> torch.Tensor:
+    """Return ``(captions, tokens)`` ids; shorter captions repeat their last token."""
+    longest = max(map(len, captions))
+    return torch.tensor([row + row[-1:] * (longest - len(row)) for row in captions], device=device)
 
 
 def input_ranges(model: LoadedModel, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
