@@ -155,7 +155,8 @@ OPTIONS: tuple[Option, ...] = (
         name="method",
         kind=choice(*METHODS),
         default="gradient",
-        help="AutoQuant's sensitivity method, or fisher: as cheap as gradient, closer to kl_div",
+        help="AutoQuant's sensitivity method, or fisher: about as cheap as gradient, closer to "
+        "kl_div",
     ),
     Option(
         name="engine",
