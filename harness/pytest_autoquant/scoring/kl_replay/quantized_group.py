@@ -19,6 +19,7 @@ from pytest_autoquant.scoring.kl_replay.decoder_layers import (
     forward_replaced,
 )
 from pytest_autoquant.scoring.kl_replay.recording import RecordedBatch, Recording, run_watched
+from pytest_autoquant.scoring.replay.memory import even_parts
 from pytest_autoquant.scoring.replay.quantizers import shared_range
 from pytest_autoquant.scoring.replay.sweep import Attributes, SweepPlan
 
@@ -109,14 +110,14 @@ class QuantizedGroup:
             for batch in self._recording.batches:
                 captions = slice(first, first + len(batch.ids))
                 first = captions.stop
-                for part in _even_parts(len(versions), self._versions_at_a_time(batch)):
+                for part in even_parts(len(versions), self._versions_at_a_time(batch)):
                     divergences[places[part], captions] = self._run_on(batch, versions[part])
 
     def _blocks(self, plan: SweepPlan) -> Iterator[list[Attributes]]:
         """Yield the weight quantizers in blocks whose quantized weights fit."""
         size = sum(linear.weight.nbytes for linear in self._linears.values())
         weights = list(plan.products)
-        for part in _even_parts(len(weights), _WEIGHT_BYTES // self._recorded.divisor // size):
+        for part in even_parts(len(weights), _WEIGHT_BYTES // self._recorded.divisor // size):
             yield weights[part]
 
     def _versions(
@@ -191,13 +192,6 @@ def _outputs(
             for each in versions
         ]
     )
-
-
-def _even_parts(count: int, most: int) -> Iterator[slice]:
-    """Split ``count`` into the fewest parts of at most ``most``, which differ by at most 1."""
-    parts = -(-count // max(1, most))
-    for part in range(parts):
-        yield slice(part * count // parts, (part + 1) * count // parts)
 
 
 def _answer(output: torch.Tensor, x: Any) -> torch.Tensor:

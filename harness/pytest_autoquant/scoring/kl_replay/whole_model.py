@@ -26,6 +26,7 @@ from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.replay.memory import (
     Attempt,
     attempts,
+    even_parts,
     first_that_fits,
     recording_out_of_memory,
 )
@@ -197,9 +198,7 @@ class _Walk:
     def _parts(self, recorded: RecordedBatch, versions: int, per_token: int) -> Iterator[slice]:
         """Yield slices of versions whose outputs, of so many bytes per token, fit."""
         size = recorded.ids.numel() * per_token
-        step = max(1, _OUTPUT_BYTES // self.divisor // size)
-        for start in range(0, versions, step):
-            yield slice(start, start + step)
+        return even_parts(versions, _OUTPUT_BYTES // self.divisor // size)
 
     def _run(
         self,

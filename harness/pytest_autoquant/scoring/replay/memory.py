@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -32,6 +32,13 @@ def attempts(device: torch.device) -> tuple[Attempt, ...]:
         Attempt(device=device, divisor=4),
         Attempt(device=torch.device("cpu"), divisor=16),
     )
+
+
+def even_parts(count: int, most: int) -> Iterator[slice]:
+    """Split ``count`` into the fewest parts of at most ``most``, which differ by at most 1."""
+    parts = -(-count // max(1, most))
+    for part in range(parts):
+        yield slice(part * count // parts, (part + 1) * count // parts)
 
 
 def recording_out_of_memory(reason: str) -> MeasurementError:
