@@ -18,7 +18,7 @@ from pytest_autoquant.scoring.kl_replay.decoder_layers import (
     LayerForward,
     forward_replaced,
 )
-from pytest_autoquant.scoring.kl_replay.recording import RecordedBatch, Recording, run_watched
+from pytest_autoquant.scoring.kl_replay.recording import RecordedBatch, Recording, linear_inputs
 from pytest_autoquant.scoring.replay.memory import even_parts
 from pytest_autoquant.scoring.replay.quantizers import shared_range
 from pytest_autoquant.scoring.replay.sweep import Attributes, SweepPlan
@@ -56,7 +56,7 @@ class RecordedRun:
         for recorded in self.recording.batches:
             state = recorded.states[layer].to(self.model.device)
             with self.layers.started_at(layer, state, alone=True):
-                inputs, _ = run_watched(self.model, recorded.ids, names)
+                inputs = linear_inputs(self.model, recorded.ids, names)
             for name, x in inputs.items():
                 parts[name].append(x)
         return {name: torch.cat(each) for name, each in parts.items()}

@@ -85,8 +85,8 @@ def record(
         first_state_only: keep no hidden state but that before the first layer.
 
     Raises:
-        NotReplayableError: the model cannot be started between its layers, or a linear does not
-            run once on every token.
+        NotReplayableError: the model cannot be started between its layers, or a linear, where its
+            ranges are to be found, does not run once on every token.
     """
     batches: list[RecordedBatch] = []
     together = list(_together(data.replayed, _most_padding(model.device)))
@@ -96,7 +96,7 @@ def record(
             states: dict[int, torch.Tensor] = {}
             ids = _padded(captions, model.device)
             with layers.watched(partial(_keep, states, device, first_state_only)):
-                _, logits = run_watched(model, ids)
+                logits = model.module(input_ids=ids, use_cache=False).logits
             start = batches[-1].rows.stop if batches else 0
             lengths = torch.tensor([len(row) for row in captions])
             batches.append(
@@ -159,16 +159,15 @@ def input_ranges(model: LoadedModel, batches: Sequence[Batch]) -> dict[str, torc
     amax: dict[str, torch.Tensor] = {}
     with torch.no_grad():
         for batch in batches:
-            inputs, _ = run_watched(model, model.tensor(batch))
-            for name, x in inputs.items():
+            for name, x in linear_inputs(model, model.tensor(batch)).items():
                 _widen(amax, name, x)
     return amax
 
 
-def run_watched(
+def linear_inputs(
     model: LoadedModel, ids: torch.Tensor, linears: Sequence[str] | None = None
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Run a batch; return the input of each linear, ``(tokens, in_features)``, and the logits.
+) -> dict[str, torch.Tensor]:
+    """Run a batch; return the input of each linear, ``(tokens, in_features)``.
 
     Args:
         ids: ``(captions, tokens)``.
@@ -180,11 +179,11 @@ def run_watched(
     names = [each.name for each in model.linears] if linears is None else list(linears)
     inputs: dict[str, torch.Tensor] = {}
     with _watched_linears(model, names, ids.numel(), inputs):
-        logits = model.module(input_ids=ids, use_cache=False).logits
+        model.module(input_ids=ids, use_cache=False)
     idle = next((name for name in names if name not in inputs), None)
     if idle is not None:
         raise _not_replayable(f"{idle} did not run on the captions")
-    return inputs, logits
+    return inputs
 
 
 def _keep(
