@@ -266,6 +266,17 @@ def config_of(pair, granularity="default"):
     return resolve(vocabulary.pairs[pair], vocabulary.granularities[granularity])
 
 
+def distinct_configs(runner, plan):
+    """Return test id and config of each distinct config of a run plan that runs here."""
+    found = {}
+    for combination in plan.combinations:
+        if runner.support(combination).is_supported:
+            config = runner.config(combination)
+            found.setdefault(config.digest, (combination.test_id, config))
+    assert found
+    return list(found.values())
+
+
 def awq_config():
     """Resolve a user's pair over ModelOpt's AWQ preset, whose calibration changes weights."""
     from pytest_autoquant.formats.effective_config import resolve

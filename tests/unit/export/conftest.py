@@ -5,7 +5,8 @@ import torch
 from builders import load_tiny
 from edited_export import EditedExport, export_embedded
 from pytest_autoquant.calibration.captions import load_captions, load_held_out
-from scheme_model import batches_of
+from pytest_autoquant.export.held_out import HeldOut
+from scheme_model import batches_of, open_bench
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,6 +21,18 @@ def one_thread():
 def tiny():
     """The embedded Qwen3-VL in fp32."""
     return load_tiny()
+
+
+@pytest.fixture(scope="module")
+def bench():
+    """A runner that measures the embedded model."""
+    return open_bench()
+
+
+@pytest.fixture(scope="module")
+def held(bench):
+    """What the runner measures on the built-in held-out captions."""
+    return HeldOut(bench, load_held_out(None))
 
 
 @pytest.fixture(scope="session")

@@ -13,19 +13,9 @@ from pytest_autoquant.export.held_out import HeldOut
 from pytest_autoquant.export.interaction import groups_alone
 from pytest_autoquant.scoring.engine import Failure
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
-from scheme_model import choice_of, mine, open_bench
+from scheme_model import choice_of, mine
 
 CANDIDATES = ("wint8_aint8", "wfp8_afp8")
-
-
-@pytest.fixture(scope="module")
-def bench():
-    return open_bench()
-
-
-@pytest.fixture(scope="module")
-def held(bench):
-    return HeldOut(bench, load_held_out(None))
 
 
 @pytest.fixture(scope="module")

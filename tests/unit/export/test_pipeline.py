@@ -41,11 +41,6 @@ MODELS = [name for name in REGISTRY if name.startswith("tiny-")]
 SHORT = held_out_of("A dog runs over the beach.", "Two cats sleep on a red sofa.", "A bus.")
 
 
-@pytest.fixture(scope="module")
-def bench():
-    return open_bench()
-
-
 def runner(bench, *, root=None, target=None, held_out=SHORT, may_replace=False, load=False, **more):
     return SchemeRunner(
         bench,

@@ -9,19 +9,9 @@ from pytest_autoquant.calibration.captions import load_held_out
 from pytest_autoquant.export.held_out import HeldOut
 from pytest_autoquant.export.plain_choice import plain_choices
 from pytest_autoquant.manifests.uncertainty import student_t
-from scheme_model import choice_of, held_out_of, mine, open_bench
+from scheme_model import choice_of, held_out_of, mine
 
 INT4, FP8, INT8 = "wint4_afp16", "wfp8_afp8", "wint8_afp16"
-
-
-@pytest.fixture(scope="module")
-def bench():
-    return open_bench()
-
-
-@pytest.fixture(scope="module")
-def held(bench):
-    return HeldOut(bench, load_held_out(None))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ options choose model, device and combinations; with ``-s`` it prints the largest
 
 import pytest
 import torch
-from builders import calibration_of, config_of, ignore_progress, model_state
+from builders import calibration_of, config_of, distinct_configs, ignore_progress, model_state
 from modelopt.torch.quantization import algorithms
 from pytest_autoquant.plugin.pytest_config import plan_of
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
@@ -71,15 +71,11 @@ def test_replay_equals_stock_for_every_combination_that_runs_here(
     model, stock, aq_runner, pytestconfig
 ):
     score_size = 2 if model.device.type == "cuda" else 1
-    data, distinct = calibration_of(model, score_size=score_size), {}
-    for combination in plan_of(pytestconfig).combinations:
-        if aq_runner.support(combination).is_supported:
-            config = aq_runner.config(combination)
-            distinct.setdefault(config.digest, (combination.test_id, config))
-    assert distinct
-    configs = [config for _, config in distinct.values()]
+    data = calibration_of(model, score_size=score_size)
+    distinct = distinct_configs(aq_runner, plan_of(pytestconfig))
+    configs = [config for _, config in distinct]
     outcomes = KLReplayEngine(model).score(configs, data, ignore_progress)
-    for name, config in distinct.values():
+    for name, config in distinct:
         largest = assert_parity(stock, config, outcomes[config.digest], data)
         print(f"{name}: largest difference of a group {largest:.1e}")
         assert largest <= TOLERANCE[model.record.dtype], name

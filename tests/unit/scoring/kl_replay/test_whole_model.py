@@ -10,7 +10,14 @@ from dataclasses import replace
 import modelopt.torch.quantization as mtq
 import pytest
 import torch
-from builders import calibration_of, config_of, ignore_progress, load_tiny, model_state
+from builders import (
+    calibration_of,
+    config_of,
+    distinct_configs,
+    ignore_progress,
+    load_tiny,
+    model_state,
+)
 from pytest_autoquant.models.restore import preserved
 from pytest_autoquant.plugin.pytest_config import plan_of
 from pytest_autoquant.scoring.engine import Failure
@@ -81,15 +88,10 @@ def test_divergence_is_that_of_the_model_that_modelopt_quantizes(model, data):
 def test_divergence_is_modelopts_for_every_combination_that_runs_here(
     model, data, aq_runner, pytestconfig
 ):
-    distinct = {}
-    for combination in plan_of(pytestconfig).combinations:
-        if aq_runner.support(combination).is_supported:
-            config = aq_runner.config(combination)
-            distinct.setdefault(config.digest, (combination.test_id, config))
-    assert distinct
-    configs = [config for _, config in distinct.values()]
+    distinct = distinct_configs(aq_runner, plan_of(pytestconfig))
+    configs = [config for _, config in distinct]
     found = measure_whole_model(model, configs, data, ignore_progress)
-    for name, config in distinct.values():
+    for name, config in distinct:
         expected = sum(stock_divergences(model, config, data))
         measured = sum(found[config.digest].per_caption)
         print(f"{name}: {measured:.6g}, difference {measured / expected - 1:.1e}")

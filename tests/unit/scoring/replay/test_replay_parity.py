@@ -9,7 +9,7 @@ The plugin's options choose model, device and combinations, so parity on a GPU i
 """
 
 import pytest
-from builders import calibration_of, config_of, ignore_progress, model_state
+from builders import calibration_of, config_of, distinct_configs, ignore_progress, model_state
 from pytest_autoquant.plugin.pytest_config import plan_of
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
 from pytest_autoquant.scoring.stock.engine import StockEngine
@@ -67,15 +67,11 @@ def test_replay_equals_stock(model, sample, swept, data, name):
 
 @pytest.mark.slow
 def test_replay_equals_stock_for_every_combination_that_runs_here(model, aq_runner, pytestconfig):
-    data, distinct = calibration_of(model), {}
-    for combination in plan_of(pytestconfig).combinations:
-        if aq_runner.support(combination).is_supported:
-            config = aq_runner.config(combination)
-            distinct.setdefault(config.digest, (combination.test_id, config))
-    assert distinct
-    configs = [config for _, config in distinct.values()]
+    data = calibration_of(model)
+    distinct = distinct_configs(aq_runner, plan_of(pytestconfig))
+    configs = [config for _, config in distinct]
     outcomes = ReplayEngine(model).score(configs, data, ignore_progress)
-    for name, config in distinct.values():
+    for name, config in distinct:
         largest = assert_parity(model, config, outcomes[config.digest], data)
         print(f"{name}: largest difference of a group {largest:.1e}")
 
