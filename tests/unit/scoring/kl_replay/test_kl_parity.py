@@ -9,6 +9,8 @@ options choose model, device and combinations; with ``-s`` it prints the largest
         --aq-weights random --aq-pairs wfp8_afp8,wint4_aint8,wint8_aint8
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from builders import calibration_of, config_of, distinct_configs, ignore_progress, model_state
@@ -55,6 +57,20 @@ def assert_parity(stock, config, replayed, data):
     return largest
 
 
+def one_caption(model):
+    return calibration_of(model, score_size=1)
+
+
+def captions_of_one_length(model):
+    """The largest batch of ``medium``: on a GPU it costs stock AutoQuant as much as one caption.
+
+    In bf16 a divergence of few predictions is mostly rounding.
+    """
+    data = calibration_of(model, "medium")
+    largest = max(data.scored, key=lambda batch: len(batch.rows))
+    return replace(data, scored=(largest,), unscored=())
+
+
 def test_replay_equals_stock(model, stock):
     data = calibration_of(model, score_size=5)
     configs = {name: config_of(*name.split("-")) for name in SAMPLE}
@@ -70,8 +86,7 @@ def test_replay_equals_stock(model, stock):
 def test_replay_equals_stock_for_every_combination_that_runs_here(
     model, stock, aq_runner, pytestconfig
 ):
-    score_size = 2 if model.device.type == "cuda" else 1
-    data = calibration_of(model, score_size=score_size)
+    data = captions_of_one_length(model) if model.device.type == "cuda" else one_caption(model)
     distinct = distinct_configs(aq_runner, plan_of(pytestconfig))
     configs = [config for _, config in distinct]
     outcomes = KLReplayEngine(model).score(configs, data, ignore_progress)
