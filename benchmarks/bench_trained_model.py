@@ -270,13 +270,13 @@ def variants_of(model, data, tape, gradients, members, config):
 
 
 def test_variants_of_the_score(runner, cases, sizes, scored, divergences):
-    """Prints how each variant ranks: whose words, and what is summed before it is squared."""
+    """Prints how each variant ranks: which gradients, and what is summed before it is squared."""
     model = runner.model
-    print("\n| words | squared per | case | size | all | " + " | ".join(KINDS.values()) + " |")
+    print("\n| gradients | squared per | case | size | all | " + " | ".join(KINDS.values()) + " |")
     print("|---|---|---|---|---|---|---|---|---|")
     for size in sizes:
         data = runner.data(size)
-        for words, draws in (("the captions'", 0), ("drawn once", 1), ("drawn twice", 2)):
+        for drawn, draws in (("of the loss", 0), ("drawn once", 1), ("drawn twice", 2)):
             tape = capture(model, data, model.device, ignore_progress, draws)
             gradients = {n: g if draws else g[:, None] for n, g in tape.gradients.items()}
             for name, config in cases.items():
@@ -290,5 +290,5 @@ def test_variants_of_the_score(runner, cases, sizes, scored, divergences):
                     scores = np.array([row[variant] for row in rows])
                     found = rank_correlations(groups, scores, divergences[size, name])
                     figures = " | ".join(f"{value:.3f}" for value in found.values())
-                    print(f"| {words} | {variant} | {name} | {size} | {figures} |")
+                    print(f"| {drawn} | {variant} | {name} | {size} | {figures} |")
                     assert np.isfinite(scores).all()
