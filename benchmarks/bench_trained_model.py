@@ -48,6 +48,9 @@ TOP = 10
 #: A group is under-rated where its score over its divergence is below this part of the median.
 UNDER_RATED = 0.5
 
+#: An input range rests on one caption where its largest input is this many times the next one's.
+ALONE = 1.3
+
 
 @pytest.fixture(scope="module")
 def sizes(plan):
@@ -121,6 +124,23 @@ def _measured(runner, config, data, held_out):
     return [group.score / held_out.scored_tokens for group in groups]
 
 
+def range_ratios(model, data, groups):
+    """Return, by group, the largest input of any caption over that of the next caption."""
+    largest = {group.modules[0]: [] for group in groups}
+
+    def note(found, module, args):
+        found.append(args[0].abs().amax((1, 2)))
+
+    with ExitStack() as stack, torch.no_grad():
+        for name, found in largest.items():
+            hook = model.module.get_submodule(name).register_forward_pre_hook(partial(note, found))
+            stack.callback(hook.remove)
+        for batch in data.batches:
+            model.module(input_ids=model.tensor(batch), use_cache=False)
+    tops = [torch.cat(found).topk(2).values.tolist() for found in largest.values()]
+    return np.array([first / second for first, second in tops])
+
+
 def kind_of(group):
     return KINDS[group.modules[0].rpartition(".")[2]]
 
@@ -154,7 +174,11 @@ def test_groups_rank_as_their_divergences_do(runner, scored, divergences, held_o
 
 
 def test_error_bars_of_under_rated_groups(runner, scored, divergences):
-    """Prints, of the groups that a score under-rates, how uncertain their error bars call it."""
+    """Prints, of the groups that a score under-rates, how uncertain their error bars call it.
+
+    And whether one caption sets their input's range alone.
+    """
+    ratios = {}
     print("\ngroups whose score over KL is below half of the case's median:")
     for (method, size, name), groups in scored.items():
         data, true = runner.data(size), divergences[size, name]
@@ -175,17 +199,22 @@ def test_error_bars_of_under_rated_groups(runner, scored, divergences):
         ]
         under = np.flatnonzero(scores / true < UNDER_RATED * np.median(scores / true))
         kinds = Counter(kind_of(groups[index]) for index in under)
+        if size not in ratios:
+            ratios[size] = range_ratios(runner.model, data, groups)
+        alone = set(np.flatnonzero(ratios[size] > ALONE))
         print(
             f"{method} {name} {size}: {len(under)} of {len(groups)} {dict(kinds)}; relative "
             f"standard error median {np.median(relative):.2f}; true rank within the rank interval "
-            f"for {sum(inside)} groups"
+            f"for {sum(inside)} groups; range set by one caption alone: {len(alone)} groups, "
+            f"{len(alone & set(under))} of them under-rated"
         )
         for index in under:
             print(
                 f"  {groups[index].modules[0]}: rank {ranks[index]}, interval "
                 f"{errors[index].rank_interval}, true rank {true_ranks[index]}, relative standard "
                 f"error {relative[index]:.2f}, larger than that of "
-                f"{(relative < relative[index]).mean():.0%} of the groups"
+                f"{(relative < relative[index]).mean():.0%} of the groups; largest input "
+                f"{ratios[size][index]:.2f} times that of the next caption"
             )
         assert np.isfinite(relative).all()
 
@@ -270,13 +299,13 @@ def variants_of(model, data, tape, gradients, members, config):
 
 
 def test_variants_of_the_score(runner, cases, sizes, scored, divergences):
-    """Prints how each variant ranks: whose words, and what is summed before it is squared."""
+    """Prints how each variant ranks: which gradients, and what is summed before it is squared."""
     model = runner.model
-    print("\n| words | squared per | case | size | all | " + " | ".join(KINDS.values()) + " |")
+    print("\n| gradients | squared per | case | size | all | " + " | ".join(KINDS.values()) + " |")
     print("|---|---|---|---|---|---|---|---|---|")
     for size in sizes:
         data = runner.data(size)
-        for words, draws in (("the captions'", 0), ("drawn once", 1), ("drawn twice", 2)):
+        for drawn, draws in (("of the loss", 0), ("drawn once", 1), ("drawn twice", 2)):
             tape = capture(model, data, model.device, ignore_progress, draws)
             gradients = {n: g if draws else g[:, None] for n, g in tape.gradients.items()}
             for name, config in cases.items():
@@ -290,5 +319,5 @@ def test_variants_of_the_score(runner, cases, sizes, scored, divergences):
                     scores = np.array([row[variant] for row in rows])
                     found = rank_correlations(groups, scores, divergences[size, name])
                     figures = " | ".join(f"{value:.3f}" for value in found.values())
-                    print(f"| {words} | {variant} | {name} | {size} | {figures} |")
+                    print(f"| {drawn} | {variant} | {name} | {size} | {figures} |")
                     assert np.isfinite(scores).all()

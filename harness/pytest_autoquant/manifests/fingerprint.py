@@ -19,7 +19,7 @@ from pytest_autoquant.text import told_apart
 #: selection: capture, calibration, quantizers, score formula, solver. Changes to reports, options
 #: and the command line leave it: measurements of equal versions are comparable, and
 #: ``--aq-resume`` keeps them.
-MEASUREMENT_VERSION = 2
+MEASUREMENT_VERSION = 3
 
 #: What manifests record as ``environment.harness``: package version and measurement version.
 HARNESS_VERSION = f"{__version__}+m{MEASUREMENT_VERSION}"

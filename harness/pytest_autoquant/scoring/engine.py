@@ -24,7 +24,8 @@ class GroupScore:
         modules: members, in module order; ModelOpt names the group after the first.
         score: sum over members and scored tokens, not yet divided by the number of tokens. For
             ``gradient`` of (output gradient x output change)^2, for ``kl_div`` of the KL
-            divergence in nats, for ``fisher`` of the squared change of the loss.
+            divergence in nats, for ``fisher`` of the squared change of the logits in the
+            Fisher information of the predictions.
         quantized: whether every quantizer that the config enables was active in every member.
         per_caption: the score's parts by scored caption, in the order of
             ``CalibrationData.by_digest``; None if the engine does not tell captions apart.

@@ -53,9 +53,10 @@ WHOLE_MEANS = (
 )
 
 FISHER_SCORE_MEANS = (
-    "A score is the squared change of the loss of words drawn from the model's own predictions, to "
-    "first order, summed over a layer group that is quantized alone and divided by the number of "
-    "scored tokens. Half of it estimates the KL divergence in nats per token."
+    "A score is the squared change of the logits in the Fisher information of the model's own "
+    "predictions, to first order and estimated from drawn gradients, of a layer group that is "
+    "quantized alone, divided by the number of scored tokens. Half of it estimates the KL "
+    "divergence in nats per token."
 )
 RANKS_MEAN = (
     "Scores rank the groups of a configuration; their totals compare configurations of one model "

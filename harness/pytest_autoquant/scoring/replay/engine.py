@@ -204,8 +204,8 @@ def _draw_notes(tape: Tape) -> tuple[str, ...]:
     if not draws:
         return ()
     return (
-        f"next words were drawn from the model's predictions {draws} times per caption for q/k/v, "
-        f"{min(draws, KEPT_DRAWS)} times for other linears",
+        f"gradients were drawn from the Fisher information of the predictions {draws} times per "
+        f"caption for q/k/v, {min(draws, KEPT_DRAWS)} times for other linears",
     )
 
 

@@ -1,19 +1,21 @@
-"""The ``fisher`` score: how far a quantized output changes the loss of the model's own words.
+"""The ``fisher`` score: how far a quantized output changes the model's predictions.
 
-For words drawn from the model's predictions, the mean of (change of their loss)^2 is to second
-order twice the KL divergence (Martens, *New Insights and Perspectives on the Natural Gradient
-Method*, JMLR 2020). To first order the loss changes by the product of gradient and output
-change, summed over channels and tokens. ModelOpt's ``gradient`` squares each channel of each token
-for itself and takes the captions' words.
+To second order, twice the KL divergence is the square of the logits' change in the Fisher
+information F of the predictions (Martens, *New Insights and Perspectives on the Natural Gradient
+Method*, JMLR 2020). For logit gradients drawn such that their outer product averages to F (see
+``models.drawn_gradients``) it is the mean of (gradient x change)^2: of the squared change of a loss
+that has this gradient. A backward pass brings the gradient to a linear's output, where its product
+with the output change is summed over channels and tokens. ModelOpt's ``gradient`` squares each
+channel of each token for itself and takes the loss of the captions' words.
 
-The words of one token are drawn independently of another's, so squaring each token's product for
-itself leaves out only what a change of one token does to the predictions of later ones together
-with another token's change. That is small but for q/k/v: attention adds up their changes over the
-tokens of a caption, or takes the difference (a change that all keys share changes nothing).
-Squared per caption, the members together, nothing is left out, but there is one number per caption
-and draw: with n of them the noise of a group's score is about the root of 2 / n. So words are drawn
-more often for q/k/v, and their score is a mean of both squares that gives those per caption more
-weight the more of them there are.
+The gradients of one prediction are drawn independently of another's, so squaring each token's
+product for itself leaves out only what a change of one token does to the predictions of later ones
+together with another token's change. That is small but for q/k/v: attention adds up their changes
+over the tokens of a caption, or takes the difference (a change that all keys share changes
+nothing). Squared per caption, the members together, nothing is left out, but there is one number
+per caption and draw: with n of them the noise of a group's score is about the root of 2 / n. So
+q/k/v have one draw more, and their score is a mean of both squares that gives those per caption
+more weight the more of them there are.
 
 With weight W, its change dW, input X and its change dX, the product of gradient G and output change
 is (G dW) (X + dX) + (G W) dX, summed over input channels: one matrix product per distinct weight
@@ -29,12 +31,12 @@ import torch
 from pytest_autoquant.scoring.replay.tape import is_attention_input
 from pytest_autoquant.scoring.replay.token_slices import TokenSlice
 
-#: How often words are drawn for each caption; ``tape.kept_draws`` says of which a linear is scored.
-DRAWS = 6
+#: Draws for each caption, a backward pass each; a linear is scored of ``tape.kept_draws``.
+DRAWS = 3
 
 #: Captions times draws at which squares per caption weigh as much as squares per token for q/k/v:
-#: the noise of the former is 9% there.
-EVEN_SAMPLES = 256
+#: the noise of the former is 13% there.
+EVEN_SAMPLES = 128
 
 
 class LossChangeScorer:

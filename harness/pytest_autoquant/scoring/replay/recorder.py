@@ -17,7 +17,7 @@ import torch
 from pytest_autoquant.calibration.batches import Batch, CalibrationData
 from pytest_autoquant.errors import NotReplayableError
 from pytest_autoquant.models.device import synchronize
-from pytest_autoquant.models.drawn_words import drawn_words
+from pytest_autoquant.models.drawn_gradients import drawn_gradients
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.next_token import next_token_logits, next_token_loss
 from pytest_autoquant.scoring.progress import Progress
@@ -43,8 +43,9 @@ def capture(
 
     Args:
         device: where the tape is kept; host memory is pinned when the model is on CUDA.
-        draws: how often the words of the loss are drawn from the model's predictions, with a
-            backward pass each (see ``tape.kept_draws``); 0 for the captions' own words.
+        draws: how often gradients of the logits are drawn from the Fisher information of the
+            predictions, with a backward pass each (see ``tape.kept_draws``); 0 for those of the
+            loss.
 
     Raises:
         NotReplayableError: a linear of the language model never runs, runs several times per
@@ -219,18 +220,17 @@ def _hooked(model: LoadedModel, batch_pass: _BatchPass) -> Iterator[None]:
 
 
 def _run_scored(model: LoadedModel, batch: Batch, batch_pass: _BatchPass) -> None:
-    """Run a batch forward and backward, from the loss to the embedding's output."""
+    """Run a batch forward and backward, from the loss or the logits to the embedding's output."""
     ids, recording = model.tensor(batch), batch_pass.recording
     with _hooked(model, batch_pass), torch.enable_grad():
         logits = next_token_logits(model.module, ids)
         if not recording.draws:
             torch.autograd.grad(next_token_loss(logits, ids), [batch_pass.embedded])
             return
-        for draw, words in enumerate(drawn_words(logits, batch, recording.draws)):
+        for draw, gradient in enumerate(drawn_gradients(logits, batch, recording.draws)):
             recording.gradients.draw = draw
-            loss = next_token_loss(logits, torch.cat([ids[:, :1], words], dim=1))
             is_last = draw + 1 == recording.draws
-            torch.autograd.grad(loss, [batch_pass.embedded], retain_graph=not is_last)
+            torch.autograd.grad(logits, [batch_pass.embedded], gradient, retain_graph=not is_last)
 
 
 def _run_unscored(model: LoadedModel, batch: Batch, batch_pass: _BatchPass) -> None:

@@ -23,7 +23,7 @@ from pytest_autoquant.errors import MeasurementError, WriteError
 from pytest_autoquant.models.loading import LoadedModel
 
 #: Version of the tape file's layout; part of the fingerprint.
-TAPE_FORMAT = 6
+TAPE_FORMAT = 7
 
 #: Of how many draws a linear's gradients are kept; for q/k/v those of all draws are.
 KEPT_DRAWS = 2
@@ -39,8 +39,8 @@ class TapeFingerprint:
         model: digest of the model's weights.
         captions: sha256 over the captions.
         tokens: sha256 over the token ids, batch by batch.
-        draws: how often the words of the loss were drawn from the model's predictions; 0 for the
-            captions' own words. ``kept_draws`` tells which of them a linear keeps.
+        draws: how often gradients of the logits were drawn from the Fisher information of the
+            predictions; 0 for those of the loss. ``kept_draws`` tells which of them a linear keeps.
     """
 
     format: int
@@ -69,7 +69,7 @@ class Tape:
         source: by linear, the linear whose input it shares; its own name if it shares none.
         inputs: by source, ``(tokens, in_features)``.
         amax: by source, ``(in_features,)``: largest |X| over all calibration tokens.
-        gradients: by linear, ``(tokens, out_features)``; of drawn words ``(tokens, draws,
+        gradients: by linear, ``(tokens, out_features)``; of drawn ones ``(tokens, draws,
             out_features)``, with the draws that the linear keeps.
         num_multi_caption_tokens: number of tokens from batches of several captions. They come
             first; the other tokens are from batches of one caption. On CUDA, ModelOpt quantizes

@@ -113,8 +113,8 @@ def test_half_of_the_total_score_estimates_the_divergence(tiny):
         )
         assert total / 2 == pytest.approx(divergence, rel=0.15), config.digest
     assert found[CONFIGS[0].digest].notes == (
-        "next words were drawn from the model's predictions 6 times per caption for q/k/v, "
-        "2 times for other linears",
+        "gradients were drawn from the Fisher information of the predictions 3 times per "
+        "caption for q/k/v, 2 times for other linears",
     )
 
 
