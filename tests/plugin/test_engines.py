@@ -3,8 +3,8 @@
 import shutil
 
 import pytest
+from builders import save_mixture
 from pytest_autoquant.manifests.records.sensitivity_manifest import read_manifest
-from pytest_autoquant.models.registry import REGISTRY
 
 pytestmark = pytest.mark.slow
 
@@ -15,20 +15,7 @@ PLAIN = (*ONE, "--aq-pairs=wint8_afp16", "--aq-granularities=default")
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory):
     """Qwen3-VL with four fused experts per layer: an architecture and a tokenizer, no weights."""
-    from transformers import AutoConfig, AutoTokenizer, Qwen3VLMoeConfig
-
-    folder, embedded = tmp_path_factory.mktemp("mixture"), REGISTRY["tiny-qwen3-vl"].location
-    dense = AutoConfig.from_pretrained(embedded).to_dict()
-    text = dense["text_config"] | {
-        **{"model_type": "qwen3_vl_moe_text", "num_hidden_layers": 1},
-        **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
-    }
-    vision = dense["vision_config"] | {"model_type": "qwen3_vl_moe"}
-    Qwen3VLMoeConfig(
-        text_config=text, vision_config=vision, architectures=["Qwen3VLMoeForConditionalGeneration"]
-    ).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(embedded).save_pretrained(folder)
-    return folder
+    return save_mixture(tmp_path_factory.mktemp("mixture"))
 
 
 def manifest_of(run):

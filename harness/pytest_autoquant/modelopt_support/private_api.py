@@ -124,6 +124,21 @@ def score_module_rules() -> Sequence[GroupingRule]:
     return cast(Sequence[GroupingRule], AutoQuantizeGradientSearcher.score_module_rules)
 
 
+def quantizes_each_expert(module: nn.Module) -> bool:
+    """Whether fused experts get ``_QuantFusedExperts``, which quantizes two products per expert.
+
+    Source: ``register_fused_experts_on_the_fly`` in quantization/plugins/huggingface.py, which
+    leaves modules alone that are registered already.
+    """
+    from modelopt.torch.quantization.nn import QuantModuleRegistry
+    from modelopt.torch.quantization.plugins import huggingface
+
+    registered = QuantModuleRegistry.get(type(module))
+    if registered is not None:
+        return issubclass(registered, huggingface._QuantFusedExperts)
+    return huggingface._fused_experts_wrapper_class(module) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class SearchedGroup:
     """A layer group that ``auto_quantize`` has scored, with one of its quantized candidates.

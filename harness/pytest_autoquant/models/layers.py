@@ -48,6 +48,11 @@ class Linear:
         """Whether this is a module of fused experts."""
         return len(self.input_widths) > 1
 
+    @property
+    def output_width(self) -> int:
+        """Width of the output: ``out_features``, and that of the last matrix of fused experts."""
+        return self.expert_shapes[-1][1] if self.expert_shapes else self.out_features
+
     def stored_bits(self, config: EffectiveConfig) -> int:
         """Return the bits of the weight as ``config`` stores it: every scale included."""
         shapes = self.expert_shapes or ((1, self.out_features, self.in_features),)
@@ -98,7 +103,7 @@ def language_model_linears(module: Any) -> tuple[Linear, ...]:
     return tuple(
         _describe(name, child)
         for name, child in named
-        if (isinstance(child, nn.Linear) or _expert_weights(child)) and not is_excluded(name)
+        if (isinstance(child, nn.Linear) or expert_matrices(child)) and not is_excluded(name)
     )
 
 
@@ -122,7 +127,17 @@ def other_weighted_modules(module: nn.Module, linears: tuple[Linear, ...]) -> tu
 
 def weight_matrices(child: nn.Module) -> list[nn.Parameter]:
     """Return a linear's weight, or the weights of fused experts; see ``Linear``."""
-    return [child.weight] if isinstance(child, nn.Linear) else _expert_weights(child)
+    if isinstance(child, nn.Linear):
+        return [child.weight]
+    return list(expert_matrices(child).values())
+
+
+def expert_matrices(child: nn.Module) -> dict[str, nn.Parameter]:
+    """Return a module's own parameters of shape ``(experts, out_features, in_features)``."""
+    if isinstance(child, _CONVOLUTIONS):
+        return {}
+    own = child.named_parameters(recurse=False)
+    return {name: parameter for name, parameter in own if parameter.dim() == 3}
 
 
 def _describe(name: str, child: nn.Module) -> Linear:
@@ -137,10 +152,3 @@ def _describe(name: str, child: nn.Module) -> Linear:
         input_widths=widths,
         expert_shapes=tuple(tuple(matrix.shape) for matrix in experts),
     )
-
-
-def _expert_weights(child: nn.Module) -> list[nn.Parameter]:
-    """Return a module's own parameters of shape ``(experts, out_features, in_features)``."""
-    if isinstance(child, _CONVOLUTIONS):
-        return []
-    return [parameter for parameter in child.parameters(recurse=False) if parameter.dim() == 3]
