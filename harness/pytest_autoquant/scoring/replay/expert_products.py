@@ -5,6 +5,7 @@ It is the model's own: what changes is which weights it reads and what its produ
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from pytest_autoquant.models.restore import forward_replaced
 
 #: By name of the matrix: ``(experts, out_features, in_features)``.
-Weights = Mapping[str, torch.Tensor]
+ExpertMatrices = Mapping[str, torch.Tensor]
 
 #: Called with what the second matrix of an expert reads, ``(tokens, intermediate)``.
 OnHidden = Callable[[torch.Tensor], torch.Tensor]
@@ -29,20 +30,15 @@ class ExpertInput:
 
     Attributes:
         x: ``(tokens, hidden)``.
-        experts: of each token, ``(tokens, experts per token)``.
-        weights: of their outputs, ``(tokens, experts per token)``.
         on_hidden: changes or notes what the second matrices read.
     """
 
     x: torch.Tensor
-    experts: torch.Tensor
-    weights: torch.Tensor
     on_hidden: OnHidden
 
     def rows(self, rows: slice) -> ExpertInput:
         """Return the input of some tokens."""
-        x, experts, weights = self.x[rows], self.experts[rows], self.weights[rows]
-        return replace(self, x=x, experts=experts, weights=weights)
+        return replace(self, x=self.x[rows])
 
 
 class _SecondInput(TorchFunctionMode):  # type: ignore[misc]
@@ -66,12 +62,24 @@ class _SecondInput(TorchFunctionMode):  # type: ignore[misc]
         return func(*args, **(kwargs or {}))
 
 
-def experts_output(module: Any, weights: Weights, read: ExpertInput) -> torch.Tensor:
-    """Run the experts' own forward with other weights, ``(tokens, hidden)``."""
+def experts_output(
+    module: Any,
+    matrices: ExpertMatrices,
+    read: ExpertInput,
+    experts: torch.Tensor,
+    weights: torch.Tensor,
+) -> torch.Tensor:
+    """Run the experts' own forward with other matrices, ``(tokens, hidden)``.
+
+    Args:
+        experts: of each token, ``(tokens, experts per token)``.
+        weights: of their outputs, ``(tokens, experts per token)``.
+    """
+    run = copy.copy(module)
+    vars(run).pop("forward", None)  # what replaces the forward of the model's own module
+    vars(run)["_parameters"] = {**vars(module)["_parameters"], **matrices}
     with _SecondInput(read.on_hidden):
-        output: torch.Tensor = torch.func.functional_call(
-            module, dict(weights), (read.x, read.experts, read.weights)
-        )
+        output: torch.Tensor = run.forward(read.x, experts, weights)
     return output
 
 
@@ -87,3 +95,8 @@ def watched_experts(module: Any, on_hidden: OnHidden) -> Iterator[None]:
 
     with forward_replaced(module, watched):
         yield
+
+
+def unchanged(hidden: torch.Tensor) -> torch.Tensor:
+    """Return what the second matrices read, as it is."""
+    return hidden

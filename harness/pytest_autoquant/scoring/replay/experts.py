@@ -16,9 +16,9 @@ import torch
 from pytest_autoquant.models.layers import expert_matrices
 from pytest_autoquant.scoring.replay.expert_products import (
     ExpertInput,
-    OnHidden,
-    Weights,
+    ExpertMatrices,
     experts_output,
+    unchanged,
 )
 from pytest_autoquant.scoring.replay.score_kernel import OutputScorer
 from pytest_autoquant.scoring.replay.sweep import (
@@ -27,10 +27,10 @@ from pytest_autoquant.scoring.replay.sweep import (
     SweepResult,
     score_products,
 )
-from pytest_autoquant.scoring.replay.token_slices import TokenSlice
+from pytest_autoquant.scoring.replay.token_slices import SliceRouting, TokenSlice
 
 
-def quantized_experts(plan: SweepPlan, module: Any, attributes: Attributes) -> Weights:
+def quantized_experts(plan: SweepPlan, module: Any, attributes: Attributes) -> ExpertMatrices:
     """Return the matrices of all experts as one of a plan's quantizers gives them."""
     matrices = expert_matrices(module)
     if attributes is None:
@@ -42,25 +42,29 @@ def quantized_experts(plan: SweepPlan, module: Any, attributes: Attributes) -> W
     return quantized
 
 
-def quantized_hidden(plan: SweepPlan, attributes: Attributes, amax: torch.Tensor) -> OnHidden:
-    """Return what quantizes the input of the second matrices.
+def quantized_input(
+    plan: SweepPlan,
+    attributes: Attributes,
+    x: torch.Tensor,
+    amax: torch.Tensor,
+    hidden_amax: torch.Tensor,
+) -> ExpertInput:
+    """Return what experts read as one of a plan's quantizers gives it.
+
+    Scales do not depend on which tokens share an expert, so all tokens are quantized at once before
+    the first matrices read them.
 
     Args:
-        amax: largest magnitude per channel over all experts, ``(intermediate,)``.
+        x: ``(tokens, hidden)``.
+        amax: largest |X| per channel, ``(hidden,)``.
+        hidden_amax: largest magnitude per channel that the second matrices read, over all
+            experts, ``(intermediate,)``.
     """
     quantizer = plan.inputs[attributes]
-    return _unchanged if quantizer is None else quantizer.of_rows("second", amax)
-
-
-def quantized_rows(
-    plan: SweepPlan, attributes: Attributes, x: torch.Tensor, amax: torch.Tensor
-) -> torch.Tensor:
-    """Return what the first matrices read, quantized: ``(tokens, hidden)``.
-
-    Scales do not depend on which tokens share an expert, so all are quantized at once.
-    """
-    quantizer = plan.inputs[attributes]
-    return x if quantizer is None else quantizer.of_rows("first", amax)(x)
+    if quantizer is None:
+        return ExpertInput(x=x, on_hidden=unchanged)
+    first, second = quantizer.of_rows("first", amax), quantizer.of_rows("second", hidden_amax)
+    return ExpertInput(x=first(x), on_hidden=second)
 
 
 def sweep_experts(
@@ -82,23 +86,16 @@ class _ExpertsScorer:
 
     def __init__(self, module: Any, token_slice: TokenSlice, versions: int) -> None:
         (gradient,) = token_slice.gradients.values()
-        routing = token_slice.routing
-        assert routing is not None
-        self._module, self._parts = module, routing.parts
-        read = ExpertInput(
-            x=token_slice.x,
-            experts=routing.experts,
-            weights=routing.weights,
-            on_hidden=_unchanged,
-        )
+        self._module, self._routing = module, _routing(token_slice)
+        plain = ExpertInput(x=token_slice.x, on_hidden=unchanged)
         self._scorer = OutputScorer(
-            self._output(expert_matrices(module), read),
+            self._output(expert_matrices(module), plain),
             gradient,
             versions=versions,
             caption_lengths=token_slice.caption_lengths,
         )
 
-    def add(self, version: int, x: ExpertInput, weight: Weights) -> None:
+    def add(self, version: int, x: ExpertInput, weight: ExpertMatrices) -> None:
         """Score one version; a version that is never added scores 0."""
         self._scorer.add_output(version, self._output(weight, x))
 
@@ -106,23 +103,28 @@ class _ExpertsScorer:
         """Return the scores; see ``score_kernel.OutputScorer``."""
         return self._scorer.per_caption()
 
-    def _output(self, weights: Weights, read: ExpertInput) -> torch.Tensor:
-        parts = [experts_output(self._module, weights, read.rows(rows)) for rows in self._parts]
+    def _output(self, matrices: ExpertMatrices, read: ExpertInput) -> torch.Tensor:
+        routing = self._routing
+        parts = [
+            experts_output(
+                self._module,
+                matrices,
+                read.rows(rows),
+                routing.experts[rows],
+                routing.weights[rows],
+            )
+            for rows in routing.parts
+        ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _quantized_input(
     plan: SweepPlan, token_slice: TokenSlice, attributes: Attributes
 ) -> ExpertInput:
-    routing = token_slice.routing
-    assert routing is not None
-    return ExpertInput(
-        x=quantized_rows(plan, attributes, token_slice.x, token_slice.amax),
-        experts=routing.experts,
-        weights=routing.weights,
-        on_hidden=quantized_hidden(plan, attributes, routing.hidden_amax),
-    )
+    hidden_amax = _routing(token_slice).hidden_amax
+    return quantized_input(plan, attributes, token_slice.x, token_slice.amax, hidden_amax)
 
 
-def _unchanged(hidden: torch.Tensor) -> torch.Tensor:
-    return hidden
+def _routing(token_slice: TokenSlice) -> SliceRouting:
+    assert token_slice.routing is not None
+    return token_slice.routing

@@ -69,7 +69,7 @@ def token_slices(
         linears: names of the linears, in module order.
         max_tokens: most tokens in a slice; None for all tokens of an input in one slice.
     """
-    views = _views(tape, linears, max_tokens)
+    views = _views(tape, linears, max_tokens, by_batch=device.type == "cpu")
     if device.type == "cuda" and not all(x.is_cuda for x in tape.inputs.values()):
         return _prefetched(views, device)
     return views
@@ -80,8 +80,10 @@ def count_token_slices(tape: Tape, max_tokens: int | None) -> int:
     return sum(-(-len(x) // (max_tokens or len(x))) for x in tape.inputs.values())
 
 
-def _views(tape: Tape, linears: Sequence[str], max_tokens: int | None) -> Iterator[TokenSlice]:
-    """Yield views of the tape on the tape's own device."""
+def _views(
+    tape: Tape, linears: Sequence[str], max_tokens: int | None, *, by_batch: bool
+) -> Iterator[TokenSlice]:
+    """Yield views of the tape on the tape's own device; see ``SliceRouting.parts``."""
     readers: dict[str, list[str]] = {}
     for name in linears:
         readers.setdefault(tape.source[name], []).append(name)
@@ -89,7 +91,9 @@ def _views(tape: Tape, linears: Sequence[str], max_tokens: int | None) -> Iterat
         num_tokens = len(tape.inputs[source])
         for start in range(0, num_tokens, max_tokens or num_tokens):
             stop = start + (max_tokens or num_tokens)
-            yield _view(tape, source, names, slice(start, min(stop, num_tokens)))
+            rows = slice(start, min(stop, num_tokens))
+            view = _view(tape, source, names, rows)
+            yield replace(view, routing=_routing(tape, source, rows, by_batch=by_batch))
 
 
 def _view(tape: Tape, source: str, readers: Sequence[str], rows: slice) -> TokenSlice:
@@ -100,11 +104,10 @@ def _view(tape: Tape, source: str, readers: Sequence[str], rows: slice) -> Token
         num_multi_caption_tokens=multi_caption,
         caption_lengths=_lengths_within(tape, rows).to(tape.inputs[source].device),
         gradients={name: tape.gradients[name][rows] for name in readers},
-        routing=_routing(tape, source, rows),
     )
 
 
-def _routing(tape: Tape, name: str, rows: slice) -> SliceRouting | None:
+def _routing(tape: Tape, name: str, rows: slice, *, by_batch: bool) -> SliceRouting | None:
     routing = tape.routing.get(name)
     if routing is None:
         return None
@@ -112,7 +115,7 @@ def _routing(tape: Tape, name: str, rows: slice) -> SliceRouting | None:
         experts=routing.experts[rows],
         weights=routing.weights[rows],
         hidden_amax=tape.amax[hidden_range(name)],
-        parts=tuple(_batches_within(tape, rows)),
+        parts=tuple(_batches_within(tape, rows)) if by_batch else (slice(None),),
     )
 
 

@@ -34,12 +34,17 @@ def model(aq_runner):
 
 
 @pytest.fixture
-def stock(model, monkeypatch):
-    """Stock AutoQuant with its loss in fp64."""
+def stock_of(monkeypatch):
+    """Stock AutoQuant of a model, with its loss in fp64."""
     monkeypatch.setattr(
         algorithms, "_get_log_prob", lambda logits, lm_head=None: logits.double().log_softmax(-1)
     )
-    return StockEngine(model, method="kl_div")
+    return lambda model: StockEngine(model, method="kl_div")
+
+
+@pytest.fixture
+def stock(model, stock_of):
+    return stock_of(model)
 
 
 def assert_parity(stock, config, replayed, data):
@@ -64,6 +69,17 @@ def test_replay_equals_stock(model, stock):
     for name, config in configs.items():
         largest = assert_parity(stock, config, outcomes[config.digest], data)
         assert largest <= TOLERANCE[model.record.dtype], name
+
+
+def test_replay_of_a_mixture_equals_stock(mixture, stock_of):
+    data = calibration_of(mixture, score_size=5)
+    configs = [config_of("wfp8_afp8"), config_of("wint4_aint4", "w_group64")]
+    before = model_state(mixture.module)
+    outcomes = KLReplayEngine(mixture).score(configs, data, ignore_progress)
+    assert model_state(mixture.module) == before
+    for config in configs:
+        largest = assert_parity(stock_of(mixture), config, outcomes[config.digest], data)
+        assert largest <= TOLERANCE["float32"], config.pair.name
 
 
 @pytest.mark.slow
