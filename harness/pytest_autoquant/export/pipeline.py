@@ -159,6 +159,7 @@ class SchemeRunner:
             self._obstacles(case),
             layer_groups(model),
             {linear.name: linear for linear in model.linears},
+            self._bench.cost,
         )
         if problem is None:
             return SUPPORTED
@@ -305,6 +306,7 @@ class SchemeRunner:
                 measurements,
                 data,
                 {linear.name: linear for linear in bench.model.linears},
+                bench.cost,
             )
         except UsageError as error:
             if not left_out:
@@ -363,6 +365,7 @@ class SchemeRunner:
                 target=self._target,
                 max_kl=self._max_kl,
                 method=bench.method,
+                cost=choice.cost,
             ),
             notes=self._notes(decided),
             model=bench.model.record,

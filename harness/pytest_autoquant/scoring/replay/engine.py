@@ -164,6 +164,7 @@ class ReplayEngine:
             signal=self._signal(tape),
             ranges=_ranges(tape),
             notes=(*_draw_notes(tape), *_gradient_notes(tape)),
+            expert_tokens={name: each.counts.tolist() for name, each in tape.routing.items()},
         )
 
     def _tape(self, data: CalibrationData, device: torch.device, progress: Progress) -> Tape:
