@@ -215,6 +215,17 @@ def exported_linear(linear: nn.Module) -> Mapping[str, torch.Tensor]:
     return {name: tensor for name, tensor in linear.state_dict().items() if "." not in name}
 
 
+def list_experts(model: nn.Module, block: str) -> None:
+    """List the experts of a mixture block as the export does for formats it calls AWQ; it raises.
+
+    Source: ``get_experts_list`` in export/layer_utils.py, which
+    ``requantize_resmooth_fused_llm_layers`` in export/unified_export_hf.py calls.
+    """
+    from modelopt.torch.export.layer_utils import get_experts_list
+
+    get_experts_list(model.get_submodule(block), type(model).__name__.lower())
+
+
 def cuda_extension_loaders() -> Mapping[str, ExtensionLoader]:
     """Return what compiles or loads each CUDA extension, by the extension's name.
 
