@@ -64,6 +64,12 @@ class Linear:
         return self.expert_shapes[-1][1] if self.expert_shapes else self.out_features
 
     @property
+    def weights_per_product(self) -> int:
+        """Number of weights in one matrix product: on average, of the experts' matrices."""
+        products = sum(experts for experts, _, _ in self.expert_shapes)
+        return self.num_weights // max(1, products)
+
+    @property
     def active_weights(self) -> int:
         """Number of weights that a token is multiplied with: those of the experts it is sent to."""
         if not self.expert_shapes or self.experts_per_token is None:

@@ -25,7 +25,11 @@ _NAMED = 3
 
 
 def count_expert_tokens(model: LoadedModel, batches: Sequence[Batch]) -> dict[str, list[int]]:
-    """Run batches and count the tokens that each expert of fused experts sees."""
+    """Run batches and count the tokens that each expert of fused experts sees.
+
+    Experts that are not called with tokens, experts and weights, as ModelOpt's fused ones are, are
+    left out.
+    """
     names = [linear.name for linear in model.linears if linear.is_fused]
     counts: dict[str, torch.Tensor] = {}
     if not names:
@@ -84,5 +88,7 @@ def _named(experts: Sequence[tuple[str, int, int]]) -> str:
 
 
 def _count(counts: dict[str, torch.Tensor], name: str, module: Any, args: Any) -> None:
+    if len(args) != 3 or not hasattr(module, "num_experts"):
+        return
     seen = args[1].flatten().bincount(minlength=module.num_experts)
     counts[name] = counts[name] + seen if name in counts else seen

@@ -76,6 +76,7 @@ def test_fused_experts_are_one_linear_with_all_their_weights():
     assert experts.input_widths == (64, 96)
     assert experts.num_weights == 4 * (2 * 96 * 64 + 64 * 96)
     assert experts.active_weights == 3 * (2 * 96 * 64 + 64 * 96)
+    assert experts.weights_per_product == (2 * 96 * 64 + 64 * 96) // 2
     assert (experts.output_width, attention[0].output_width) == (64, attention[0].out_features)
     assert all(linear.active_weights == linear.num_weights for linear in attention)
     widths = ((192, 64), (64, 96))  # one group of 128 and so one scale per row

@@ -189,7 +189,7 @@ class QuantizedGroup:
                 if self._is_experts:
                     answer = partial(_experts_answer, versions, name, linear, batch.rows)
                 else:
-                    output = _outputs(versions, name, linear, batch.rows).view(*ids.shape, -1)
+                    output = _outputs(versions, name, linear, batch.rows)
                     answer = partial(_answer, output)
                 stack.enter_context(forward_replaced(linear, answer))
             logits = self._model.module(input_ids=ids, use_cache=False).logits
@@ -209,8 +209,11 @@ def _outputs(
 
 
 def _answer(output: torch.Tensor, x: Any) -> torch.Tensor:
-    """Return a computed output in place of a linear's own."""
-    return output
+    """Return a computed output, ``(versions, tokens, out_features)``, in place of a linear's own.
+
+    A linear in a mixture block reads the tokens of all captions in one row.
+    """
+    return output.view(*x.shape[:-1], -1)
 
 
 def _experts_answer(

@@ -217,6 +217,8 @@ def _watched_linears(
 def _on_linear(
     name: str, num_tokens: int, inputs: dict[str, torch.Tensor], module: Any, args: Any
 ) -> None:
+    if not args:
+        raise _not_replayable(f"{name} is not called with its input first")
     x = args[0].reshape(-1, args[0].shape[-1])
     if name in inputs:
         raise _not_replayable(f"{name} runs several times per forward")

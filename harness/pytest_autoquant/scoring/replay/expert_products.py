@@ -88,9 +88,9 @@ def watched_experts(module: Any, on_hidden: OnHidden) -> Iterator[None]:
     """Pass what the second matrices read through a function, whenever the experts run."""
     forward = module.forward
 
-    def watched(*args: Any) -> torch.Tensor:
+    def watched(*args: Any, **kwargs: Any) -> torch.Tensor:
         with _SecondInput(on_hidden):
-            output: torch.Tensor = forward(*args)
+            output: torch.Tensor = forward(*args, **kwargs)
         return output
 
     with forward_replaced(module, watched):

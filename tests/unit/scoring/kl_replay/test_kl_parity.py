@@ -9,10 +9,13 @@ options choose model, device and combinations; with ``-s`` it prints the largest
         --aq-weights random --aq-pairs wfp8_afp8,wint4_aint8,wint8_aint8
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from builders import calibration_of, config_of, distinct_configs, ignore_progress, model_state
 from modelopt.torch.quantization import algorithms
+from pytest_autoquant.models.layers import language_model_linears, other_weighted_modules
 from pytest_autoquant.plugin.pytest_config import plan_of
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
 from pytest_autoquant.scoring.stock.engine import StockEngine
@@ -80,6 +83,26 @@ def test_replay_of_a_mixture_equals_stock(mixture, stock_of):
     for config in configs:
         largest = assert_parity(stock_of(mixture), config, outcomes[config.digest], data)
         assert largest <= TOLERANCE["float32"], config.pair.name
+
+
+def test_linears_beside_the_experts_read_all_captions_in_one_row(tiny, stock_of):
+    """Qwen2-MoE has a shared expert, whose linears are measured one by one."""
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "vocab_size": 2048}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1}
+    experts = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 24}
+    config = Qwen2MoeConfig(**sizes, **heads, **experts, num_experts=4, num_experts_per_tok=2)
+    module = Qwen2MoeForCausalLM(config).eval()
+    module.set_experts_implementation("eager")
+    linears = language_model_linears(module)
+    model = replace(
+        tiny, module=module, linears=linears, others=other_weighted_modules(module, linears)
+    )
+    data, config = calibration_of(model, score_size=4), config_of("wint8_aint8")
+    replayed = KLReplayEngine(model).score([config], data, ignore_progress)[config.digest]
+    assert len(replayed.groups) == 5  # q/k/v, o, gate/up and down of the shared expert, experts
+    assert_parity(stock_of(model), config, replayed, data)
 
 
 @pytest.mark.slow
