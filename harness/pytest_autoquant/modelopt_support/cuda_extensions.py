@@ -1,8 +1,7 @@
-"""Compile ModelOpt's CUDA extensions: ``python -m <this module>``.
+"""ModelOpt's CUDA extensions.
 
-The first use of the INT, FP8 and MX quantizers compiles one extension each, 30 to 75 s apiece. A
-controller runs this module in a process of its own: the controller needs no torch, and its workers
-find the extensions compiled.
+The first use of the INT, FP8 and MX quantizers compiles one extension each, 30 to 75 s apiece.
+torch holds a lock meanwhile, so that of several workers one compiles and the others wait for it.
 """
 
 from __future__ import annotations
@@ -24,7 +23,3 @@ def build_extensions() -> None:
     for load in cuda_extension_loaders().values():
         with quiet():
             load()
-
-
-if __name__ == "__main__":
-    build_extensions()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -223,7 +221,7 @@ class Controller:
         return is_case or hasattr(report, "autoquant")
 
     def pytest_sessionstart(self, session: pytest.Session) -> None:
-        """Compile CUDA extensions once, before the workers start."""
+        """Say what the workers are about to wait for on a machine with GPUs."""
         config = self._config
         is_idle = not getattr(config.option, "tx", None) or only_looks(config)
         if is_idle or not is_asked_for(config):
@@ -238,8 +236,6 @@ class Controller:
         reporter = config.pluginmanager.get_plugin("terminalreporter")
         if reporter is not None:
             reporter.write_line(ANNOUNCEMENT)
-        module = "pytest_autoquant.modelopt_support.cuda_extensions"
-        subprocess.run([sys.executable, "-P", "-m", module], check=False)  # noqa: S603
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:

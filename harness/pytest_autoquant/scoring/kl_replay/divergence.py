@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-#: Words of the vocabulary that one step of the Triton kernel reads.
-_CUDA_BLOCK = 4096
+#: Words of the vocabulary that one step of the Triton kernel reads, and warps that share them.
+_CUDA_BLOCK, _CUDA_WARPS = 2048, 8
 
 
 class Reference:
@@ -24,14 +24,12 @@ class Reference:
 
     Args:
         logits: ``(captions, tokens, vocabulary)``.
-        lengths: ``(captions,)``: of how many tokens, the first ones, the predictions are compared.
     """
 
-    def __init__(self, logits: torch.Tensor, *, lengths: torch.Tensor) -> None:
+    def __init__(self, logits: torch.Tensor) -> None:
         self._logits = logits.contiguous()
         self._captions, self._tokens, self._vocabulary = logits.shape
         self._log_sum: torch.Tensor | None = None
-        self._is_compared = torch.arange(self._tokens) < lengths.cpu()[:, None]
 
     @property
     def bytes_per_token(self) -> int:
@@ -53,7 +51,7 @@ class Reference:
         plain = self._logits.float()
         probability = plain.softmax(-1)
         found = [_divergence(version.float(), plain, probability) for version in versions]
-        return self._by_caption(torch.stack(found))
+        return torch.stack(found).sum(-1, dtype=torch.float64)
 
     def _on_cuda(self, logits: torch.Tensor) -> torch.Tensor:
         device, logits = logits.device, logits.contiguous()
@@ -68,16 +66,13 @@ class Reference:
             self._log_sum,
             divergences,
             self._captions * self._tokens,
+            rows // (self._captions * self._tokens),
             self._vocabulary,
             BLOCK=_CUDA_BLOCK,
+            num_warps=_CUDA_WARPS,
         )
-        return self._by_caption(divergences.view(-1, self._captions, self._tokens))
-
-    def _by_caption(self, divergences: torch.Tensor) -> torch.Tensor:
-        """Sum ``(versions, captions, tokens)`` over the tokens that are compared."""
-        if self._is_compared.device != divergences.device:
-            self._is_compared = self._is_compared.to(divergences.device)
-        return divergences.where(self._is_compared, 0.0).sum(-1, dtype=torch.float64)
+        by_token = divergences.view(-1, self._captions, self._tokens)
+        return by_token.sum(-1, dtype=torch.float64)
 
 
 def _divergence(
@@ -103,11 +98,14 @@ def _kernel() -> Any:
         log_sum,
         divergences,
         plain_rows,
+        versions,
         vocabulary,
         BLOCK: tl.constexpr,  # noqa: N803
     ):
-        row = tl.program_id(0).to(tl.int64)
-        place = row % plain_rows
+        # The versions of one prediction one after the other: they read the same logits.
+        program = tl.program_id(0).to(tl.int64)
+        place = program // versions
+        row = program % versions * plain_rows + place
         ours = quantized + row * vocabulary
         theirs = plain + place * vocabulary
         log_total = tl.load(log_sum + place)

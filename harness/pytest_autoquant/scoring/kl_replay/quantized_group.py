@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -50,16 +51,17 @@ class RecordedRun:
     def layer_inputs(self, layer: int) -> dict[str, torch.Tensor]:
         """Return the inputs of a layer's linears over all scored batches, by name.
 
-        Each is ``(tokens, in_features)``. The layer runs alone on its recorded hidden states.
+        Each is ``(tokens, in_features)``, in the order in which the linears run. The layer runs
+        alone on its recorded hidden states.
         """
         names = self.layers.linears_of(layer)
-        parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+        parts: dict[str, list[torch.Tensor]] = {}
         for recorded in self.recording.batches:
             state = recorded.states[layer].to(self.model.device)
             with self.layers.started_at(layer, state, alone=True):
                 inputs = linear_inputs(self.model, recorded.ids, names)
             for name, x in inputs.items():
-                parts[name].append(x)
+                parts.setdefault(name, []).append(x)
         return {name: torch.cat(each) for name, each in parts.items()}
 
 
@@ -97,6 +99,11 @@ class QuantizedGroup:
         fused = {each.name for each in self._model.linears if each.is_fused}
         self._is_experts = not fused.isdisjoint(members)
         self._inputs = inputs
+        self._before = {
+            name: self._model.module.get_submodule(name)
+            for name in takewhile(lambda name: name not in members, inputs)
+            if name not in fused
+        }
 
     def measure(
         self, plan: SweepPlan, divergences: torch.Tensor, failures: dict[int, Failure]
@@ -177,7 +184,10 @@ class QuantizedGroup:
         return _LOGITS_BYTES // self._recorded.divisor // size
 
     def _run_on(self, batch: RecordedBatch, versions: Sequence[_QuantizedVersion]) -> torch.Tensor:
-        """Run the model from the group's layer on; return ``(versions, captions)``."""
+        """Run the model from the group's layer on; return ``(versions, captions)``.
+
+        The layer's linears before the group answer every version with their one output.
+        """
         ids = batch.ids.repeat(len(versions), 1)
         state = batch.states[self._layer].to(self._model.device).repeat(len(versions), 1, 1)
         start = self._recorded.layers.started_at(
@@ -192,6 +202,10 @@ class QuantizedGroup:
                     output = _outputs(versions, name, linear, batch.rows)
                     answer = partial(_answer, output)
                 stack.enter_context(forward_replaced(linear, answer))
+            for name, linear in self._before.items():
+                output = linear(self._inputs[name][batch.rows])
+                repeated = output.repeat(len(versions), 1)
+                stack.enter_context(forward_replaced(linear, partial(_answer, repeated)))
             logits = self._model.module(input_ids=ids, use_cache=False).logits
         return batch.reference.divergences(logits)
 
@@ -209,7 +223,7 @@ def _outputs(
 
 
 def _answer(output: torch.Tensor, x: Any) -> torch.Tensor:
-    """Return a computed output, ``(versions, tokens, out_features)``, in place of a linear's own.
+    """Return an output of all versions in place of a linear's own, in the shape of its input.
 
     A linear in a mixture block reads the tokens of all captions in one row.
     """

@@ -19,17 +19,12 @@ from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.replay.expert_products import watched_experts
 from pytest_autoquant.scoring.replay.tape import hidden_range, largest_magnitudes
 
-#: Most tokens of padding for each token of a caption, on CUDA.
-_MOST_PADDING = 1 / 8
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedBatch:
     """Scored captions as the unquantized model saw them, without the last token of each.
 
-    The last token predicts nothing, and no other token attends to it. For the same reason captions
-    of different lengths share a batch here: what pads the shorter ones on the right changes nothing
-    before it, has part in no range, and its predictions are not compared.
+    The last token predicts nothing, and no other token attends to it.
 
     Attributes:
         ids: ``(captions, tokens)``, on the model's device.
@@ -91,22 +86,20 @@ def record(
             ranges are to be found, does not run once on every token.
     """
     batches: list[RecordedBatch] = []
-    together = list(_together(data.replayed, _most_padding(model.device)))
     with torch.no_grad():
-        for done, captions in enumerate(together):
-            progress("record", done, len(together))
+        for done, batch in enumerate(data.replayed):
+            progress("record", done, len(data.replayed))
             states: dict[int, torch.Tensor] = {}
-            ids = _padded(captions, model.device)
+            ids = model.tensor(batch)[:, :-1]
             with layers.watched(partial(_keep, states, device, first_state_only)):
                 logits = model.module(input_ids=ids, use_cache=False).logits
             start = batches[-1].rows.stop if batches else 0
-            lengths = torch.tensor([len(row) for row in captions])
             batches.append(
                 RecordedBatch(
                     ids=ids,
                     rows=slice(start, start + ids.numel()),
                     states=tuple(states.values()),
-                    reference=Reference(logits.to(device), lengths=lengths),
+                    reference=Reference(logits.to(device)),
                 )
             )
     amax = ranges or input_ranges(model, [*data.replayed, *data.unscored])
@@ -114,42 +107,6 @@ def record(
         batches=tuple(batches),
         amax={name: each.to(model.device) for name, each in amax.items()},
     )
-
-
-def _most_padding(device: torch.device) -> float | None:
-    """Return how much padding joins batches of different lengths, None to join none.
-
-    On a GPU every batch costs the launches of a forward pass per layer group, however few tokens
-    it has. On a CPU few tokens cost little, and products of the shapes that stock AutoQuant
-    multiplies give its bits: a value rounded otherwise can be quantized otherwise.
-    """
-    return _MOST_PADDING if device.type == "cuda" else None
-
-
-def _together(
-    batches: Sequence[Batch], most_padding: float | None
-) -> Iterator[list[tuple[int, ...]]]:
-    """Yield captions without their last tokens, those that share a batch here together.
-
-    They follow each other and are about as long.
-    """
-    captions: list[tuple[int, ...]] = []
-    for batch in batches:
-        added = [*captions, *(row[:-1] for row in batch.rows)]
-        longest = max(map(len, added))
-        allowed = 0 if most_padding is None else sum(map(len, added)) * (1 + most_padding)
-        if captions and len(added) * longest > allowed:
-            yield captions
-            added = added[len(captions) :]
-        captions = added
-    if captions:
-        yield captions
-
-
-def _padded(captions: Sequence[tuple[int, ...]], device: torch.device) -> torch.Tensor:
-    """Return ``(captions, tokens)`` ids; shorter captions repeat their last token."""
-    longest = max(map(len, captions))
-    return torch.tensor([row + row[-1:] * (longest - len(row)) for row in captions], device=device)
 
 
 def input_ranges(model: LoadedModel, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ import torch
 from builders import awq_config, calibration_of, config_of, ignore_progress, load_tiny
 from pytest_autoquant.errors import NotReplayableError
 from pytest_autoquant.scoring.engine import Failure
-from pytest_autoquant.scoring.kl_replay import quantized_group, recording
+from pytest_autoquant.scoring.kl_replay import quantized_group
 from pytest_autoquant.scoring.kl_replay.decoder_layers import DecoderLayers
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
 from pytest_autoquant.scoring.kl_replay.quantized_group import QuantizedGroup
@@ -160,21 +160,6 @@ def test_forward_of_a_patched_layer_is_kept(data, measured):
     assert scores(outcome) == pytest.approx(scores(measured[FP8.digest]), rel=1e-5)
     assert layer.forward is counted
     assert calls
-
-
-def test_padding_that_joins_captions_of_different_lengths_changes_no_divergence(
-    model, data, measured, monkeypatch
-):
-    alone = recording.record(model, DecoderLayers(model), data, model.device, ignore_progress)
-    monkeypatch.setattr(recording, "_most_padding", lambda device: 1.0)
-    joined = recording.record(model, DecoderLayers(model), data, model.device, ignore_progress)
-    assert [len(batch.ids) for batch in alone.batches] == [2, 1]
-    assert [len(batch.ids) for batch in joined.batches] == [3]
-    assert joined.num_tokens > alone.num_tokens
-    outcomes = KLReplayEngine(model).score([FP8, INT8], data, ignore_progress)
-    for config in (FP8, INT8):
-        expected = scores(measured[config.digest])
-        assert scores(outcomes[config.digest]) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.slow

@@ -63,6 +63,20 @@ def assert_parity(stock, config, replayed, data):
     return largest
 
 
+def one_caption(model):
+    return calibration_of(model, score_size=1)
+
+
+def captions_of_one_length(model):
+    """The largest batch of ``medium``: on a GPU it costs stock AutoQuant as much as one caption.
+
+    In bf16 a divergence of few predictions is mostly rounding.
+    """
+    data = calibration_of(model, "medium")
+    largest = max(data.scored, key=lambda batch: len(batch.rows))
+    return replace(data, scored=(largest,), unscored=())
+
+
 def test_replay_equals_stock(model, stock):
     data = calibration_of(model, score_size=5)
     configs = {name: config_of(*name.split("-")) for name in SAMPLE}
@@ -109,8 +123,7 @@ def test_linears_beside_the_experts_read_all_captions_in_one_row(tiny, stock_of)
 def test_replay_equals_stock_for_every_combination_that_runs_here(
     model, stock, aq_runner, pytestconfig
 ):
-    score_size = 2 if model.device.type == "cuda" else 1
-    data = calibration_of(model, score_size=score_size)
+    data = captions_of_one_length(model) if model.device.type == "cuda" else one_caption(model)
     distinct = distinct_configs(aq_runner, plan_of(pytestconfig))
     configs = [config for _, config in distinct]
     outcomes = KLReplayEngine(model).score(configs, data, ignore_progress)
