@@ -236,7 +236,27 @@ def load_tiny(name="tiny-qwen3-vl", **options):
     from pytest_autoquant.models.registry import find_model
 
     options = {"device": torch.device("cpu"), "dtype": torch.float32} | options
-    return load_model(find_model(name, random_weights=False), **options)
+    is_random = "random_seed" in options
+    return load_model(find_model(name, random_weights=is_random), **options)
+
+
+def save_mixture(folder, *, layers=1, experts=4):
+    """Save a config of Qwen3-VL with fused experts, two per token, and a tokenizer: no weights."""
+    from pytest_autoquant.models.registry import REGISTRY
+    from transformers import AutoConfig, AutoTokenizer, Qwen3VLMoeConfig
+
+    embedded = REGISTRY["tiny-qwen3-vl"].location
+    dense = AutoConfig.from_pretrained(embedded).to_dict()
+    text = dense["text_config"] | {
+        **{"model_type": "qwen3_vl_moe_text", "num_hidden_layers": layers},
+        **{"num_experts": experts, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
+    }
+    vision = dense["vision_config"] | {"model_type": "qwen3_vl_moe"}
+    Qwen3VLMoeConfig(
+        text_config=text, vision_config=vision, architectures=["Qwen3VLMoeForConditionalGeneration"]
+    ).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(embedded).save_pretrained(folder)
+    return folder
 
 
 def put_on_hub(hub, hub_id, folder, commit, branch="main"):

@@ -3,8 +3,8 @@
 import shutil
 
 import pytest
+from builders import save_mixture
 from pytest_autoquant.manifests.records.sensitivity_manifest import read_manifest
-from pytest_autoquant.models.registry import REGISTRY
 
 pytestmark = pytest.mark.slow
 
@@ -15,20 +15,7 @@ PLAIN = (*ONE, "--aq-pairs=wint8_afp16", "--aq-granularities=default")
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory):
     """Qwen3-VL with four fused experts per layer: an architecture and a tokenizer, no weights."""
-    from transformers import AutoConfig, AutoTokenizer, Qwen3VLMoeConfig
-
-    folder, embedded = tmp_path_factory.mktemp("mixture"), REGISTRY["tiny-qwen3-vl"].location
-    dense = AutoConfig.from_pretrained(embedded).to_dict()
-    text = dense["text_config"] | {
-        **{"model_type": "qwen3_vl_moe_text", "num_hidden_layers": 1},
-        **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
-    }
-    vision = dense["vision_config"] | {"model_type": "qwen3_vl_moe"}
-    Qwen3VLMoeConfig(
-        text_config=text, vision_config=vision, architectures=["Qwen3VLMoeForConditionalGeneration"]
-    ).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(embedded).save_pretrained(folder)
-    return folder
+    return save_mixture(tmp_path_factory.mktemp("mixture"))
 
 
 def manifest_of(run):
@@ -36,26 +23,52 @@ def manifest_of(run):
     return read_manifest(path)
 
 
-def test_fused_experts_are_scored_by_stock_autoquant_and_the_manifest_says_why(spawn, mixture):
-    arguments = (*ONE, f"--aq-model={mixture}", "--aq-weights=random", "--aq-pairs=wint8_aint8")
-    run = spawn(*arguments, "--aq-granularities=default")
+def arguments_of(mixture, pairs="wint8_aint8"):
+    model = (f"--aq-model={mixture}", "--aq-weights=random")
+    return (*ONE, *model, f"--aq-pairs={pairs}", "--aq-granularities=default")
+
+
+def test_experts_are_replayed_and_the_manifest_has_their_tokens_and_both_costs(spawn, mixture):
+    budget = ("--aq-effective-bits=12", "--aq-cost=active")
+    run = spawn(*arguments_of(mixture), *budget, "--aq-check-scores", "--aq-whole-model-kl")
     assert run.status == 0, run.output
     manifest = manifest_of(run)
-    assert manifest.run_config.engine == "modelopt"
-    assert "layers.0.mlp.experts at the output of a mixture" in manifest.run_config.engine_reason
+    assert manifest.run_config.engine == "replay"
     (experts,) = [name for name in manifest.layers if name.endswith("mlp.experts")]
     group = manifest.layer_sensitivity[f"{experts}.quant_recipe"]
     assert group.importance > 0
-    assert group.costs[1] == 4 * 3 * 64 * 128
+    assert (group.costs[1], group.active_weights) == (4 * 3 * 64 * 128, 2 * 3 * 64 * 128)
     assert manifest.layers[experts].quantized
     assert manifest.num_quantized_layers == len(manifest.layers) == 5
+    assert manifest.score_check.groups[f"{experts}.quant_recipe"].kl > 0
+    assert manifest.whole_model.kl > 0
+    seen = manifest.expert_tokens[experts]
+    assert len(seen.counts) == 4
+    assert sum(seen.counts) == 2 * manifest.dataset.num_tokens
+    assert manifest.run_config.cost == "active"
+    state = manifest.autoquant_state
+    assert state.minimum_effective_bits < state.active_bits <= 12
+    (report,) = run.root.rglob("layer-sensitivity-report.md")
+    assert "Within 12 bits per weight that a token is multiplied with" in report.read_text()
+    assert "active bits under budget" in (run.root / "summary.md").read_text()
 
 
-def test_the_replay_engine_refuses_fused_experts_when_nothing_else_is_allowed(spawn, mixture):
-    arguments = (*ONE, f"--aq-model={mixture}", "--aq-weights=random", "--aq-pairs=wint8_aint8")
-    run = spawn(*arguments, "--aq-granularities=default", "--aq-engine=replay")
+def test_stock_autoquant_counts_the_tokens_of_experts_as_well(spawn, mixture):
+    replayed = manifest_of(spawn(*arguments_of(mixture)))
+    stock = manifest_of(spawn(*arguments_of(mixture), "--aq-engine=modelopt"))
+    assert (replayed.run_config.engine, stock.run_config.engine) == ("replay", "modelopt")
+    assert stock.expert_tokens == replayed.expert_tokens
+    for name, group in stock.layer_sensitivity.items():
+        assert replayed.layer_sensitivity[name].importance == pytest.approx(group.importance, 1e-6)
+
+
+def test_kl_divergence_of_experts_is_replayed_and_fisher_refuses_them(spawn, mixture):
+    replayed = manifest_of(spawn(*arguments_of(mixture), "--aq-method=kl_div"))
+    assert replayed.run_config.engine == "replay"
+    assert all(group.importance > 0 for group in replayed.layer_sensitivity.values())
+    run = spawn(*arguments_of(mixture), "--aq-method=fisher")
     assert run.status == 1
-    assert "--aq-engine replay cannot score this case: ModelOpt scores " in run.output
+    assert "--aq-method fisher cannot score this case: fisher does not score fused" in run.output
     assert "Traceback" not in run.output
 
 

@@ -32,6 +32,7 @@ from pytest_autoquant.manifests.records.scheme_manifest import (
 )
 from pytest_autoquant.manifests.records.sensitivity_manifest import (
     EnvironmentRecord,
+    ExpertTokens,
     MemoryRecord,
     ModelRecord,
     RunConfig,
@@ -155,6 +156,25 @@ def findings(combination, measurement, data):
 @pytest.fixture
 def manifest(findings):
     return build_manifest(findings)
+
+
+@pytest.fixture
+def of_mixture(findings):
+    """The findings with eight fused experts, two per token, in place of the gate and up linears."""
+    name = f"{LAYER}.mlp.experts"
+    experts = replace(
+        linear(name, 1024, 256),
+        input_widths=(256, 128),
+        expert_shapes=((8, 64, 256), (8, 256, 64)),
+        experts_per_token=2,
+    )
+    *attention, last = findings.measurement.groups
+    groups = (*attention, replace(last, modules=(name,)))
+    linears = dict(list(findings.linears.items())[:4]) | {name: experts}
+    measurement = replace(findings.measurement, groups=groups)
+    tokens = {name: ExpertTokens(per_token=2, tokens="8 8 6 6 2 2 0 0")}
+    assert sum(tokens[name].counts) == 2 * sum(batch.num_tokens for batch in findings.data.batches)
+    return replace(findings, measurement=measurement, linears=linears, expert_tokens=tokens)
 
 
 @pytest.fixture

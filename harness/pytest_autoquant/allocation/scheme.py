@@ -11,7 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pytest_autoquant.allocation.scored_group import ScoredGroup, rounded_up
+from pytest_autoquant.allocation.scored_group import (
+    Cost,
+    ScoredGroup,
+    active_bits,
+    rounded_up,
+)
 from pytest_autoquant.errors import UsageError
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS
 
@@ -101,6 +106,7 @@ class Allocation:
         chosen: index of the candidate of each group, None where the group is not quantized.
         score: predicted sensitivity, summed over the groups, per scored token.
         effective_bits: bits stored per weight over the language model's linears.
+        active_bits: bits per weight that a token is multiplied with; None where those are all.
         fraction_of_groups: quantized groups / groups.
         fraction_of_weights: weights in quantized groups / weights.
     """
@@ -110,9 +116,10 @@ class Allocation:
     effective_bits: float
     fraction_of_groups: float
     fraction_of_weights: float
+    active_bits: float | None = None
 
 
-def allocate(scheme: Scheme, groups: Sequence[ScoredGroup]) -> Allocation:
+def allocate(scheme: Scheme, groups: Sequence[ScoredGroup], cost: Cost = "stored") -> Allocation:
     """Select a format for every group.
 
     By a fraction, groups are quantized in ascending order of score, so a smaller fraction selects
@@ -125,6 +132,7 @@ def allocate(scheme: Scheme, groups: Sequence[ScoredGroup]) -> Allocation:
 
     Args:
         groups: scores and bits of the scheme's candidates, without the unquantized one.
+        cost: which weights ``effective_bits`` counts.
 
     Raises:
         UsageError: no group can take a candidate, the candidates cannot reach the budget (the
@@ -134,7 +142,7 @@ def allocate(scheme: Scheme, groups: Sequence[ScoredGroup]) -> Allocation:
         names = " or ".join(scheme.candidates)
         raise UsageError(f"scheme {scheme.name!r}: no layer group can take {names}")
     if scheme.measure == "effective_bits":
-        return allocation_of(groups, _chosen_within_bits(scheme, groups))
+        return allocation_of(groups, _chosen_within_bits(scheme, groups, cost))
     if scheme.measure == "max_kl":
         return allocation_of(groups, _fewest_bits(scheme, groups))
     able = [i for i, group in enumerate(groups) if group.takeable]
@@ -146,13 +154,13 @@ def allocate(scheme: Scheme, groups: Sequence[ScoredGroup]) -> Allocation:
     return allocation_of(groups, [0 if i in quantized else None for i in range(len(groups))])
 
 
-def check_reachable(scheme: Scheme, groups: Sequence[ScoredGroup]) -> None:
+def check_reachable(scheme: Scheme, groups: Sequence[ScoredGroup], cost: Cost = "stored") -> None:
     """Check a scheme's rule against what its groups can take, whatever their scores are.
 
     Raises:
         UsageError: as ``allocate``, or fewer groups can take the candidate than the rule asks for.
     """
-    allocate(scheme, groups)
+    allocate(scheme, groups, cost)
     able = sum(bool(group.takeable) for group in groups)
     wanted = _wanted_groups(scheme, len(groups)) if scheme.measure == "fraction_of_groups" else 0
     if wanted > able:
@@ -168,11 +176,14 @@ def _wanted_groups(scheme: Scheme, count: int) -> int:
     return math.floor(scheme.amount * count + 0.5)
 
 
-def _chosen_within_bits(scheme: Scheme, groups: Sequence[ScoredGroup]) -> list[int | None]:
+def _chosen_within_bits(
+    scheme: Scheme, groups: Sequence[ScoredGroup], cost: Cost
+) -> list[int | None]:
     # Imported here: the built-in schemes are read where numpy is not needed.
     from pytest_autoquant.allocation.knapsack import select_formats
 
-    selection = select_formats([group.with_unquantized() for group in groups], scheme.amount)
+    counted = [group.with_unquantized().counted_by(cost) for group in groups]
+    selection = select_formats(counted, scheme.amount)
     if not selection.is_satisfied:
         raise UsageError(
             f"scheme {scheme.name!r}: effective_bits {scheme.amount:.15g} cannot be reached with "
@@ -217,11 +228,13 @@ def allocation_of(groups: Sequence[ScoredGroup], chosen: Sequence[int | None]) -
     selected = list(zip(groups, chosen, strict=True))
     weights = sum(group.weights for group in groups)
     quantized = [(group, i) for group, i in selected if i is not None]
-    stored = sum(g.weights * (UNQUANTIZED_BITS if i is None else g.bits[i]) for g, i in selected)
+    bits = [UNQUANTIZED_BITS if i is None else group.bits[i] for group, i in selected]
+    stored = sum(group.weights * each for group, each in zip(groups, bits, strict=True))
     return Allocation(
         chosen=tuple(chosen),
         score=math.fsum(group.scores[i] for group, i in quantized),
         effective_bits=stored / weights,
         fraction_of_groups=len(quantized) / len(groups),
         fraction_of_weights=sum(group.weights for group, _ in quantized) / weights,
+        active_bits=active_bits(groups, bits),
     )

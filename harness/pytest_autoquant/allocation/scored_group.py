@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS
+
+#: What a bit budget counts: the weights that are stored, or those that a token is multiplied with.
+Cost = Literal["stored", "active"]
+COSTS: tuple[Cost, ...] = get_args(Cost)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +25,8 @@ class ScoredGroup:
             ``weights`` a whole number.
         weights: number of weights in the group.
         left_out: indices of the candidates that the group cannot take.
+        active_weights: those that a token is multiplied with, fewer in a mixture of experts; None
+            where those are all.
     """
 
     name: str
@@ -26,6 +34,13 @@ class ScoredGroup:
     bits: tuple[float, ...]
     weights: int
     left_out: frozenset[int] = frozenset()
+    active_weights: int | None = None
+
+    def counted_by(self, cost: Cost) -> ScoredGroup:
+        """Return the group with the weights that a cost counts."""
+        if cost == "stored" or self.active_weights is None:
+            return self
+        return replace(self, weights=self.active_weights)
 
     @property
     def takeable(self) -> tuple[int, ...]:
@@ -54,6 +69,18 @@ class ScoredGroup:
     def smallest(self) -> int:
         """Index of the candidate that stores the fewest bits; of equal ones, the best scored."""
         return min(range(len(self.bits)), key=lambda i: (self.bits[i], self.scores[i]))
+
+
+def active_bits(groups: Sequence[ScoredGroup], bits: Sequence[float]) -> float | None:
+    """Return the bits per weight that a token is multiplied with; None where those are all.
+
+    Args:
+        bits: stored per weight, by group.
+    """
+    if all(group.active_weights is None for group in groups):
+        return None
+    weights = [group.counted_by("active").weights for group in groups]
+    return sum(w * b for w, b in zip(weights, bits, strict=True)) / sum(weights)
 
 
 def rounded_up(bits: float) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from pytest_autoquant.calibration.batches import Batch
 from pytest_autoquant.errors import MeasurementError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.modelopt_support.quiet import quiet
+from pytest_autoquant.models.layers import expert_matrices
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.next_token import next_token_logits
 from pytest_autoquant.models.restore import preserved
@@ -57,14 +59,20 @@ def applied(
         if formats:
             import modelopt.torch.quantization as mtq
 
-            mtq.quantize(model.module, explicit_config(formats), forward_loop)
+            config = explicit_config(formats, _matrices_of_experts(model))
+            mtq.quantize(model.module, config, forward_loop)
             for group in formats:
                 _share_range(model, group)
         yield
 
 
 def shared_range(model: LoadedModel, group: GroupFormat) -> torch.Tensor | None:
-    """Return the range that a group's linears share in its format, see ``quantizers``."""
+    """Return the range that a group's linears share in its format, see ``quantizers``.
+
+    Fused experts share none: each has its own, the same for its gate and up projection.
+    """
+    if not _matrices_of_experts(model).keys().isdisjoint(group.modules):
+        return None
     weights = [model.module.get_submodule(name).weight.detach() for name in group.modules]
     return quantizers.shared_range(group.config.weight, weights)
 
@@ -76,8 +84,21 @@ def _share_range(model: LoadedModel, group: GroupFormat) -> None:
             model.module.get_submodule(name).weight_quantizer.amax = largest
 
 
-def explicit_config(formats: Sequence[GroupFormat]) -> dict[str, Any]:
+def _matrices_of_experts(model: LoadedModel) -> dict[str, tuple[str, ...]]:
+    """Return the names of the matrices of fused experts, by the experts' name."""
+    modules = {x.name: model.module.get_submodule(x.name) for x in model.linears if x.is_fused}
+    return {name: tuple(expert_matrices(module)) for name, module in modules.items()}
+
+
+def explicit_config(
+    formats: Sequence[GroupFormat], experts: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> dict[str, Any]:
     """Return a ModelOpt config with one entry per quantizer and no pattern except the first.
+
+    Of fused experts there is an entry per matrix, for the weights of all experts or their inputs.
+
+    Args:
+        experts: by fused experts, the names of their matrices.
 
     Raises:
         MeasurementError: a format needs another calibration than ``max``.
@@ -88,10 +109,18 @@ def explicit_config(formats: Sequence[GroupFormat]) -> dict[str, Any]:
         for pattern, attributes in group.config.quantizers:
             if attributes is not None:
                 entries += [
-                    {"quantizer_name": f"{name}.{pattern[1:]}", "cfg": attributes.modelopt()}
-                    for name in group.modules
+                    {"quantizer_name": f"{name}{pattern[1:]}", "cfg": attributes.modelopt()}
+                    for module in group.modules
+                    for name in _quantizer_prefixes(module, experts)
                 ]
     return {"quant_cfg": entries, "algorithm": "max"}
+
+
+def _quantizer_prefixes(name: str, experts: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return what comes before the name of a quantizer of a linear, or of fused experts."""
+    if name not in experts:
+        return [f"{name}."]
+    return [f"{name}.{matrix}_" for matrix in experts[name]]
 
 
 def _check_calibration(config: EffectiveConfig) -> None:

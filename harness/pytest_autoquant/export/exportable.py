@@ -14,9 +14,13 @@ from torch.nn.utils import skip_init
 from pytest_autoquant.export.checkpoint.stored_linear import TOLERANCE, StoredLinear, largest_error
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.formats.quantizer import QuantizerAttributes, ScaleSharing
-from pytest_autoquant.modelopt_support.private_api import export_algorithm, exported_linear
+from pytest_autoquant.modelopt_support.private_api import (
+    export_algorithm,
+    exported_linear,
+    list_experts,
+)
 from pytest_autoquant.modelopt_support.quiet import quiet
-from pytest_autoquant.models.layers import Linear
+from pytest_autoquant.models.layers import Architecture, Linear
 from pytest_autoquant.text import in_words
 
 #: Features of the linear that is exported to ask ModelOpt, rounded up to whole blocks.
@@ -109,16 +113,34 @@ class ExportProbe:
             quantizer is not None and quantizer.blocks for _, quantizer in config.quantizers
         ):
             return None
-        rows = linear.out_features
-        if rows > _PROBE_WIDTH and rows % 2 == 0:  # as many as tell how blocks divide them
-            rows = _PROBE_WIDTH + rows % _PROBE_WIDTH
-        for width in dict.fromkeys(linear.input_widths):
+        for outputs, width in _stored_shapes(linear):
+            rows = outputs
+            if rows > _PROBE_WIDTH and rows % 2 == 0:  # as many as tell how blocks divide them
+                rows = _PROBE_WIDTH + rows % _PROBE_WIDTH
             export = self._export(config, (rows, width))
             if export.algorithm is None or export.unreadable is not None:
                 return _undivided(config, width) or (
-                    f"the export of {linear.out_features} outputs and {width} inputs "
+                    f"the export of {outputs} outputs and {width} inputs "
                     f"{export.unreadable or 'cannot be quantized'}"
                 )
+        return None
+
+    def mixture_problem(self, config: EffectiveConfig, model: Architecture) -> str | None:
+        """Return why a model with experts cannot be exported in a format, None if it can."""
+        algorithm = self.algorithm(config)
+        if algorithm is None or "AWQ" not in algorithm:
+            return None
+        names = (linear.name.rpartition(".")[0] for linear in model.linears if linear.is_fused)
+        block = next(names, None)
+        if block is None:
+            return None
+        try:
+            list_experts(model.module, block)
+        except Exception as error:  # whatever ModelOpt raises here, it raises in an export
+            return (
+                f"ModelOpt cannot export {algorithm}, which {config.pair.name} becomes, of a "
+                f"mixture of experts such as {block}: {in_words(error)}"
+            )
         return None
 
     def _export(self, config: EffectiveConfig, shape: tuple[int, int] | None = None) -> _Export:
@@ -128,6 +150,18 @@ class ExportProbe:
         if (config.digest, shape) not in self._exports:
             self._exports[config.digest, shape] = _export(config, shape, self._device)
         return self._exports[config.digest, shape]
+
+
+def _stored_shapes(linear: Linear) -> list[tuple[int, int]]:
+    """Return the shapes of the weights that an export stores.
+
+    The first matrix of fused experts is stored as gate and up projection, see ``expert_linears``.
+    """
+    if not linear.is_fused:
+        return [(linear.out_features, linear.in_features)]
+    (_, rows, width), *others = linear.expert_shapes
+    halves = [(rows // 2, width), (rows, width)]
+    return [*halves, *((outputs, inputs) for _, outputs, inputs in others)]
 
 
 def _undivided(config: EffectiveConfig, width: int) -> str | None:

@@ -50,6 +50,7 @@ from pytest_autoquant.manifests.records.scheme_manifest import (
     dump_scheme,
 )
 from pytest_autoquant.modelopt_support.layer_groups import layer_groups
+from pytest_autoquant.modelopt_support.private_api import quantizes_each_expert
 from pytest_autoquant.modelopt_support.status import SUPPORTED, Status, Support
 from pytest_autoquant.models.device import peak_cuda_bytes
 from pytest_autoquant.models.layers import Linear
@@ -58,7 +59,7 @@ from pytest_autoquant.scoring.environment import memory_record
 from pytest_autoquant.scoring.runner import MeasurementRunner
 from pytest_autoquant.text import digits_apart, first_few, in_words, now_utc
 
-#: Why fused experts stay in 16 bits.
+#: Why other fused experts stay in 16 bits.
 FUSED_EXPERTS = "a scheme cannot quantize the fused experts"
 
 
@@ -137,7 +138,10 @@ class SchemeRunner:
             support = self._bench.support(combination)
             if not support.is_supported:
                 return support
-            problem = self._probe.problem(self._bench.config(combination))
+            config = self._bench.config(combination)
+            problem = self._probe.problem(config) or self._probe.mixture_problem(
+                config, self._bench.architecture
+            )
             if self._root is not None and problem is not None:
                 return Support(status=Status.UNSUPPORTED, reason=problem)
         return self._reachable(_without(case, left_out), left_out)
@@ -159,6 +163,7 @@ class SchemeRunner:
             self._obstacles(case),
             layer_groups(model),
             {linear.name: linear for linear in model.linears},
+            self._bench.cost,
         )
         if problem is None:
             return SUPPORTED
@@ -189,13 +194,13 @@ class SchemeRunner:
     def _obstacle(self, config: EffectiveConfig, linear: Linear) -> str | None:
         """Return why a linear cannot take a format, None if it can.
 
-        A format without any export is measured only, on every layer. Fused experts have a quantizer
-        per expert and matrix (``_QuantFusedExperts`` in
-        ``modelopt/torch/quantization/plugins/huggingface.py``, 0.47.0), which ``applied`` does not
-        name.
+        A format without any export is measured only, on every layer. Fused experts take one where
+        ModelOpt quantizes them as they are.
         """
         if linear.is_fused:
-            return FUSED_EXPERTS
+            module = self._bench.architecture.module.get_submodule(linear.name)
+            if not quantizes_each_expert(module):
+                return FUSED_EXPERTS
         if self._probe.problem(config) is not None:
             return None
         return self._probe.layer_problem(config, linear)
@@ -305,6 +310,7 @@ class SchemeRunner:
                 measurements,
                 data,
                 {linear.name: linear for linear in bench.model.linears},
+                bench.cost,
             )
         except UsageError as error:
             if not left_out:
@@ -363,6 +369,7 @@ class SchemeRunner:
                 target=self._target,
                 max_kl=self._max_kl,
                 method=bench.method,
+                cost=choice.cost,
             ),
             notes=self._notes(decided),
             model=bench.model.record,

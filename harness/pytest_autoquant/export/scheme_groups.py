@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from pytest_autoquant.allocation.knapsack import select_formats_by_budget
 from pytest_autoquant.allocation.scheme import Allocation, allocate, check_reachable
-from pytest_autoquant.allocation.scored_group import ScoredGroup
+from pytest_autoquant.allocation.scored_group import Cost, ScoredGroup
 from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.errors import MeasurementError, UsageError
 from pytest_autoquant.export.apply_scheme import GroupFormat
@@ -43,6 +43,7 @@ class Choice:
         modules: linears of each group.
         groups: scores and sizes of each group.
         notes: which groups stay in 16 bits whatever they score, and why.
+        cost: which weights a budget counts.
     """
 
     case: SchemeCase
@@ -54,6 +55,7 @@ class Choice:
     allocation: Allocation
     frontier: tuple[FrontierPoint, ...]
     notes: tuple[str, ...] = ()
+    cost: Cost = "stored"
 
     @property
     def formats(self) -> tuple[GroupFormat, ...]:
@@ -73,6 +75,7 @@ class Choice:
                 name=group.name,
                 modules=modules,
                 weights=group.weights,
+                active_weights=group.active_weights,
                 format=None if chosen is None else names[chosen],
                 scores=dict(zip(names, group.scores, strict=True)),
                 bits=UNQUANTIZED_BITS if chosen is None else group.bits[chosen],
@@ -92,6 +95,7 @@ class Choice:
         return AllocationRecord(
             score=self.allocation.score,
             effective_bits=self.allocation.effective_bits,
+            active_bits=self.allocation.active_bits,
             fraction_of_groups=self.allocation.fraction_of_groups,
             fraction_of_weights=self.allocation.fraction_of_weights,
         )
@@ -105,6 +109,7 @@ def choose(
     measurements: Sequence[Measurement],
     data: CalibrationData,
     linears: Mapping[str, Linear],
+    cost: Cost = "stored",
 ) -> Choice:
     """Solve a scheme for the scores of its candidates.
 
@@ -112,6 +117,7 @@ def choose(
         configs: effective config of each candidate; ``obstacles`` the linears that cannot take it,
             ``measurements`` its scores.
         linears: the model's linears by name.
+        cost: which weights a budget counts.
 
     Raises:
         MeasurementError: a score is not finite, or zero because nothing passed through a group.
@@ -130,7 +136,8 @@ def choose(
         obstacles=tuple(obstacles),
         modules=tuple(group.modules for group in measurements[0].groups),
         groups=groups,
-        allocation=allocate(case.scheme, groups),
+        allocation=allocate(case.scheme, groups, cost),
+        cost=cost,
         frontier=_frontier(groups),
         notes=tuple(dict.fromkeys(note for signal in signals for note in signal.notes())),
     )
@@ -142,16 +149,18 @@ def unreachable(
     obstacles: Sequence[Obstacles],
     groups: Sequence[Sequence[str]],
     linears: Mapping[str, Linear],
+    cost: Cost = "stored",
 ) -> str | None:
     """Return why a scheme's rule cannot be met, whatever the scores are, None if it can.
 
     Args:
         groups: linears of each group.
+        cost: which weights a budget counts.
     """
     scores = (0.0,) * len(configs)
     sized = [_sized(modules, scores, configs, obstacles, linears) for modules in groups]
     try:
-        check_reachable(case.scheme, sized)
+        check_reachable(case.scheme, sized, cost)
     except UsageError as error:
         return "; ".join((str(error), *named_obstacles(case, obstacles)))
     return None
@@ -190,6 +199,7 @@ def _sized(
         scores=scores,
         bits=tuple(size.bits for size in sizes),
         weights=sizes[0].weights,
+        active_weights=sizes[0].active_weights,
         left_out=frozenset(
             i for i, each in enumerate(obstacles) if not each.keys().isdisjoint(modules)
         ),

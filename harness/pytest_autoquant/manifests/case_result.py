@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from pytest_autoquant.allocation.scored_group import Cost
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS
 from pytest_autoquant.manifests.fingerprint import Fingerprint, fingerprint_of
 from pytest_autoquant.manifests.group_names import short_names
@@ -29,6 +30,12 @@ from pytest_autoquant.manifests.records.whole_model import WholeModelKL
 from pytest_autoquant.text import shown_duration, shown_time
 
 UNKNOWN = "unknown"
+
+#: What one bit budget is per, by its cost.
+COUNTED: Mapping[Cost, str] = {
+    "stored": "weight",
+    "active": "weight that a token is multiplied with",
+}
 
 #: ``ModelRecord.weights`` of a model that was not trained.
 RANDOM = "random"
@@ -65,6 +72,7 @@ class Group:
         selected: whether the bit budget keeps the group quantized.
         bits: stored per weight where the group is quantized, scales included.
         keeps_16_bits: whether no budget quantizes it.
+        active_weights: those that a token is multiplied with; None where those are all.
         error: error bars over captions; None if they are not known.
         divergence: measured KL divergence; None if the scores were not checked.
     """
@@ -77,6 +85,7 @@ class Group:
     selected: bool | None
     bits: float | None = None
     keeps_16_bits: bool = False
+    active_weights: int | None = None
     error: ErrorBar | None = None
     divergence: GroupDivergence | None = None
 
@@ -93,10 +102,17 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionResult:
-    """The selection under the bit budget: bits per weight, and its predicted score."""
+    """The selection under the bit budget: bits per weight, and its predicted score.
+
+    Attributes:
+        cost: which weights ``budget`` and ``minimum_bits`` count.
+        active_bits: per weight that a token is multiplied with; None where those are all.
+    """
 
     budget: float | None = None
+    cost: Cost = "stored"
     bits: float | None = None
+    active_bits: float | None = None
     minimum_bits: float | None = None
     score: float | None = None
     is_satisfied: bool | None = None
@@ -161,6 +177,7 @@ class CaseResult:
     Attributes:
         model: the model's name in folders and case ids.
         effective_bits: bits stored per weight under the case's format, scales included.
+        active_bits: likewise per weight that a token is multiplied with; None where those are all.
         groups: most sensitive first; ``module_order`` has their names in model order.
         total_score: score of quantizing every group, per scored token; None if it is not finite.
         quantizers: ModelOpt's description of each active quantizer.
@@ -183,6 +200,7 @@ class CaseResult:
     notes: tuple[str, ...]
     format_name: str
     effective_bits: float | None
+    active_bits: float | None = None
     groups: tuple[Group, ...]
     module_order: tuple[str, ...]
     total_score: float | None
@@ -293,10 +311,11 @@ def case_result_of(manifest: Manifest, path: Path | None = None) -> CaseResult:
         notes=case.notes,
         format_name=manifest.quantization.base_format_name,
         effective_bits=manifest.quantization.effective_bits,
+        active_bits=manifest.quantization.active_bits,
         groups=tuple(_group(manifest, ranked.name) for ranked in manifest.sensitivity_ranking),
         module_order=tuple(name.removesuffix(GROUP_SUFFIX) for name in manifest.layer_sensitivity),
         total_score=manifest.autoquant_state.total_score,
-        selection=_selection(manifest.autoquant_state),
+        selection=_selection(manifest.autoquant_state, manifest.run_config.cost),
         quantizers=manifest.quantization.effective_quantizer_summary,
         source=CaseSource(
             manifest=(path or manifest.path).as_posix(),
@@ -336,6 +355,7 @@ def _group(manifest: Manifest, name: str) -> Group:
         selected=all(layer.selected for layer in members),
         bits=_stored_bits(recorded),
         keeps_16_bits=recorded.keeps_16_bits,
+        active_weights=recorded.active_weights,
         error=_error_bar(recorded),
         divergence=None if check is None else check.groups[name],
     )
@@ -364,10 +384,12 @@ def _stored_bits(group: GroupSensitivity) -> float | None:
     return finite(UNQUANTIZED_BITS * group.costs[0] / group.costs[1])
 
 
-def _selection(state: AutoquantState) -> SelectionResult:
+def _selection(state: AutoquantState, cost: Cost) -> SelectionResult:
     return SelectionResult(
         budget=state.constraints.effective_bits,
+        cost=cost,
         bits=state.effective_bits,
+        active_bits=state.active_bits,
         minimum_bits=state.minimum_effective_bits,
         score=state.score,
         is_satisfied=state.is_satisfied,
@@ -395,7 +417,7 @@ def _origin(manifest: Manifest) -> dict[str, str]:
         "date": (manifest.measured_at or UNKNOWN)[:10],
         "method": manifest.case.method,
         "engine": run.engine,
-        "bit budget": f"{run.effective_bits:g} bits per weight",
+        "bit budget": f"{run.effective_bits:g} bits per {COUNTED[run.cost]}",
         "device": f"{env.device_name} ({env.device})",
         "platform": env.platform,
         "CUDA": env.cuda or "none",

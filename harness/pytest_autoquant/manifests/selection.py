@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pytest_autoquant.allocation.scored_group import ScoredGroup
+from pytest_autoquant.allocation.scored_group import Cost, ScoredGroup, active_bits
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS
 from pytest_autoquant.manifests.records.sensitivity_manifest import (
     AutoquantState,
@@ -31,19 +31,24 @@ class SelectedGroups:
     state: AutoquantState
 
 
-def select_groups(groups: Mapping[str, GroupSensitivity], budget: float) -> SelectedGroups:
+def select_groups(
+    groups: Mapping[str, GroupSensitivity], budget: float, cost: Cost = "stored"
+) -> SelectedGroups:
     """Select the groups that stay quantized with the least total score within a budget.
 
     Args:
         groups: scores and costs of the case's format and of not quantizing, in module order.
-        budget: most bits stored per weight, over all groups.
+        budget: most bits per weight, over all groups.
+        cost: which weights the budget counts.
     """
     from pytest_autoquant.allocation.knapsack import select_formats  # imports numpy
 
     if not groups:
         return SelectedGroups(names=frozenset(), state=_nothing_to_select(budget))
     scored = _scored(list(groups.values()))
-    selection = select_formats([each.with_unquantized() for each in scored], budget)
+    choices = [each.with_unquantized() for each in scored]
+    selection = select_formats([each.counted_by(cost) for each in choices], budget)
+    taken = list(zip(choices, selection.chosen, strict=True))
     chosen = [
         name
         for name, group, i in zip(groups, scored, selection.chosen, strict=True)
@@ -53,18 +58,21 @@ def select_groups(groups: Mapping[str, GroupSensitivity], budget: float) -> Sele
         constraints=Constraints(effective_bits=budget),
         score=_total([groups[name].scores[0] for name in chosen]),
         total_score=_total([group.scores[0] for group in groups.values()]),
-        effective_bits=selection.effective_bits,
+        effective_bits=sum(group.stored_bits[i] for group, i in taken)
+        / sum(group.weights for group in choices),
+        active_bits=active_bits(choices, [group.bits[i] for group, i in taken]),
         minimum_effective_bits=selection.minimum_effective_bits,
         is_satisfied=selection.is_satisfied,
     )
     return SelectedGroups(names=frozenset(chosen), state=state)
 
 
-def with_budget(manifest: Manifest, budget: float) -> Manifest:
+def with_budget(manifest: Manifest, budget: float, cost: Cost = "stored") -> Manifest:
     """Return a manifest as a run with another bit budget would have written it."""
-    if manifest.run_config.effective_bits == budget:
+    run = manifest.run_config
+    if (run.effective_bits, run.cost) == (budget, cost):
         return manifest
-    selected = select_groups(manifest.layer_sensitivity, budget)
+    selected = select_groups(manifest.layer_sensitivity, budget, cost)
     return replace(
         manifest,
         scheme=replace(manifest.scheme, auto_quantize_bits=budget),
@@ -73,7 +81,7 @@ def with_budget(manifest: Manifest, budget: float) -> Manifest:
             for name, layer in manifest.layers.items()
         },
         autoquant_state=selected.state,
-        run_config=replace(manifest.run_config, effective_bits=budget),
+        run_config=replace(run, effective_bits=budget, cost=cost),
     )
 
 
@@ -99,6 +107,7 @@ def _scored(groups: Sequence[GroupSensitivity]) -> list[ScoredGroup]:
             bits=(group.costs[0] * UNQUANTIZED_BITS / group.costs[1],),
             weights=int(group.costs[1]),
             left_out=frozenset({0} if group.keeps_16_bits else ()),
+            active_weights=group.active_weights,
         )
         for group in groups
     ]

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from pytest_autoquant.modelopt_support.private_api import (
     GroupingRule,
     grouping_rules,
+    quantizes_each_expert,
     score_module_rules,
 )
 from pytest_autoquant.models.layers import Linear
@@ -39,13 +40,18 @@ def layer_groups(model: GroupedModel) -> tuple[tuple[str, ...], ...]:
 
 
 def scored_elsewhere(model: GroupedModel) -> str | None:
-    """Name a linear that ModelOpt does not score at its own output, None if there is none.
+    """Name a linear that is not scored at the output of its own module, None if there is none.
 
-    ModelOpt scores the experts of a mixture at the output of the mixture block.
+    ModelOpt scores experts that are linears of their own at the output of the mixture block, and
+    splits some fused ones into linears. Those that it leaves fused are one module, whose output is
+    the block's.
     """
     rules = score_module_rules()
     for linear in model.linears:
-        if linear.is_fused or _group_key(rules, model, linear.name) not in (None, linear.name):
+        if linear.is_fused:
+            if not quantizes_each_expert(model.module.get_submodule(linear.name)):
+                return linear.name
+        elif _group_key(rules, model, linear.name) not in (None, linear.name):
             return linear.name
     return None
 

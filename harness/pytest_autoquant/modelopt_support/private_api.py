@@ -124,6 +124,21 @@ def score_module_rules() -> Sequence[GroupingRule]:
     return cast(Sequence[GroupingRule], AutoQuantizeGradientSearcher.score_module_rules)
 
 
+def quantizes_each_expert(module: nn.Module) -> bool:
+    """Whether fused experts get ``_QuantFusedExperts``, which quantizes two products per expert.
+
+    Source: ``register_fused_experts_on_the_fly`` in quantization/plugins/huggingface.py, which
+    leaves modules alone that are registered already.
+    """
+    from modelopt.torch.quantization.nn import QuantModuleRegistry
+    from modelopt.torch.quantization.plugins import huggingface
+
+    registered = QuantModuleRegistry.get(type(module))
+    if registered is not None:
+        return issubclass(registered, huggingface._QuantFusedExperts)
+    return huggingface._fused_experts_wrapper_class(module) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class SearchedGroup:
     """A layer group that ``auto_quantize`` has scored, with one of its quantized candidates.
@@ -198,6 +213,17 @@ def exported_linear(linear: nn.Module) -> Mapping[str, torch.Tensor]:
 
     _export_quantized_weight(linear, cast(torch.Tensor, linear.weight).dtype)
     return {name: tensor for name, tensor in linear.state_dict().items() if "." not in name}
+
+
+def list_experts(model: nn.Module, block: str) -> None:
+    """List the experts of a mixture block as the export does for formats it calls AWQ; it raises.
+
+    Source: ``get_experts_list`` in export/layer_utils.py, which
+    ``requantize_resmooth_fused_llm_layers`` in export/unified_export_hf.py calls.
+    """
+    from modelopt.torch.export.layer_utils import get_experts_list
+
+    get_experts_list(model.get_submodule(block), type(model).__name__.lower())
 
 
 def cuda_extension_loaders() -> Mapping[str, ExtensionLoader]:

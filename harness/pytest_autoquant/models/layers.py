@@ -16,6 +16,14 @@ from pytest_autoquant.models.registry import ModelSource
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
+_TOP_K = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "moe_top_k",
+    "top_k",
+    "num_selected_experts",
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Linear:
@@ -29,6 +37,7 @@ class Linear:
         input_widths: input width of each weight matrix in the module: ``(in_features,)``, and one
             width per matrix for fused experts.
         expert_shapes: ``(experts, out_features, in_features)`` of each matrix of fused experts.
+        experts_per_token: of fused experts, how many a token is routed to; None if unknown.
     """
 
     name: str
@@ -37,6 +46,7 @@ class Linear:
     in_features: int
     input_widths: tuple[int, ...]
     expert_shapes: tuple[tuple[int, int, int], ...] = ()
+    experts_per_token: int | None = None
 
     @property
     def num_weights(self) -> int:
@@ -47,6 +57,26 @@ class Linear:
     def is_fused(self) -> bool:
         """Whether this is a module of fused experts."""
         return len(self.input_widths) > 1
+
+    @property
+    def output_width(self) -> int:
+        """Width of the output: ``out_features``, and that of the last matrix of fused experts."""
+        return self.expert_shapes[-1][1] if self.expert_shapes else self.out_features
+
+    @property
+    def weights_per_product(self) -> int:
+        """Number of weights in one matrix product: on average, of the experts' matrices."""
+        products = sum(experts for experts, _, _ in self.expert_shapes)
+        return self.num_weights // max(1, products)
+
+    @property
+    def active_weights(self) -> int:
+        """Number of weights that a token is multiplied with: those of the experts it is sent to."""
+        if not self.expert_shapes or self.experts_per_token is None:
+            return self.num_weights
+        return sum(
+            self.experts_per_token * rows * columns for _, rows, columns in self.expert_shapes
+        )
 
     def stored_bits(self, config: EffectiveConfig) -> int:
         """Return the bits of the weight as ``config`` stores it: every scale included."""
@@ -95,10 +125,11 @@ def language_model_linears(module: Any) -> tuple[Linear, ...]:
     named = (
         (f"{prefix}.{name}" if prefix else name, child) for name, child in decoder.named_modules()
     )
+    experts_per_token = _experts_per_token(decoder)
     return tuple(
-        _describe(name, child)
+        _describe(name, child, experts_per_token)
         for name, child in named
-        if (isinstance(child, nn.Linear) or _expert_weights(child)) and not is_excluded(name)
+        if (isinstance(child, nn.Linear) or expert_matrices(child)) and not is_excluded(name)
     )
 
 
@@ -108,6 +139,21 @@ def bits_per_weight(linears: Collection[Linear], config: EffectiveConfig) -> flo
         return config.effective_bits
     stored = sum(linear.stored_bits(config) for linear in linears)
     return stored / sum(linear.num_weights for linear in linears)
+
+
+def bits_per_active_weight(linears: Collection[Linear], config: EffectiveConfig) -> float | None:
+    """Return the bits per weight that a token is multiplied with; None where those are all."""
+    if not has_idle_weights(linears):
+        return None
+    weights = sum(linear.active_weights for linear in linears)
+    shares = (linear.active_weights / linear.num_weights for linear in linears)
+    stored = (linear.stored_bits(config) for linear in linears)
+    return sum(bits * share for bits, share in zip(stored, shares, strict=True)) / weights
+
+
+def has_idle_weights(linears: Collection[Linear]) -> bool:
+    """Whether there are weights that not every token is multiplied with."""
+    return any(linear.active_weights < linear.num_weights for linear in linears)
 
 
 def other_weighted_modules(module: nn.Module, linears: tuple[Linear, ...]) -> tuple[str, ...]:
@@ -122,10 +168,30 @@ def other_weighted_modules(module: nn.Module, linears: tuple[Linear, ...]) -> tu
 
 def weight_matrices(child: nn.Module) -> list[nn.Parameter]:
     """Return a linear's weight, or the weights of fused experts; see ``Linear``."""
-    return [child.weight] if isinstance(child, nn.Linear) else _expert_weights(child)
+    if isinstance(child, nn.Linear):
+        return [child.weight]
+    return list(expert_matrices(child).values())
 
 
-def _describe(name: str, child: nn.Module) -> Linear:
+def expert_matrices(child: nn.Module) -> dict[str, nn.Parameter]:
+    """Return a module's own parameters of shape ``(experts, out_features, in_features)``."""
+    if isinstance(child, _CONVOLUTIONS):
+        return {}
+    own = child.named_parameters(recurse=False)
+    return {name: parameter for name, parameter in own if parameter.dim() == 3}
+
+
+def _experts_per_token(decoder: nn.Module) -> int | None:
+    """Return how many experts a token is routed to, by the names that ModelOpt knows as well.
+
+    Source: ``_ACTIVE_MOE_TOP_K_ATTRS`` in ``modelopt/torch/quantization/_auto_quantize_cost.py``.
+    """
+    config = getattr(decoder, "config", None)
+    found = (getattr(config, name, None) for name in _TOP_K)
+    return next((value for value in found if isinstance(value, int)), None)
+
+
+def _describe(name: str, child: nn.Module, experts_per_token: int | None) -> Linear:
     matrices = weight_matrices(child)
     experts = [] if isinstance(child, nn.Linear) else matrices
     widths = tuple(matrix.shape[-1] for matrix in matrices)
@@ -136,11 +202,5 @@ def _describe(name: str, child: nn.Module) -> Linear:
         in_features=widths[0],
         input_widths=widths,
         expert_shapes=tuple(tuple(matrix.shape) for matrix in experts),
+        experts_per_token=experts_per_token if experts else None,
     )
-
-
-def _expert_weights(child: nn.Module) -> list[nn.Parameter]:
-    """Return a module's own parameters of shape ``(experts, out_features, in_features)``."""
-    if isinstance(child, _CONVOLUTIONS):
-        return []
-    return [parameter for parameter in child.parameters(recurse=False) if parameter.dim() == 3]

@@ -99,6 +99,9 @@ def load_model(
     if not linears:
         raise ModelError(f"model {source.name}: its language model has no nn.Linear to measure")
     check_finite(source, module)
+    if any(linear.is_fused for linear in linears):
+        # ModelOpt sees the products of experts in this forward only, and switches to it as well.
+        module.set_experts_implementation("eager")
     return LoadedModel(
         module=module,
         tokenizer=_load_tokenizer(source, is_random, trust_remote_code),

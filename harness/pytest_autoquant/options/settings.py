@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from pytest_autoquant.allocation.scored_group import Cost
 from pytest_autoquant.grid.sharding import Shard
 from pytest_autoquant.options.rules import check_rules
 from pytest_autoquant.options.table import OPTIONS, Option
@@ -44,6 +45,7 @@ class Settings:
     max_tokens: int
     score_size: int
     effective_bits: float
+    cost: Cost
     seed: int
     report_dir: Path | None
     publish: bool

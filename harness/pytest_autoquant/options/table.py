@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_autoquant.allocation.scored_group import COSTS
 from pytest_autoquant.calibration.sizes import SIZES
 from pytest_autoquant.grid.case import METHODS
 from pytest_autoquant.manifests.fingerprint import FINGERPRINT_FIELDS
@@ -209,6 +210,13 @@ OPTIONS: tuple[Option, ...] = (
         kind=BITS,
         default=10.0,
         help="bit budget per weight over the searched layers, for the selection",
+    ),
+    Option(
+        name="cost",
+        kind=choice(*COSTS),
+        default="stored",
+        help="which weights bit budgets count: all that are stored, or those active for a token, "
+        "which of a mixture's experts are the routed ones",
     ),
     Option(name="seed", kind=WHOLE, default=0, help="seed of random weights"),
     Option(

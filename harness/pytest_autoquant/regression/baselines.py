@@ -131,7 +131,8 @@ class Baselines:
     def _compare(
         self, baseline: _Baseline, manifest: Manifest, measured_at: Path, tolerances: Tolerances
     ) -> Verdict:
-        blessed = with_budget(baseline.manifest, manifest.run_config.effective_bits)
+        run = manifest.run_config
+        blessed = with_budget(baseline.manifest, run.effective_bits, run.cost)
         comparison = compare(case_result_of(blessed), case_result_of(manifest))
         refused = [d for d in comparison.differing if d.field not in self._allowed]
         if refused:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pytest_autoquant.calibration.batches import CalibrationData
@@ -19,6 +19,7 @@ from pytest_autoquant.manifests.records.sensitivity_manifest import (
     CaseRecord,
     DatasetRecord,
     EnvironmentRecord,
+    ExpertTokens,
     GranularityRecord,
     GroupSensitivity,
     LayerRecord,
@@ -32,7 +33,7 @@ from pytest_autoquant.manifests.records.sensitivity_manifest import (
 from pytest_autoquant.manifests.records.whole_model import WholeModelKL
 from pytest_autoquant.manifests.selection import SelectedGroups, select_groups
 from pytest_autoquant.manifests.uncertainty import CaptionSample, group_uncertainties
-from pytest_autoquant.models.layers import Linear, bits_per_weight
+from pytest_autoquant.models.layers import Linear, bits_per_active_weight, bits_per_weight
 from pytest_autoquant.scoring.engine import GroupScore, Measurement, silent_groups
 from pytest_autoquant.text import counted, first_few, now_utc
 
@@ -62,16 +63,21 @@ class Findings:
     memory: MemoryRecord
     run_config: RunConfig
     started: float
+    expert_tokens: Mapping[str, ExpertTokens] = field(default_factory=dict)
     score_check: ScoreCheck | str | None = None
     whole_model: WholeModelKL | str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupSize:
-    """Weights of a layer group, and the bits that they store: every scale included."""
+    """Weights of a layer group, and the bits that they store: every scale included.
+
+    ``active_weights`` are those that a token is multiplied with; None where those are all.
+    """
 
     weights: int
     stored_bits: int
+    active_weights: int | None = None
 
     @property
     def bits(self) -> float:
@@ -93,7 +99,8 @@ def build_manifest(findings: Findings) -> Manifest:
         },
         findings,
     )
-    selected = select_groups(sensitivity, findings.run_config.effective_bits)
+    run = findings.run_config
+    selected = select_groups(sensitivity, run.effective_bits, run.cost)
     check, whole = findings.score_check, findings.whole_model
     return Manifest(
         case=_case_record(findings, problems),
@@ -104,6 +111,7 @@ def build_manifest(findings: Findings) -> Manifest:
         num_quantized_layers=sum(len(group.modules) for group in groups if group.quantized),
         layers=_layers(groups, selected, findings),
         layer_sensitivity=sensitivity,
+        expert_tokens=dict(findings.expert_tokens),
         sensitivity_ranking=tuple(
             RankedGroup(name=groups[i].name, importance=_finite(scores[i])) for i in ranking
         ),
@@ -222,6 +230,7 @@ def _quantization(findings: Findings) -> QuantizationRecord:
         effective_quantizer_summary=dict(findings.measurement.quantizers),
         algorithm=_plain(config.algorithm),
         effective_bits=bits_per_weight(findings.linears.values(), config),
+        active_bits=bits_per_active_weight(findings.linears.values(), config),
         nominal_effective_bits=config.effective_bits,
         digest=config.digest,
     )
@@ -264,6 +273,7 @@ def _sensitivity(
         importance=_finite(score),
         rank=rank,
         module_names=group.modules,
+        active_weights=size.active_weights,
         keeps_16_bits=findings.measurement.signal.keeps_16_bits(group.modules),
     )
 
@@ -315,8 +325,11 @@ def group_size(
 ) -> GroupSize:
     """Return what a group of linears holds and stores under a config."""
     members = [linears[name] for name in modules]
+    weights = sum(linear.num_weights for linear in members)
+    active = sum(linear.active_weights for linear in members)
     return GroupSize(
-        weights=sum(linear.num_weights for linear in members),
+        weights=weights,
+        active_weights=active if active < weights else None,
         stored_bits=sum(linear.stored_bits(config) for linear in members),
     )
 

@@ -56,6 +56,8 @@ class Measurement:
         state: ModelOpt's search state in its safe serialization, if requested.
         ranges: tensors by linear, ``(in_features,)``: largest |X| over all calibration tokens;
             empty if the engine does not record it.
+        expert_tokens: by fused experts, the calibration tokens that each expert saw; None if the
+            engine does not count them.
     """
 
     engine: str
@@ -67,6 +69,7 @@ class Measurement:
     notes: tuple[str, ...] = ()
     state: bytes | None = None
     ranges: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    expert_tokens: Mapping[str, Sequence[int]] | None = None
 
 
 def silent_groups(measurement: Measurement) -> tuple[str, ...]:

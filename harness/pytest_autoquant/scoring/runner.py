@@ -10,6 +10,7 @@ from functools import cached_property
 
 import torch
 
+from pytest_autoquant.allocation.scored_group import Cost
 from pytest_autoquant.calibration.batches import CalibrationData
 from pytest_autoquant.calibration.captions import CaptionSet
 from pytest_autoquant.errors import (
@@ -55,6 +56,12 @@ from pytest_autoquant.scoring.configurations import Configurations
 from pytest_autoquant.scoring.engine import Failure, Measurement, Outcomes
 from pytest_autoquant.scoring.engine_choice import Engines
 from pytest_autoquant.scoring.environment import environment_record, memory_record
+from pytest_autoquant.scoring.expert_tokens import (
+    ExpertCounts,
+    count_expert_tokens,
+    expert_notes,
+    expert_tokens,
+)
 from pytest_autoquant.scoring.kl_replay.recording import input_ranges
 from pytest_autoquant.scoring.kl_replay.score_check import ScoreChecks, not_checked
 from pytest_autoquant.scoring.kl_replay.whole_model_kl import WholeModels, not_measured
@@ -107,6 +114,7 @@ class MeasurementRunner:
         self._recorded = recorded
         self._assignment = Assignment()
         self._originals: dict[tuple[str, str, str], Case] = {}
+        self._counted: dict[str, ExpertCounts] = {}
         self.configurations = Configurations(settings.device, settings.dtype, progress)
         self._model_error: AutoquantError | None = None
         self._captions = RunCaptions(settings, lambda: self.model, warn)
@@ -126,6 +134,11 @@ class MeasurementRunner:
     def device(self) -> torch.device:
         """The device that cases run on."""
         return self.configurations.device
+
+    @property
+    def cost(self) -> Cost:
+        """Which weights bit budgets count."""
+        return self._settings.cost
 
     @property
     def method(self) -> str:
@@ -266,6 +279,7 @@ class MeasurementRunner:
         config, data = self.config(case.combination), self.data(case.size)
         measurement = self._measurement(case, config)
         original, linears = self._original(case), self.model.linears
+        experts = self._expert_tokens(case.size, measurement)
         reason = self._engines.choose(config, case.size).reason
         manifest = build_manifest(
             Findings(
@@ -281,6 +295,7 @@ class MeasurementRunner:
                     *error_bar_notes(measurement, data),
                     *size_notes(case.size, original.size),
                     *padding_notes(linears, config),
+                    *expert_notes(experts),
                     *measurement.notes,
                     *measurement.signal.notes(),
                 ),
@@ -289,6 +304,7 @@ class MeasurementRunner:
                 memory=memory_record(measurement.peak_cuda_bytes),
                 run_config=self._run_config(measurement.engine, reason, data),
                 started=started,
+                expert_tokens=expert_tokens(experts, self.model),
                 score_check=self._score_check(case, config, measurement),
                 whole_model=self._whole_model(case, config, measurement),
             )
@@ -355,6 +371,14 @@ class MeasurementRunner:
         )
         return self._scored.measurement(case.size, config, case.test_id, batch)
 
+    def _expert_tokens(self, size: str, measurement: Measurement) -> ExpertCounts:
+        """Return the tokens that each expert saw, counted once per size if the engine did not."""
+        if measurement.expert_tokens is not None:
+            return measurement.expert_tokens
+        if size not in self._counted:
+            self._counted[size] = count_expert_tokens(self.model, self.data(size).batches)
+        return self._counted[size]
+
     def _is_kept(self, case: Case) -> bool:
         return self.changes(case) == ()
 
@@ -415,5 +439,6 @@ class MeasurementRunner:
             batch_size=data.batch_size,
             score_size=self._settings.score_size,
             effective_bits=self._settings.effective_bits,
+            cost=self._settings.cost,
             seed=self._settings.seed,
         )

@@ -48,7 +48,7 @@ def num_threads(current: int, linears: Collection[Linear] | None, *, workers: in
     share = max(1, current // workers)
     if not linears:
         return share
-    weights = sum(linear.num_weights for linear in linears) / len(linears)
+    weights = sum(linear.weights_per_product for linear in linears) / len(linears)
     return min(share, max(1, int(weights / WEIGHTS_PER_THREAD)))
 
 

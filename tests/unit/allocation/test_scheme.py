@@ -15,7 +15,7 @@ from pytest_autoquant.allocation.scheme import (
     builtin_schemes,
     check_reachable,
 )
-from pytest_autoquant.allocation.scored_group import ScoredGroup
+from pytest_autoquant.allocation.scored_group import COSTS, ScoredGroup
 from pytest_autoquant.errors import UsageError
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 
@@ -227,3 +227,15 @@ def test_group_that_must_stay_unquantized_is_passed_over(measure, amount, chosen
     found = allocate(scheme(measure, amount), [dead, group(1.0), group(2.0)])
     assert found.chosen == chosen
     assert found.fraction_of_groups == sum(each is not None for each in chosen) / 3
+
+
+def test_active_budget_counts_what_a_token_is_multiplied_with():
+    """The experts' score is high for what they save of a token's bits, low for what they store."""
+    experts = replace(group(1.0, weights=800), active_weights=100)
+    groups = [group(0.2, weights=100), experts]
+    stored, active = (allocate(scheme(amount=12.0), groups, cost) for cost in COSTS)
+    assert (stored.chosen, active.chosen) == ((None, 0), (0, None))
+    assert stored.effective_bits == pytest.approx((1600 + 6400) / 900)
+    assert active.effective_bits == pytest.approx((800 + 12800) / 900)
+    assert stored.active_bits == active.active_bits == 12.0
+    assert allocate(scheme(), [group(1.0)]).active_bits is None

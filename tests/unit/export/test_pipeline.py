@@ -144,6 +144,7 @@ def test_manifest_names_scheme_model_and_captions(bench, mixture):
         "target": None,
         "max_kl": None,
         "method": "gradient",
+        "cost": "stored",
     }
     assert mixture.model == bench.model.record
     assert mixture.environment == bench.environment

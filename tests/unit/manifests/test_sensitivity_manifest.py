@@ -81,13 +81,14 @@ def test_keys_are_stable(manifest):
     document = strict(dump_manifest(manifest))
     assert " ".join(document) == (
         "schema_version case scheme model dataset quantization num_quantized_layers layers "
-        "layer_sensitivity sensitivity_ranking autoquant_state environment timing memory "
-        "run_config measured_at score_check score_not_checked "
+        "layer_sensitivity expert_tokens sensitivity_ranking autoquant_state environment timing "
+        "memory run_config measured_at score_check score_not_checked "
         "whole_model whole_model_not_measured"
     )
     assert " ".join(document["quantization"]) == (
         "base_format_name base_is_modelopt_preset quant_granularity effective_quant_cfg "
-        "effective_quantizer_summary algorithm effective_bits nominal_effective_bits digest"
+        "effective_quantizer_summary algorithm effective_bits active_bits "
+        "nominal_effective_bits digest"
     )
     assert list(document["quantization"]["quant_granularity"]) == ["name", "quant_cfg_overrides"]
     assert {"constraints", "score", "is_satisfied"} <= set(document["autoquant_state"])

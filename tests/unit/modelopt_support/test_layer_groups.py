@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from builders import load_tiny
 from pytest_autoquant.modelopt_support.layer_groups import layer_groups, scored_elsewhere
 from pytest_autoquant.models.layers import Linear
@@ -41,9 +42,22 @@ def test_experts_of_a_mixture_are_one_group_scored_at_the_block(tiny):
     assert scored_elsewhere(model) == experts[0]
 
 
-def test_fused_experts_are_not_scored_at_a_linear(tiny):
-    fused = named(tiny, "layers.0.mlp.experts", input_widths=(8, 8))
-    assert scored_elsewhere(fused) == "layers.0.mlp.experts"
+@pytest.mark.parametrize(
+    ("matrices", "elsewhere"),
+    [
+        ({"gate_up_proj": (2, 8, 4), "down_proj": (2, 4, 4)}, None),
+        ({"gate_up_proj": (2, 4, 8), "other": (2, 4, 4)}, "experts"),
+    ],
+)
+def test_fused_experts_are_scored_at_their_output_if_modelopt_keeps_them_fused(
+    tiny, matrices, elsewhere
+):
+    experts = torch.nn.Module()
+    experts.num_experts = 2
+    for name, shape in matrices.items():
+        experts.register_parameter(name, torch.nn.Parameter(torch.ones(shape)))
+    model = replace(tiny, module=torch.nn.ModuleDict({"experts": experts}))
+    assert scored_elsewhere(named(model, "experts", input_widths=(4, 4))) == elsewhere
 
 
 def test_rule_of_modelopt_may_be_a_function(tiny):

@@ -4,6 +4,7 @@ import pytest
 from builders import config_of
 from pytest_autoquant.models.layers import (
     architecture_linears,
+    bits_per_active_weight,
     language_model_linears,
     other_weighted_modules,
 )
@@ -65,6 +66,7 @@ def test_fused_experts_are_one_linear_with_all_their_weights():
         head_dim=16,
         num_hidden_layers=1,
         num_experts=4,
+        num_experts_per_tok=3,
         vocab_size=2048,
     )
     *attention, experts = language_model_linears(Qwen3MoeForCausalLM(config))
@@ -73,7 +75,17 @@ def test_fused_experts_are_one_linear_with_all_their_weights():
     assert experts.is_fused
     assert experts.input_widths == (64, 96)
     assert experts.num_weights == 4 * (2 * 96 * 64 + 64 * 96)
+    assert experts.active_weights == 3 * (2 * 96 * 64 + 64 * 96)
+    assert experts.weights_per_product == (2 * 96 * 64 + 64 * 96) // 2
+    assert (experts.output_width, attention[0].output_width) == (64, attention[0].out_features)
+    assert all(linear.active_weights == linear.num_weights for linear in attention)
     widths = ((192, 64), (64, 96))  # one group of 128 and so one scale per row
     stored = [4 * rows * (width * 4 + 16) for rows, width in widths]
     assert experts.stored_bits(config_of("wint4_afp16")) == sum(stored)
     assert experts.padded_to(config_of("wint4_afp16")) == 128
+    linears, int4 = (*attention, experts), config_of("wint4_afp16")
+    plain = sum(linear.stored_bits(int4) for linear in attention)
+    active = sum(linear.active_weights for linear in linears)
+    expected = (plain + 0.75 * sum(stored)) / active
+    assert bits_per_active_weight(linears, int4) == pytest.approx(expected, rel=1e-12)
+    assert bits_per_active_weight(attention, int4) is None

@@ -4,10 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
-from builders import changed, with_check
+from builders import HtmlPage, changed, results_of, with_check
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.reports.markdown import case_report
 from pytest_autoquant.reports.markdown.selection_tables import budget_rows, kept_rows
+from pytest_autoquant.reports.markdown.session_report import summary_markdown
+from pytest_autoquant.reports.page.render import render_page
+from pytest_autoquant.reports.report_model import report_model
 from pytest_autoquant.scoring.build_manifest import build_manifest
 
 PREFIX = "model.language_model.layers.0"
@@ -237,3 +240,34 @@ def test_scores_that_are_not_checked_say_why(render, manifest):
     page = render(layer_report_markdown(replace(manifest, score_not_checked="it was too slow")))
     assert "Not checked: it was too slow." in page.text
     assert "Does the score hold?" not in render(layer_report_markdown(manifest)).text
+
+
+def test_mixture_shows_bits_per_active_weight_beside_the_stored_ones(of_mixture, render):
+    findings = changed(of_mixture, "run_config", effective_bits=9.0, cost="active")
+    manifest = build_manifest(findings)
+    stored, active = manifest.quantization.effective_bits, manifest.quantization.active_bits
+    chosen = manifest.autoquant_state
+    seen = render(layer_report_markdown(manifest))
+    assert ["weights stored in", f"{stored:.4g} ({active:.4g} active) bits, scales included"] in (
+        seen.tables[0]
+    )
+    assert (
+        f"Within 9 bits per weight that a token is multiplied with, 2 of 3 groups stay quantized: "
+        f"{chosen.effective_bits:.4g} bits ({chosen.active_bits:.4g} active)"
+    ) in layer_report_markdown(manifest)
+    headers, *rows = seen.tables[-1]
+    place = headers.index("active per token")
+    assert {row[1].rpartition(".")[2]: row[place] for row in rows}["experts"] == "65,536"
+    budgets = {row["budget"]: row["quantized"] for row in layer_report_json(manifest)["budgets"]}
+    assert budgets[9.0] == 2
+    line = case_result_of(manifest)
+    table = render(summary_markdown(report_model(results_of(line)))).tables
+    (cases,) = [found for found in table if "active bits under budget" in found[0]]
+    assert cases[1][cases[0].index("per active weight")] == f"{active:.4g}"
+    assert cases[1][cases[0].index("active bits under budget")] == f"{chosen.active_bits:.4g}"
+    page = HtmlPage(render_page(report_model(results_of(line)), None)).table("cases")
+    assert page[1][page[0].index("bits per active weight")] == f"{active:.4g}"
+    assert page[1][page[0].index("bits per active weight under budget")] == (
+        f"{chosen.active_bits:.4g}"
+    )
+    assert len(page[1]) == len(page[0])

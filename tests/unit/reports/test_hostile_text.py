@@ -34,7 +34,7 @@ def hostile_documents(manifest, text):
         plain["dataset"]["size"] = "odd"
         for part in ("model", "dataset", "environment", "run_config", "scheme", "quantization"):
             for key, value in hostile[part].items():
-                if isinstance(value, str) and key not in ("weights", "coverage_mode"):
+                if isinstance(value, str) and key not in ("weights", "coverage_mode", "cost"):
                     hostile[part][key] = text
         hostile["quantization"]["quant_granularity"]["name"] = text
         hostile["scheme"] |= {"auto_quantize_method": "gradient", "quant_formats": [text]}

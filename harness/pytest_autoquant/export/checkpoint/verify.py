@@ -11,15 +11,18 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pytest_autoquant.errors import ExportError
 from pytest_autoquant.export.apply_scheme import GroupFormat, shared_range
+from pytest_autoquant.export.checkpoint.expert_linears import expert_linears, fused_experts
 from pytest_autoquant.export.checkpoint.stored_linear import TOLERANCE, StoredLinear, largest_error
 from pytest_autoquant.export.checkpoint.tensors import CheckpointTensors
 from pytest_autoquant.export.checkpoint.write import size_in_bytes
-from pytest_autoquant.formats.quantizer import E4M3_MAX
+from pytest_autoquant.formats.quantizer import E4M3_MAX, QuantizerAttributes
+from pytest_autoquant.models.layers import expert_matrices
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.replay.quantizers import fake_quantized
 
@@ -57,17 +60,29 @@ def calibrated_input_scales(
     (``get_activation_scaling_factor`` in ``modelopt/torch/export/quant_utils.py`` and in
     ``modelopt/torch/quantization/qtensor/nvfp4_tensor.py``).
     """
-    scales = {}
+    scales, experts = {}, fused_experts(model)
     for group in formats:
         attributes = group.config.input
         if attributes is None:
             continue
         for name in group.modules:
-            quantizer = model.module.get_submodule(name).input_quantizer
-            if quantizer.amax is not None and quantizer.amax.numel() == 1:
-                largest = quantizer.maxbound * (E4M3_MAX if attributes.is_nvfp4 else 1.0)
-                scales[name] = quantizer.amax.item() / largest
+            for stored, quantizer in _input_quantizers(name, model, experts):
+                if quantizer.amax is not None and quantizer.amax.numel() == 1:
+                    largest = quantizer.maxbound * (E4M3_MAX if attributes.is_nvfp4 else 1.0)
+                    scales[stored] = quantizer.amax.item() / largest
     return scales
+
+
+def _input_quantizers(
+    name: str, model: LoadedModel, experts: Mapping[str, Any]
+) -> Iterator[tuple[str, Any]]:
+    """Yield each linear that is stored, with the quantizer of its inputs."""
+    module = model.module.get_submodule(name)
+    if name not in experts:
+        yield name, module.input_quantizer
+        return
+    for linear in expert_linears(name, module):
+        yield linear.name, getattr(module, f"{linear.matrix}_input_quantizer")
 
 
 def verify_checkpoint(
@@ -88,7 +103,7 @@ def verify_checkpoint(
     """
     stored = CheckpointTensors(folder)
     original = None if source is None else CheckpointTensors(source)
-    for name in _modules(formats):
+    for name in _stored_linears(model, formats):
         _check_input_scale(name, input_scales.get(name), stored.get(f"{name}.input_scale"))
     errors = [error for group in formats for error in _errors(model, group, stored)]
     return Verification(
@@ -102,6 +117,16 @@ def verify_checkpoint(
 
 def _modules(formats: Sequence[GroupFormat]) -> Iterator[str]:
     return (name for group in formats for name in group.modules)
+
+
+def _stored_linears(model: LoadedModel, formats: Sequence[GroupFormat]) -> Iterator[str]:
+    """Yield the name of every quantized linear of the export."""
+    experts = fused_experts(model)
+    for name in _modules(formats):
+        if name in experts:
+            yield from (linear.name for linear in expert_linears(name, experts[name]))
+        else:
+            yield name
 
 
 def _linear(stored: CheckpointTensors, name: str) -> StoredLinear:
@@ -136,10 +161,8 @@ def _is_close(stored: torch.Tensor, expected: float) -> bool:
 
 def _errors(model: LoadedModel, group: GroupFormat, stored: CheckpointTensors) -> Iterator[float]:
     """Yield the relative error of each linear of a group."""
-    attributes, shared = group.config.weight, shared_range(model, group)
-    for name in group.modules:
-        weight = model.module.get_submodule(name).weight.detach()
-        expected = weight if attributes is None else fake_quantized(attributes, weight, shared)
+    attributes = group.config.weight
+    for name, weight, expected in _expected(model, group):
         actual = _linear(stored, name).dequantized(tuple(weight.shape), attributes)
         if not actual.isfinite().all():
             raise ExportError(f"{_UNEQUAL}: {name} holds values that are not finite; {_DISCARD}")
@@ -149,6 +172,30 @@ def _errors(model: LoadedModel, group: GroupFormat, stored: CheckpointTensors) -
                 f"{_UNEQUAL}: {name} deviates by {error:.2%} of its largest weight; {_DISCARD}"
             )
         yield error
+
+
+def _expected(
+    model: LoadedModel, group: GroupFormat
+) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Yield name, weight and fake-quantized weight of each linear of a group that is stored."""
+    attributes, shared = group.config.weight, shared_range(model, group)
+    experts = fused_experts(model)
+    for name in group.modules:
+        if name not in experts:
+            weight = model.module.get_submodule(name).weight.detach()
+            yield name, weight, _quantized(attributes, weight, shared)
+            continue
+        matrices = expert_matrices(experts[name])
+        for linear in expert_linears(name, experts[name]):
+            whole = matrices[linear.matrix][linear.expert].detach()
+            quantized = _quantized(attributes, whole, None)
+            yield linear.name, whole[linear.rows], quantized[linear.rows]
+
+
+def _quantized(
+    attributes: QuantizerAttributes | None, weight: torch.Tensor, amax: torch.Tensor | None
+) -> torch.Tensor:
+    return weight if attributes is None else fake_quantized(attributes, weight, amax)
 
 
 def _count_identical(
@@ -162,7 +209,11 @@ def _count_identical(
     It must be the source's bit for bit, and the model's in the model's dtype. Without a source, or
     where the source has no tensor of that name, it must be the model's.
     """
-    quantized = {f"{name}.weight" for name in _modules(formats)}
+    experts = fused_experts(model)
+    fused = {f"{n}.{matrix}": n for n, each in experts.items() for matrix in expert_matrices(each)}
+    modules = set(_modules(formats))
+    quantized = {f"{name}.weight" for name in modules}
+    quantized |= {name for name, module in fused.items() if module in modules}
     tied = set(getattr(model.module, "_tied_weights_keys", None) or ())
     count, split = 0, set[str]()
     for name, tensor in model.module.state_dict().items():
@@ -175,6 +226,9 @@ def _count_identical(
         if source is not None and actual is None and original is None:
             split |= _kept_parts(name, stored, source)
             continue
+        if actual is None and name in fused:
+            split |= _kept_experts(fused[name], experts[fused[name]], stored)
+            continue
         if actual is None or not _is_kept(actual, tensor.detach().cpu(), original, source):
             raise ExportError(
                 f"{_UNEQUAL}: {name}, which is not quantized, differs from the model; {_DISCARD}"
@@ -183,12 +237,26 @@ def _count_identical(
     return count + len(split)
 
 
+def _kept_experts(name: str, module: Any, stored: CheckpointTensors) -> set[str]:
+    """Return the linears of unquantized fused experts, which must be the model's."""
+    matrices, found = expert_matrices(module), set()
+    for linear in expert_linears(name, module):
+        weight, actual = linear.of(matrices).detach().cpu(), stored.get(f"{linear.name}.weight")
+        if actual is None or not _is_equal(actual.to(weight.dtype), weight):
+            raise ExportError(
+                f"{_UNEQUAL}: {linear.name}, which is not quantized, differs from the model; "
+                f"{_DISCARD}"
+            )
+        found.add(linear.name)
+    return found
+
+
 def _kept_parts(name: str, stored: CheckpointTensors, source: CheckpointTensors) -> set[str]:
     """Return the names of the source's tensors that are one in the model; all must be stored.
 
     transformers joins the matrices of a layer's experts when it loads a checkpoint and splits them
     when it saves one (``WeightConverter`` in ``core_model_loading.py``, 5.14.1). None of the
-    module's tensors is quantized: fused experts stay in 16 bits.
+    module's tensors is quantized.
     """
     parts = source.names_below(name.rpartition(".")[0])
     for part in parts or (name,):

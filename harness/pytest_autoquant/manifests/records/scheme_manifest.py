@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from pytest_autoquant.allocation.scored_group import Cost
 from pytest_autoquant.files import read_bytes
 from pytest_autoquant.manifests.layout import SCHEME_MANIFEST, scheme_folder
 from pytest_autoquant.manifests.records.consistency.scheme import scheme_disagreements
@@ -38,6 +39,7 @@ class SchemeRecord:
         max_kl: the largest measured KL divergence that ``--aq-max-kl`` lets pass, in nats per
             token; None for no limit.
         method: by which the groups were scored; None in earlier manifests.
+        cost: which weights ``effective_bits`` counts: all stored ones, or those active for a token.
     """
 
     __pydantic_config__ = STRICT
@@ -49,6 +51,7 @@ class SchemeRecord:
     target: str | None
     max_kl: float | None = None
     method: str | None = None
+    cost: Cost = "stored"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,7 @@ class GroupDecision:
 
     Attributes:
         weights: number of weights in the group.
+        active_weights: those that a token is multiplied with; None where those are all.
         format: the candidate that was chosen; None if the group stays unquantized.
         scores: score per scored token by candidate.
         bits: stored per weight in the chosen format, every scale included; 16 if the group
@@ -70,6 +74,7 @@ class GroupDecision:
     name: str
     modules: tuple[str, ...]
     weights: int
+    active_weights: int | None = None
     format: str | None
     scores: dict[str, float]
     bits: float | None = None
@@ -84,6 +89,7 @@ class AllocationRecord:
     Attributes:
         score: predicted score per scored token.
         effective_bits: bits stored per weight, every scale included.
+        active_bits: likewise per weight that a token is multiplied with; None where those are all.
         fraction_of_groups: share of groups that are quantized, from 0 to 1.
         fraction_of_weights: share of weights that are quantized, from 0 to 1.
     """
@@ -91,6 +97,7 @@ class AllocationRecord:
     __pydantic_config__ = STRICT
     score: float
     effective_bits: float
+    active_bits: float | None = None
     fraction_of_groups: float
     fraction_of_weights: float
 

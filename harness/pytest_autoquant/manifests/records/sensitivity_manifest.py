@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from pytest_autoquant.allocation.scored_group import Cost
 from pytest_autoquant.files import read_bytes
 from pytest_autoquant.manifests.layout import CasePlace, manifest_path
 from pytest_autoquant.manifests.records.consistency.sensitivity import manifest_disagreements
@@ -163,6 +164,8 @@ class QuantizationRecord:
             measured; ``formats.quant_cfg.recorded_entries`` reads it for ``mtq.quantize``.
         effective_bits: bits stored per weight over all layers, every scale included; in
             manifests without ``nominal_effective_bits`` this is the nominal number.
+        active_bits: bits per weight that a token is multiplied with, over all layers; None where
+            those are all weights, and in earlier manifests.
         nominal_effective_bits: what ModelOpt was given, without padding and without scales per
             channel and per tensor; None in earlier manifests.
         digest: equal for configs that give equal quantized bits.
@@ -176,6 +179,7 @@ class QuantizationRecord:
     effective_quantizer_summary: dict[str, str]
     algorithm: Any
     effective_bits: float
+    active_bits: float | None = None
     nominal_effective_bits: float | None = None
     digest: str
 
@@ -215,6 +219,8 @@ class GroupSensitivity:
         formats: the case's format, then the unquantized one; ``scores`` and ``costs`` follow it.
         scores: per scored token.
         costs: stored bits / 16, ModelOpt's unit; padding and scales are stored too.
+        active_weights: those that a token is multiplied with; None where those are all weights of
+            the group.
         importance: score of the case's format.
         rank: 1 is the most sensitive.
         keeps_16_bits: whether no budget quantizes it, because the weights or inputs of a member are
@@ -233,6 +239,7 @@ class GroupSensitivity:
     importance: float | None
     rank: int
     module_names: tuple[str, ...]
+    active_weights: int | None = None
     keeps_16_bits: bool = False
     standard_error: float | None = None
     rank_interval: tuple[int, int] | None = None
@@ -251,7 +258,10 @@ class RankedGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constraints:
-    """The bit budget: bits stored per weight of the searched layers, scales included."""
+    """The bit budget: bits per weight of the searched layers, scales included.
+
+    ``RunConfig.cost`` says of which weights: all stored ones, or those active for a token.
+    """
 
     __pydantic_config__ = STRICT
     effective_bits: float
@@ -264,6 +274,9 @@ class AutoquantState:
     Attributes:
         score: predicted score of the selection, per scored token.
         total_score: score of quantizing every group, per scored token.
+        effective_bits: stored per weight.
+        active_bits: per weight that a token is multiplied with; None where those are all weights.
+        minimum_effective_bits: the smallest budget that can be met.
         is_satisfied: false if no selection meets the budget; the smallest one is recorded then.
     """
 
@@ -272,8 +285,28 @@ class AutoquantState:
     score: float | None
     total_score: float | None
     effective_bits: float
+    active_bits: float | None = None
     minimum_effective_bits: float
     is_satisfied: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertTokens:
+    """How many calibration tokens each expert of one layer saw.
+
+    Attributes:
+        per_token: experts that a token is routed to.
+        tokens: by expert, in order: numbers with a blank between them.
+    """
+
+    __pydantic_config__ = STRICT
+    per_token: int
+    tokens: str
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The tokens that each expert saw."""
+        return tuple(map(int, self.tokens.split()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,7 +338,7 @@ class MemoryRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
-    """The options that influence the result."""
+    """The options that influence the result; ``cost`` is what the bit budget counts."""
 
     __pydantic_config__ = STRICT
     engine: str
@@ -316,6 +349,7 @@ class RunConfig:
     batch_size: int
     score_size: int
     effective_bits: float
+    cost: Cost = "stored"
     seed: int
 
 
@@ -328,6 +362,7 @@ class Manifest:
     ``score_not_checked`` says why. Both are None for ``kl_div`` and in earlier manifests.
     ``whole_model`` has the KL divergence with every group quantized; where it is None,
     ``whole_model_not_measured`` says why. Both are None in earlier manifests.
+    ``expert_tokens`` is by fused experts; empty for a dense model and in earlier manifests.
     ``layer_sensitivity`` is the truth about scores. ``sensitivity_ranking`` and the totals repeat
     it for readers; a manifest whose copies disagree is not valid, see ``consistency``.
     """
@@ -342,6 +377,7 @@ class Manifest:
     num_quantized_layers: int
     layers: dict[str, LayerRecord]
     layer_sensitivity: dict[str, GroupSensitivity]
+    expert_tokens: dict[str, ExpertTokens] = field(default_factory=dict)
     sensitivity_ranking: tuple[RankedGroup, ...]
     autoquant_state: AutoquantState
     environment: EnvironmentRecord
@@ -420,6 +456,24 @@ def _reference_problems(manifest: Manifest) -> Iterator[str]:
         for name in group.module_names:
             if name not in manifest.layers:
                 yield f"layer_sensitivity names layer {name!r}, which layers does not have"
+    for name, group in manifest.layer_sensitivity.items():
+        if group.active_weights is not None and not 0 < group.active_weights <= group.costs[-1]:
+            yield f"layer_sensitivity.{name}: active_weights must be above 0 and at most all"
+    yield from _expert_problems(manifest)
     for name, layer in manifest.layers.items():
         if layer.out_features * layer.in_features >= _LARGEST_LAYER:
             yield f"layer {name!r}: out_features x in_features must be below 2**63"
+
+
+def _expert_problems(manifest: Manifest) -> Iterator[str]:
+    """Yield experts whose tokens are not all calibration tokens, routed."""
+    for name, experts in manifest.expert_tokens.items():
+        if name not in manifest.layers:
+            yield f"expert_tokens names layer {name!r}, which layers does not have"
+        try:
+            seen = sum(map(abs, experts.counts))
+        except ValueError:
+            yield f"expert_tokens.{name}: tokens must be whole numbers with blanks between them"
+            continue
+        if seen != experts.per_token * manifest.dataset.num_tokens:
+            yield f"expert_tokens.{name}: tokens must add up to per_token x dataset.num_tokens"

@@ -46,6 +46,8 @@ class SummaryCase:
 
     Attributes:
         effective_bits: stored per weight under the case's format, scales included.
+        active_bits: likewise per weight that a token is multiplied with, and
+            ``selection_active_bits`` under the budget; None where those are all, and if unknown.
         total_score: of quantizing every group, per scored token; None if it is not finite.
         top_group: the most sensitive group; empty if there is no group.
         selected_groups: groups that the bit budget keeps quantized, out of ``num_groups``.
@@ -79,6 +81,8 @@ class SummaryCase:
     measured_at: str | None = None
     seconds: float | None = None
     whole_model_kl: float | None = None
+    active_bits: float | None = None
+    selection_active_bits: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

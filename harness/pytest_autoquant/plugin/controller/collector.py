@@ -23,6 +23,7 @@ from pytest_autoquant.manifests.records.scheme_manifest import (
 from pytest_autoquant.manifests.records.sensitivity_manifest import (
     Manifest,
     ModelRecord,
+    RunConfig,
     load_manifest,
 )
 from pytest_autoquant.manifests.selection import with_budget
@@ -268,11 +269,12 @@ class Collector:
             raise RecordError(
                 f"{case_id}: its manifest was removed while the run was resumed; run it again"
             )
-        budget = self._plan.settings.effective_bits
-        selected = with_budget(manifest, budget)
+        settings, before = self._plan.settings, manifest.run_config
+        selected = with_budget(manifest, settings.effective_bits, settings.cost)
         if selected is not manifest:
-            before = manifest.run_config.effective_bits
-            self.results.selected_anew[case_id] = f"bit budget {before:g} -> {budget:g}"
+            self.results.selected_anew[case_id] = (
+                f"bit budget {_budget(before)} -> {_budget(selected.run_config)}"
+            )
             write_case(self._root, selected)
         manifest = selected
         self.results.add(case_result_of(manifest))
@@ -333,3 +335,7 @@ class Collector:
     def _unfinished(self) -> SessionResults:
         shard = self._plan.settings.shard
         return SessionResults(lost=self.lost, shard=None if shard is None else str(shard))
+
+
+def _budget(run: RunConfig) -> str:
+    return f"{run.effective_bits:g}" + (" (active)" if run.cost == "active" else "")

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from urllib.parse import quote
 
 from pytest_autoquant.allocation.scored_group import rounded_up
-from pytest_autoquant.manifests.case_result import CaseResult, ErrorBar, finite
+from pytest_autoquant.manifests.case_result import COUNTED, CaseResult, ErrorBar, finite
 from pytest_autoquant.manifests.records.sensitivity_manifest import Manifest
 from pytest_autoquant.reports.markdown.check_report import check_section, checked_groups
 from pytest_autoquant.reports.markdown.elements import (
@@ -16,6 +16,7 @@ from pytest_autoquant.reports.markdown.elements import (
     GROUPS_MEAN,
     SUM_MEANS,
     bits,
+    both_bits,
     code,
     number,
     numbers_apart,
@@ -135,6 +136,7 @@ def layer_report_json(manifest: Manifest, case: CaseResult) -> bytes:
         "seconds": case.source.seconds,
         "format": case.format_name,
         "effective_bits": case.effective_bits,
+        "active_bits": case.active_bits,
         "num_scored_tokens": manifest.dataset.num_scored_tokens,
         "score_check": _check(case),
         "whole_model": _whole_model(case),
@@ -203,20 +205,22 @@ def selection_sentence(case: CaseResult) -> str:
     chosen = case.selection
     if chosen.budget is None or chosen.bits is None or chosen.minimum_bits is None:
         return ""
+    counted = COUNTED[chosen.cost]
     if not chosen.is_satisfied:
         digits = digits_apart(chosen.budget, chosen.minimum_bits, 4, "g")
         count, every = case.selected_groups, len(case.groups)
         which = "every group" if count == every else f"{count} of {every} groups"
         return (
-            f"The budget of {chosen.budget:.{digits}g} bits per weight cannot be met: the smallest "
-            f"reachable is {rounded_up(chosen.minimum_bits)}, with {which} quantized."
+            f"The budget of {chosen.budget:.{digits}g} bits per {counted} cannot be met: the "
+            f"smallest reachable is {rounded_up(chosen.minimum_bits)}, with {which} quantized."
         )
     digits = digits_apart(chosen.budget, chosen.bits, 4, "g")
+    active = "" if chosen.active_bits is None else f" ({bits(chosen.active_bits)} active)"
     score, total = numbers_apart(chosen.score, case.total_score)
     return (
-        f"Within {chosen.budget:.{digits}g} bits per weight, {case.selected_groups} of "
-        f"{len(case.groups)} groups stay quantized: {chosen.bits:.{digits}g} bits, score {score} "
-        f"of {total} with all of them."
+        f"Within {chosen.budget:.{digits}g} bits per {counted}, {case.selected_groups} of "
+        f"{len(case.groups)} groups stay quantized: {chosen.bits:.{digits}g} bits{active}, score "
+        f"{score} of {total} with all of them."
     )
 
 
@@ -227,11 +231,12 @@ def _caution(case: CaseResult) -> str:
 def _facts(manifest: Manifest, result: CaseResult) -> str:
     case, data, env = manifest.case, manifest.dataset, manifest.environment
     experimental = ", experimental" if case.experimental else ""
-    stored = manifest.quantization.effective_bits
+    quantization = manifest.quantization
+    stored = both_bits(quantization.effective_bits, quantization.active_bits)
     rows = [
         ("model", f"{code(manifest.model.id)} ({text(manifest.model.weights)} weights)"),
         ("format", f"{code(manifest.quantization.base_format_name)}{experimental}"),
-        ("weights stored in", f"{stored:.4g} bits, scales included"),
+        ("weights stored in", f"{stored} bits, scales included"),
         ("status", text(case.status) + (f" of {code(case.alias_of)}" if case.alias_of else "")),
         ("method", f"{text(case.method)}, engine {text(manifest.run_config.engine)}"),
         (
@@ -295,19 +300,21 @@ def _groups(case: CaseResult) -> str:
             percent(row.share),
             percent(row.cumulative_share),
             f"{row.weights:,}",
+            *(() if case.active_bits is None else (f"{group.active_weights or row.weights:,}",)),
             number(row.score_per_megabit),
             "quantized" if row.selected else "16-bit",
             *_noise_cells(group.error),
         )
         for row, group in zip(layer_rows(case), case.groups, strict=True)
     ]
-    has_error_bars = _has_error_bars(case)
+    has_error_bars, extra = _has_error_bars(case), "" if case.active_bits is None else "r"
     headers = (
         *("rank", "group", "linears", "score", "share", "running", "weights"),
+        *(() if case.active_bits is None else ("active per token",)),
         *("score per Mbit saved", "selection"),
         *(("ranks at 95%", "in the top ten") if has_error_bars else ()),
     )
-    return table(headers, rows, right="r rrrrrr " + "rr" * has_error_bars)
+    return table(headers, rows, right=f"r rrrrr{extra}r " + "rr" * has_error_bars)
 
 
 def _has_error_bars(case: CaseResult) -> bool:

@@ -175,6 +175,11 @@ def correlation(value: float) -> str:
     return f"{value:.{digits_apart(value, 1.0, 4, 'f')}f}"
 
 
+def both_bits(stored: float | None, active: float | None) -> str:
+    """Return bits per stored weight, and per active one where they are not the same weights."""
+    return bits(stored) + ("" if active is None else f" ({bits(active)} active)")
+
+
 def bits(value: float | None) -> str:
     """Return bits per weight with four significant digits, ``unknown`` for None."""
     return "unknown" if value is None else f"{value:.4g}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pytest_autoquant.allocation.scheme import BY_BITS
-from pytest_autoquant.manifests.case_result import finite
+from pytest_autoquant.manifests.case_result import COUNTED, finite
 from pytest_autoquant.manifests.records.scheme_manifest import GroupDecision, SchemeManifest
 from pytest_autoquant.reports.markdown.elements import number, percent
 
@@ -61,8 +61,8 @@ def _rule(found: SchemeManifest) -> str:
     if found.scheme.measure == "effective_bits":
         return (
             f"Every group takes {candidates} or stays in 16 bits, with the least total score "
-            f"within {amount:.6g} bits per weight: a group's score is weighed against the bits it "
-            "saves."
+            f"within {amount:.6g} bits per {COUNTED[found.scheme.cost]}: a group's score is "
+            "weighed against the bits it saves."
         )
     if found.scheme.measure == "max_kl":
         return (

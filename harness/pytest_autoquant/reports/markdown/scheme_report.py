@@ -15,7 +15,7 @@ from pytest_autoquant.manifests.records.scheme_manifest import (
     ViolationRecord,
 )
 from pytest_autoquant.reports.markdown.elements import (
-    bits,
+    both_bits,
     code,
     number,
     percent,
@@ -168,7 +168,10 @@ def cells(found: SchemeManifest) -> tuple[Cell, ...]:
         Cell(text=f"{found.model.name}, {found.dataset.size}"),
         Cell(text=f"{quantized} of {len(found.groups)}", order=quantized),
         Cell(text=percent(decided.fraction_of_weights), order=decided.fraction_of_weights),
-        Cell(text=bits(decided.effective_bits), order=decided.effective_bits),
+        Cell(
+            text=both_bits(decided.effective_bits, decided.active_bits),
+            order=decided.effective_bits,
+        ),
         Cell(text=_megabytes(export), order=-1 if export is None else export.bytes_after),
         Cell(text=number(decided.score), order=decided.score),
         Cell(text=with_error(measured.kl, measured.standard_error), order=measured.kl),

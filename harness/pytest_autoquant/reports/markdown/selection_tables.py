@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from pytest_autoquant.allocation.scored_group import ScoredGroup
+from pytest_autoquant.allocation.scored_group import Cost, ScoredGroup
 from pytest_autoquant.formats.effective_config import UNQUANTIZED_BITS
 from pytest_autoquant.manifests.case_result import CaseResult, Group
 
@@ -26,9 +26,9 @@ class BudgetRow:
     """The selection with the least total score within a budget.
 
     Attributes:
-        budget: bits per weight.
+        budget: bits per weight that the case's ``cost`` counts, as are ``bits``.
         quantized: number of groups that are quantized.
-        bits: stored per weight.
+        bits: of the selection, per weight.
         score: of the quantized groups, per scored token.
         share: of the score of quantizing every group; None if that is zero.
     """
@@ -55,14 +55,16 @@ def budget_rows(case: CaseResult) -> tuple[BudgetRow, ...]:
 
     Empty if a score is not finite or the stored bits are not recorded.
     """
-    return _budget_rows(case.groups, case.selection.budget)
+    return _budget_rows(case.groups, case.selection.budget, case.selection.cost)
 
 
 @lru_cache(maxsize=1)  # the Markdown and the JSON of a case ask one after the other
-def _budget_rows(recorded: tuple[Group, ...], own: float | None) -> tuple[BudgetRow, ...]:
+def _budget_rows(
+    recorded: tuple[Group, ...], own: float | None, cost: Cost
+) -> tuple[BudgetRow, ...]:
     from pytest_autoquant.allocation.knapsack import select_formats_by_budget  # imports numpy
 
-    groups = _scored(recorded)
+    groups = tuple(group.counted_by(cost) for group in _scored(recorded))
     if not groups:
         return ()
     budgets = _budgets(groups, own)
@@ -88,7 +90,7 @@ def kept_rows(case: CaseResult) -> tuple[KeptRow, ...]:
 
     Empty if a score is not finite or the stored bits are not recorded.
     """
-    groups = _scored(case.groups)
+    groups = tuple(group.counted_by(case.selection.cost) for group in _scored(case.groups))
     total = math.fsum(group.scores[0] for group in groups)
     rows = []
     for kept in (*(count for count in _KEPT if count < len(groups)), len(groups)):
@@ -122,6 +124,7 @@ def _scored(groups: tuple[Group, ...]) -> tuple[ScoredGroup, ...]:
             bits=(group.bits,),
             weights=group.weights,
             left_out=frozenset({0} if group.keeps_16_bits else ()),
+            active_weights=group.active_weights,
         ).with_unquantized()
         for group in groups
         if group.score is not None and group.bits is not None and group.weights

@@ -81,12 +81,14 @@ def _summary_case(case: CaseResult) -> SummaryCase:
         experimental=case.experimental,
         problems=case.problems,
         effective_bits=case.effective_bits,
+        active_bits=case.active_bits,
         total_score=case.total_score,
         top_group=case.top_group,
         selected_groups=case.selected_groups,
         manifest=case.manifest,
         num_groups=len(case.groups),
         selection_bits=case.selection.bits,
+        selection_active_bits=case.selection.active_bits,
         is_satisfied=case.selection.is_satisfied,
         weights=case.source.weights,
         measured_at=case.source.measured_at,
@@ -320,18 +322,28 @@ def _measured(model: ReportModel) -> list[str]:
     if not measured:
         return []
     has_kl = any(case.whole is not None for case in measured)
+    is_mixture = has_active_bits(measured)
     apart, names = _views_apart(measured)
     header, cells = _check_column(measured)
     rows = [
-        (*name, *_case_row(model, case, has_kl), *cell, *_run_cell(results, case.case_id))
+        (
+            *name,
+            *_case_row(model, case, has_kl, is_mixture),
+            *cell,
+            *_run_cell(results, case.case_id),
+        )
         for case, name, cell in zip(measured, names, cells, strict=True)
     ]
     return [
         "## Cases, least damage first",
         table(
-            (*apart, *_case_headers(has_kl), *header, *_run_header(results)),
+            (*apart, *_case_headers(has_kl, is_mixture), *header, *_run_header(results)),
             rows,
-            right=" " * len(apart) + "   rr" + "r" * has_kl + " rr" + "r" * len(header),
+            right=" " * len(apart)
+            + "   rr"
+            + "r" * (has_kl + is_mixture)
+            + " rr"
+            + "r" * (len(header) + is_mixture),
         ),
         "\\* on the frontier: no other case of the size has less of damage or bits, and not more "
         "of the other. Damage is the measured KL where every case of the size has one, else the "
@@ -348,11 +360,25 @@ def _orders(model: ReportModel) -> list[str]:
     return [sentences] if sentences else []
 
 
-def _case_headers(has_kl: bool) -> tuple[str, ...]:
-    return (*_CASE_HEADERS[:5], *(("measured KL",) if has_kl else ()), *_CASE_HEADERS[5:])
+def has_active_bits(cases: Iterable[CaseResult]) -> bool:
+    """Whether a case is of a mixture of experts, of which a token uses only some weights."""
+    return any(case.active_bits is not None for case in cases)
 
 
-def _case_row(model: ReportModel, case: CaseResult, has_kl: bool) -> tuple[str, ...]:
+def _case_headers(has_kl: bool, is_mixture: bool) -> tuple[str, ...]:
+    return (
+        *_CASE_HEADERS[:4],
+        *(("per active weight",) if is_mixture else ()),
+        _CASE_HEADERS[4],
+        *(("measured KL",) if has_kl else ()),
+        *_CASE_HEADERS[5:],
+        *(("active bits under budget",) if is_mixture else ()),
+    )
+
+
+def _case_row(
+    model: ReportModel, case: CaseResult, has_kl: bool, is_mixture: bool
+) -> tuple[str, ...]:
     shown = next(shown for shown in model.views if shown.view == view_of(case))
     star = " \\*" if case.case_id in shown.unbeaten else ""
     by_kl = bool(shown.measured_frontier)
@@ -361,12 +387,18 @@ def _case_row(model: ReportModel, case: CaseResult, has_kl: bool) -> tuple[str, 
         code(case.granularity),
         text(case.size),
         bits(case.effective_bits),
+        *((_active(case, case.active_bits),) if is_mixture else ()),
         number(case.total_score) + ("" if by_kl else star),
         *((whole_kl_shown(case) + (star if by_kl else ""),) if has_kl else ()),
         code(case.top_group),
         quantized(case),
         bits(case.selection.bits),
+        *((_active(case, case.selection.active_bits),) if is_mixture else ()),
     )
+
+
+def _active(case: CaseResult, active: float | None) -> str:
+    return "as stored" if case.active_bits is None else bits(active)
 
 
 def _views_apart(

@@ -26,7 +26,7 @@ from pytest_autoquant.reports.markdown.case_report import report_links, selectio
 from pytest_autoquant.reports.markdown.check_report import check_sentence, checked_groups
 from pytest_autoquant.reports.markdown.elements import (
     RANDOM_WEIGHTS,
-    bits,
+    both_bits,
     number,
     percent,
     whole_kl_shown,
@@ -263,7 +263,7 @@ def _entry(
         alias_of=case.alias_of,
         experimental=case.experimental,
         format=case.format_name,
-        bits=bits(case.effective_bits),
+        bits=both_bits(case.effective_bits, case.active_bits),
         total=case.total_score,
         total_shown=number(case.total_score),
         unit=case.unit,

@@ -44,6 +44,7 @@ from pytest_autoquant.reports.markdown.scheme_decisions import (
 from pytest_autoquant.reports.markdown.scheme_report import HEADERS, MEANING, cells
 from pytest_autoquant.reports.markdown.session_report import (
     counts_sentence,
+    has_active_bits,
     infeasible_note,
     last_run_sentences,
     problem_of,
@@ -108,6 +109,7 @@ def render_page(model: ReportModel, comparison: RunComparison | None = None) -> 
             "models": len({view.model for view in shown.views}) > 1,
             "scheme_models": len({_place(found) for found in results.schemes.values()}) > 1,
             "whole": has_kl,
+            "active": has_active_bits(results.cases.values()),
             "methods": len({view.method for view in shown.views}) > 1,
         },
         comparison=comparison,

@@ -170,7 +170,9 @@ class KLReplayEngine:
         return compiled, ()
 
     def _compiling_pays(self, layers: DecoderLayers, recording: Recording, configs: int) -> bool:
-        if self._model.device.type != "cuda":
+        # A loop over experts would be compiled anew for every set of experts that a batch reaches.
+        has_experts = any(linear.is_fused for linear in self._model.linears)
+        if self._model.device.type != "cuda" or has_experts:
             return False
         runs = sum(len(layers) - layers.index_of(members[0]) - 1 for members in self._groups)
         tokens: int = sum(batch.ids.numel() for batch in recording.batches)

@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from pytest_autoquant.models.layers import weight_matrices
 from pytest_autoquant.models.loading import LoadedModel
+from pytest_autoquant.models.restore import forward_replaced
 from pytest_autoquant.scoring.engine import Failure
-from pytest_autoquant.scoring.kl_replay.decoder_layers import (
-    DecoderLayers,
-    LayerForward,
-    forward_replaced,
-)
+from pytest_autoquant.scoring.kl_replay.decoder_layers import DecoderLayers, LayerForward
 from pytest_autoquant.scoring.kl_replay.recording import RecordedBatch, Recording, linear_inputs
+from pytest_autoquant.scoring.replay.expert_products import experts_output
+from pytest_autoquant.scoring.replay.experts import quantized_experts, quantized_input
 from pytest_autoquant.scoring.replay.memory import even_parts
 from pytest_autoquant.scoring.replay.quantizers import shared_range
 from pytest_autoquant.scoring.replay.sweep import Attributes, SweepPlan
+from pytest_autoquant.scoring.replay.tape import hidden_range
 
 #: Most bytes of logits that one forward pass makes, and of quantized weights that one block of
 #: configs keeps. Their sum with the recording is what the engine needs beside the model.
@@ -70,13 +71,14 @@ class _QuantizedVersion:
 
     Attributes:
         config: index of the config in the sweep.
-        weights: by member, ``(out_features, in_features)``.
-        inputs: by member, ``(tokens, in_features)`` over all scored batches.
+        weights: by member, ``(out_features, in_features)``; ``ExpertMatrices`` of fused experts.
+        inputs: by member, ``(tokens, in_features)`` over all scored batches; ``ExpertInput`` of
+            fused experts.
     """
 
     config: int
-    weights: dict[str, torch.Tensor]
-    inputs: dict[str, torch.Tensor]
+    weights: dict[str, Any]
+    inputs: dict[str, Any]
 
 
 class QuantizedGroup:
@@ -94,10 +96,13 @@ class QuantizedGroup:
         self._model, self._recording = recorded.model, recorded.recording
         self._layer = recorded.layers.index_of(members[0])
         self._linears = {name: self._model.module.get_submodule(name) for name in members}
+        fused = {each.name for each in self._model.linears if each.is_fused}
+        self._is_experts = not fused.isdisjoint(members)
         self._inputs = inputs
         self._before = {
             name: self._model.module.get_submodule(name)
             for name in takewhile(lambda name: name not in members, inputs)
+            if name not in fused
         }
 
     def measure(
@@ -121,7 +126,8 @@ class QuantizedGroup:
 
     def _blocks(self, plan: SweepPlan) -> Iterator[list[Attributes]]:
         """Yield the weight quantizers in blocks whose quantized weights fit."""
-        size = sum(linear.weight.nbytes for linear in self._linears.values())
+        members = self._linears.values()
+        size = sum(matrix.nbytes for each in members for matrix in weight_matrices(each))
         weights = list(plan.products)
         for part in even_parts(len(weights), _WEIGHT_BYTES // self._recorded.divisor // size):
             yield weights[part]
@@ -153,7 +159,9 @@ class QuantizedGroup:
                     versions.append(version)
         return versions
 
-    def _quantized_weight(self, plan: SweepPlan, name: str, attributes: Attributes) -> torch.Tensor:
+    def _quantized_weight(self, plan: SweepPlan, name: str, attributes: Attributes) -> Any:
+        if self._is_experts:
+            return quantized_experts(plan, self._linears[name], attributes)
         weight: torch.Tensor = self._linears[name].weight
         return plan.quantized_weight(attributes, weight, self._shared_range(attributes))
 
@@ -164,8 +172,11 @@ class QuantizedGroup:
         weights = [linear.weight.detach() for linear in self._linears.values()]
         return shared_range(attributes, weights)
 
-    def _quantized_input(self, plan: SweepPlan, name: str, attributes: Attributes) -> torch.Tensor:
+    def _quantized_input(self, plan: SweepPlan, name: str, attributes: Attributes) -> Any:
         x, amax = self._inputs[name], self._recording.amax[name]
+        if self._is_experts:
+            hidden_amax = self._recording.amax[hidden_range(name)]
+            return quantized_input(plan, attributes, x, amax, hidden_amax)
         return plan.quantized_input(attributes, x, amax, self._recording.num_tokens)
 
     def _versions_at_a_time(self, batch: RecordedBatch) -> int:
@@ -185,11 +196,15 @@ class QuantizedGroup:
         with ExitStack() as stack:
             stack.enter_context(start)
             for name, linear in self._linears.items():
-                output = _outputs(versions, name, linear, batch.rows).view(*ids.shape, -1)
-                stack.enter_context(forward_replaced(linear, partial(_answer, output)))
+                if self._is_experts:
+                    answer = partial(_experts_answer, versions, name, linear, batch.rows)
+                else:
+                    output = _outputs(versions, name, linear, batch.rows)
+                    answer = partial(_answer, output)
+                stack.enter_context(forward_replaced(linear, answer))
             for name, linear in self._before.items():
-                output = linear(self._inputs[name][batch.rows]).view(*batch.ids.shape, -1)
-                repeated = output.repeat(len(versions), 1, 1)
+                output = linear(self._inputs[name][batch.rows])
+                repeated = output.repeat(len(versions), 1)
                 stack.enter_context(forward_replaced(linear, partial(_answer, repeated)))
             logits = self._model.module(input_ids=ids, use_cache=False).logits
         return batch.reference.divergences(logits)
@@ -208,5 +223,36 @@ def _outputs(
 
 
 def _answer(output: torch.Tensor, x: Any) -> torch.Tensor:
-    """Return a computed output in place of a linear's own."""
-    return output
+    """Return an output of all versions in place of a linear's own, in the shape of its input.
+
+    A linear in a mixture block reads the tokens of all captions in one row.
+    """
+    return output.view(*x.shape[:-1], -1)
+
+
+def _experts_answer(
+    versions: Sequence[_QuantizedVersion],
+    name: str,
+    module: Any,
+    rows: slice,
+    x: torch.Tensor,
+    experts: torch.Tensor,
+    weights: torch.Tensor,
+) -> torch.Tensor:
+    """Return the quantized outputs of fused experts, ``(versions x tokens, hidden)``.
+
+    All versions have the routing of the unquantized model: only what comes after it differs.
+    """
+    tokens = len(x) // len(versions)
+    return torch.cat(
+        [
+            experts_output(
+                module,
+                each.weights[name],
+                each.inputs[name].rows(rows),
+                experts[:tokens],
+                weights[:tokens],
+            )
+            for each in versions
+        ]
+    )

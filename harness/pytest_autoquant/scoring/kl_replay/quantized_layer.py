@@ -10,10 +10,14 @@ from typing import Any
 
 import torch
 
+from pytest_autoquant.models.layers import expert_matrices
 from pytest_autoquant.models.loading import LoadedModel
+from pytest_autoquant.models.restore import forward_replaced
 from pytest_autoquant.scoring.engine import Failure
-from pytest_autoquant.scoring.kl_replay.decoder_layers import forward_replaced
+from pytest_autoquant.scoring.replay.expert_products import ExpertInput, experts_output, unchanged
+from pytest_autoquant.scoring.replay.experts import quantized_experts, quantized_input
 from pytest_autoquant.scoring.replay.sweep import Attributes, SweepPlan, Version
+from pytest_autoquant.scoring.replay.tape import hidden_range
 
 
 class QuantizedLayer:
@@ -40,6 +44,7 @@ class QuantizedLayer:
         self._plan, self._amax, self._block, self._failures = plan, amax, block, failures
         self.names = tuple(names)
         self._linears: dict[str, Any] = {name: model.module.get_submodule(name) for name in names}
+        self._experts = {each.name for each in model.linears if each.is_fused}
         self._weights = {
             (name, attributes): self._weight(name, attributes)
             for attributes in dict.fromkeys(version.weight for version in block)
@@ -56,7 +61,10 @@ class QuantizedLayer:
         versions, read = self._block[part], _LastInput()
         with ExitStack() as stack:
             for name, linear in self._linears.items():
-                answer = partial(self._answer, name, versions, read)
+                if name in self._experts:
+                    answer = partial(self._experts_answer, name, versions)
+                else:
+                    answer = partial(self._answer, name, versions, read)
                 stack.enter_context(forward_replaced(linear, answer))
             yield
 
@@ -103,15 +111,52 @@ class QuantizedLayer:
             return rows
         return found.view_as(rows)
 
-    def _weight(self, name: str, attributes: Attributes) -> torch.Tensor:
-        weight: torch.Tensor = self._linears[name].weight
+    def _experts_answer(
+        self,
+        name: str,
+        versions: Sequence[Version],
+        x: torch.Tensor,
+        experts: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> torch.Tensor:
+        """Answer for fused experts, ``(versions x tokens, hidden)``; each version is routed."""
+        tokens = len(x) // len(versions)
+        outputs = []
+        for place, version in enumerate(versions):
+            rows = slice(place * tokens, (place + 1) * tokens)
+            matrices = self._weights[name, version.weight]
+            read = self._expert_input(name, version.input, x[rows])
+            module = self._linears[name]
+            outputs.append(experts_output(module, matrices, read, experts[rows], weights[rows]))
+        return torch.cat(outputs)
+
+    def _expert_input(self, name: str, attributes: Attributes, x: torch.Tensor) -> ExpertInput:
+        amax, hidden_amax = self._amax[name], self._amax[hidden_range(name)]
         try:
-            return self._plan.quantized_weight(attributes, weight)
+            return quantized_input(self._plan, attributes, x, amax, hidden_amax)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            self._fail(error, [each.config for each in self._block if each.input == attributes])
+            return ExpertInput(x=x, on_hidden=unchanged)
+
+    def _weight(self, name: str, attributes: Attributes) -> Any:
+        try:
+            return self._quantized_weight(name, attributes)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
             self._fail(error, [each.config for each in self._block if each.weight == attributes])
-            return weight
+            return self._plain(name)
+
+    def _plain(self, name: str) -> Any:
+        module = self._linears[name]
+        return expert_matrices(module) if name in self._experts else module.weight
+
+    def _quantized_weight(self, name: str, attributes: Attributes) -> Any:
+        if name in self._experts:
+            return quantized_experts(self._plan, self._linears[name], attributes)
+        return self._plan.quantized_weight(attributes, self._plain(name))
 
     def _fail(self, error: Exception, configs: Sequence[int]) -> None:
         failure = Failure.of(error)

@@ -16,7 +16,8 @@ from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.kl_replay.decoder_layers import DecoderLayers
 from pytest_autoquant.scoring.kl_replay.divergence import Reference
 from pytest_autoquant.scoring.progress import Progress
-from pytest_autoquant.scoring.replay.tape import largest_magnitudes
+from pytest_autoquant.scoring.replay.expert_products import watched_experts
+from pytest_autoquant.scoring.replay.tape import hidden_range, largest_magnitudes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,8 @@ class Recording:
     """All scored captions, in the order of ``CalibrationData.replayed``, and the ranges of inputs.
 
     Attributes:
-        amax: by linear, ``(in_features,)``: largest |X| over all calibration tokens.
+        amax: by linear, ``(in_features,)``: largest |X| over all calibration tokens. Fused experts
+            have a second range, see ``tape.hidden_range``.
     """
 
     batches: tuple[RecordedBatch, ...]
@@ -108,13 +110,16 @@ def record(
 
 
 def input_ranges(model: LoadedModel, batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
-    """Return the largest |X| per channel of each linear over batches, ``(in_features,)``.
+    """Return the largest |X| per channel of each linear over batches, see ``Recording.amax``.
 
     Raises:
         NotReplayableError: a linear does not run once on every token.
     """
     amax: dict[str, torch.Tensor] = {}
-    with torch.no_grad():
+    with torch.no_grad(), ExitStack() as stack:
+        for name in (each.name for each in model.linears if each.is_fused):
+            on_hidden = partial(_widen, amax, hidden_range(name))
+            stack.enter_context(watched_experts(model.module.get_submodule(name), on_hidden))
         for batch in batches:
             for name, x in linear_inputs(model, model.tensor(batch)).items():
                 _widen(amax, name, x)
@@ -169,6 +174,8 @@ def _watched_linears(
 def _on_linear(
     name: str, num_tokens: int, inputs: dict[str, torch.Tensor], module: Any, args: Any
 ) -> None:
+    if not args:
+        raise _not_replayable(f"{name} is not called with its input first")
     x = args[0].reshape(-1, args[0].shape[-1])
     if name in inputs:
         raise _not_replayable(f"{name} runs several times per forward")
@@ -177,10 +184,11 @@ def _on_linear(
     inputs[name] = x
 
 
-def _widen(amax: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> None:
-    """Raise the largest |X| per channel by an input, ``(tokens, in_features)``."""
+def _widen(amax: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:
+    """Raise the largest |X| per channel by an input, ``(tokens, in_features)``; return it."""
     largest = x.abs().amax(dim=0)
     amax[name] = torch.maximum(amax[name], largest) if name in amax else largest
+    return x
 
 
 def _not_replayable(reason: str) -> NotReplayableError:

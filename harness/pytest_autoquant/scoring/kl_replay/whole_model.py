@@ -176,7 +176,7 @@ class _Walk:
     ) -> None:
         """Replace the states before a layer by those before the next, in place."""
         per_token = sum(
-            linear.out_features for linear in self.model.linears if linear.name in layer.names
+            linear.output_width for linear in self.model.linears if linear.name in layer.names
         )
         for part in self._parts(recorded, len(states), per_token * states.element_size()):
             keep = partial(_write, states[part])

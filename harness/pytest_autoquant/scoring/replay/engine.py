@@ -27,6 +27,7 @@ from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.caption_scores import CaptionScores
 from pytest_autoquant.scoring.engine import Outcomes
 from pytest_autoquant.scoring.progress import Progress
+from pytest_autoquant.scoring.replay.experts import sweep_experts
 from pytest_autoquant.scoring.replay.fisher import DRAWS, LossChangeScorer
 from pytest_autoquant.scoring.replay.memory import first_that_fits
 from pytest_autoquant.scoring.replay.outcomes import REPLAY, replay_outcomes
@@ -44,6 +45,7 @@ from pytest_autoquant.scoring.replay.tape import (
     Tape,
     choose_device,
     estimate_bytes,
+    hidden_range,
     load_tape,
     save_tape,
     tape_fingerprint,
@@ -92,11 +94,14 @@ class ReplayEngine:
         self._tape_folder = tape_folder
         self._groups = layer_groups(model)
         self._elsewhere = scored_elsewhere(model)
+        self._experts = next((each.name for each in model.linears if each.is_fused), None)
 
     def refuses(self, config: EffectiveConfig) -> str | None:
         """Return why a config cannot be replayed, None if it can."""
         if self._elsewhere is not None:
             return f"ModelOpt scores {self._elsewhere} at the output of a mixture of experts"
+        if self._is_fisher and self._experts is not None:
+            return f"fisher does not score fused experts, such as {self._experts}"
         return replay_refusal(config)
 
     def score(
@@ -157,8 +162,9 @@ class ReplayEngine:
             timing=timing,
             peak_cuda_bytes=peak_cuda_bytes(self._model.device),
             signal=self._signal(tape),
-            ranges={name: tape.amax[source] for name, source in tape.source.items()},
+            ranges=_ranges(tape),
             notes=(*_draw_notes(tape), *_gradient_notes(tape)),
+            expert_tokens={name: each.counts.tolist() for name, each in tape.routing.items()},
         )
 
     def _tape(self, data: CalibrationData, device: torch.device, progress: Progress) -> Tape:
@@ -185,7 +191,10 @@ class ReplayEngine:
         with torch.no_grad():
             for done, token_slice in enumerate(slices):
                 progress("sweep", done, total)
-                sweep_slice(plan, token_slice, self._model.module, result, scorer_of)
+                if token_slice.routing is not None:
+                    sweep_experts(plan, token_slice, self._model.module, result)
+                else:
+                    sweep_slice(plan, token_slice, self._model.module, result, scorer_of)
         return result
 
     def _signal(self, tape: Tape) -> Signal:
@@ -197,6 +206,13 @@ class ReplayEngine:
 
     def _in_module_order(self, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(linear.name for linear in self._model.linears if linear.name in names)
+
+
+def _ranges(tape: Tape) -> dict[str, torch.Tensor]:
+    """Return the largest magnitudes that each linear reads; see ``Measurement.ranges``."""
+    hidden = (hidden_range(name) for name in tape.routing)
+    own = {name: tape.amax[source] for name, source in tape.source.items()}
+    return own | {name: tape.amax[name] for name in hidden}
 
 
 def _draw_notes(tape: Tape) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_autoquant.scoring.caption_scores import CaptionScores
@@ -24,13 +24,14 @@ def replay_outcomes(
     signal: Signal,
     ranges: Mapping[str, Any],
     notes: tuple[str, ...] = (),
+    expert_tokens: Mapping[str, Sequence[int]] | None = None,
 ) -> Outcomes:
     """Return the outcome of each config of a sweep, by the config's digest.
 
     Args:
         failures: by index of the config.
         timing: seconds by phase, of the whole sweep.
-        ranges: see ``Measurement``.
+        ranges: see ``Measurement``, as for ``expert_tokens``.
     """
     return {
         config.digest: failures.get(index)
@@ -43,6 +44,7 @@ def replay_outcomes(
             signal=signal,
             ranges=ranges,
             notes=notes,
+            expert_tokens=expert_tokens,
         )
         for index, config in enumerate(plan.configs)
     }

@@ -54,7 +54,7 @@ class ShapedQuantizers:
 
     def __init__(self, attributes: QuantizerAttributes) -> None:
         self._attributes = attributes
-        self._by_shape: dict[tuple[int, ...], Quantizer] = {}
+        self._by_shape: dict[tuple[int | str, ...], Quantizer] = {}
 
     def weight(self, weight: torch.Tensor, amax: torch.Tensor | None = None) -> torch.Tensor:
         """Return the fake-quantized weight, ``(out_features, in_features)``.
@@ -91,6 +91,18 @@ class ShapedQuantizers:
             return several
         return torch.cat([several, quantizer(x[None, together:])[0]])
 
+    def of_rows(self, place: str, amax: torch.Tensor) -> Quantizer:
+        """Return a calibrated quantizer of ``(tokens, in_features)``, as fused experts have it.
+
+        Args:
+            place: what sets quantizers of one width apart, which may not share their ranges.
+            amax: the largest |X| per channel, ``(in_features,)``.
+        """
+        quantizer = self._quantizer((place, amax.shape[-1]))
+        if self._attributes.needs_calibration:
+            quantizer.amax = reduced_range(amax[None], quantizer.axis)
+        return quantizer
+
     @property
     def is_enabled(self) -> bool:
         """Whether ModelOpt's quantizers are on; false before the first use."""
@@ -101,7 +113,7 @@ class ShapedQuantizers:
         """Return ModelOpt's own description."""
         return next(iter(self._by_shape.values())).extra_repr()
 
-    def _quantizer(self, shape: tuple[int, ...]) -> Quantizer:
+    def _quantizer(self, shape: tuple[int | str, ...]) -> Quantizer:
         if shape not in self._by_shape:
             self._by_shape[shape] = tensor_quantizer(self._attributes)
         return self._by_shape[shape]

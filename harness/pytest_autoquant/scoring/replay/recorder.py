@@ -21,8 +21,11 @@ from pytest_autoquant.models.drawn_gradients import drawn_gradients
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.next_token import next_token_logits, next_token_loss
 from pytest_autoquant.scoring.progress import Progress
+from pytest_autoquant.scoring.replay.expert_products import watched_experts
 from pytest_autoquant.scoring.replay.tape import (
+    Routing,
     Tape,
+    hidden_range,
     kept_draws,
     largest_magnitudes,
     tape_fingerprint,
@@ -71,6 +74,8 @@ def capture(
         inputs=recording.inputs.tensors,
         amax=recording.amax,
         gradients=recording.gradients.tensors,
+        routing=recording.routing(),
+        batch_tokens=tuple(batch.num_tokens for batch in data.replayed),
         num_multi_caption_tokens=_num_tokens(b for b in data.scored if len(b.rows) > 1),
         caption_lengths=tuple(len(row) for row in data.replayed_captions),
         non_finite_gradients=tuple(n for n, most in largest.items() if not math.isfinite(most)),
@@ -119,6 +124,9 @@ class _Recording:
         self.draws = draws
         self.inputs = _TokenBuffers(num_tokens, device)
         self.gradients = _TokenBuffers(num_tokens, device, draws)
+        self.experts = _TokenBuffers(num_tokens, device)
+        self.weights = _TokenBuffers(num_tokens, device)
+        self.counts: dict[str, torch.Tensor] = {}
         self.amax: dict[str, torch.Tensor] = {}
         self.source: dict[str, str] = {}
 
@@ -127,6 +135,20 @@ class _Recording:
         largest = x.detach().abs().amax(dim=tuple(range(x.dim() - 1)))
         known = self.amax.get(name)
         self.amax[name] = largest if known is None else torch.maximum(known, largest)
+
+    def count(self, name: str, experts: torch.Tensor, num_experts: int) -> None:
+        """Count the tokens that each expert sees, from ``(tokens, experts per token)``."""
+        seen = experts.flatten().bincount(minlength=num_experts)
+        self.counts[name] = self.counts[name] + seen if name in self.counts else seen
+
+    def routing(self) -> dict[str, Routing]:
+        """Return the routing of each layer's experts."""
+        return {
+            name: Routing(
+                experts=experts, weights=self.weights.tensors[name], counts=self.counts[name]
+            )
+            for name, experts in self.experts.tensors.items()
+        }
 
     def set_source(self, name: str, source: str) -> None:
         """Note whose input a linear reads; the answer has to be the same for every batch."""
@@ -189,6 +211,22 @@ class _BatchPass:
         # The hook must not refer to this pass: it would keep the graph alive through ``seen``.
         output.register_hook(partial(self.recording.gradients.write, name, self.rows))
 
+    def on_experts(self, name: str, module: Any, args: Any, output: torch.Tensor) -> None:
+        """Record what the router gave one layer's experts, and what a linear's record has."""
+        if len(args) != 3:
+            raise _not_replayable(f"{name} is not called with tokens, experts and their weights")
+        _, experts, weights = args
+        self.recording.count(name, experts, module.num_experts)
+        if self.rows is not None:
+            self.recording.experts.write(name, self.rows, experts)
+            self.recording.weights.write(name, self.rows, weights)
+        self.on_linear(name, module, args, output)
+
+    def on_hidden(self, name: str, hidden: torch.Tensor) -> torch.Tensor:
+        """Note the range of what an expert's second matrix reads."""
+        self.recording.add_range(hidden_range(name), hidden)
+        return hidden
+
     def _source_of(self, name: str, x: torch.Tensor) -> str:
         """Return the linear whose input this is: the tensor read just before is shared."""
         if self.seen is None or not self.seen.is_same(x):
@@ -213,9 +251,13 @@ def _hooked(model: LoadedModel, batch_pass: _BatchPass) -> Iterator[None]:
         embedding = model.module.get_input_embeddings()
         stack.callback(embedding.register_forward_hook(batch_pass.on_embedding).remove)
         for linear in model.linears:
-            hook = partial(batch_pass.on_linear, linear.name)
+            on_call = batch_pass.on_experts if linear.is_fused else batch_pass.on_linear
             module = model.module.get_submodule(linear.name)
+            hook = partial(on_call, linear.name)
             stack.callback(module.register_forward_hook(hook).remove)
+            if linear.is_fused:
+                watched = watched_experts(module, partial(batch_pass.on_hidden, linear.name))
+                stack.enter_context(watched)
         yield
 
 

@@ -25,15 +25,59 @@ _CUDA_BLOCK = 4096
 _CPU_CHUNK_ELEMENTS = 1 << 17
 
 
-class LinearScorer:
-    """Scores many quantized versions of one linear against its unquantized output.
+class OutputScorer:
+    """Scores many quantized versions of one output against the unquantized one.
 
     Args:
         plain: unquantized output, ``(tokens, out_features)``.
         gradient: of the loss with respect to that output, ``(tokens, out_features)``.
-        bias: the linear's bias, ``(out_features,)`` or None.
         versions: number of versions.
         caption_lengths: ``(captions,)``: number of tokens of each caption, in the tokens' order.
+    """
+
+    def __init__(
+        self,
+        plain: torch.Tensor,
+        gradient: torch.Tensor,
+        *,
+        versions: int,
+        caption_lengths: torch.Tensor,
+    ) -> None:
+        tokens, width = plain.shape
+        rows = tokens if plain.is_cuda else max(1, _CPU_CHUNK_ELEMENTS // width)
+        self._plain, self._gradient = plain, gradient
+        self._parts = [slice(start, start + rows) for start in range(0, tokens, rows)]
+        self._caption_lengths = caption_lengths
+        blocks = -(-width // _CUDA_BLOCK) if plain.is_cuda else 1
+        dtype = torch.float32 if plain.is_cuda else torch.float64
+        self._partial = torch.zeros((versions, tokens, blocks), dtype=dtype, device=plain.device)
+
+    def add_output(self, version: int, output: torch.Tensor) -> None:
+        """Score one version; a version that is never added scores 0.
+
+        Args:
+            output: quantized output, ``(tokens, out_features)``; overwritten on a CPU.
+        """
+        for part in self._parts:
+            self._reduce(version, part, output[part])
+
+    def per_caption(self) -> torch.Tensor:
+        """Return the scores, ``(versions, captions)`` in float64, on the device."""
+        tokens = self._partial.sum(dim=2, dtype=torch.float64).T.contiguous()
+        return torch.segment_reduce(
+            tokens, "sum", lengths=self._caption_lengths, axis=0, unsafe=True
+        ).T
+
+    def _reduce(self, version: int, part: slice, output: torch.Tensor) -> None:
+        reduce = _reduce_cuda if output.is_cuda else _reduce_cpu
+        reduce(output, self._plain[part], self._gradient[part], self._partial[version, part])
+
+
+class LinearScorer(OutputScorer):
+    """Scores many quantized versions of one linear; see ``OutputScorer``.
+
+    Args:
+        bias: the linear's bias, ``(out_features,)`` or None.
     """
 
     def __init__(
@@ -45,14 +89,8 @@ class LinearScorer:
         versions: int,
         caption_lengths: torch.Tensor,
     ) -> None:
-        tokens, width = plain.shape
-        rows = tokens if plain.is_cuda else max(1, _CPU_CHUNK_ELEMENTS // width)
-        self._plain, self._gradient, self._bias = plain, gradient, bias
-        self._parts = [slice(start, start + rows) for start in range(0, tokens, rows)]
-        self._caption_lengths = caption_lengths
-        blocks = -(-width // _CUDA_BLOCK) if plain.is_cuda else 1
-        dtype = torch.float32 if plain.is_cuda else torch.float64
-        self._partial = torch.zeros((versions, tokens, blocks), dtype=dtype, device=plain.device)
+        super().__init__(plain, gradient, versions=versions, caption_lengths=caption_lengths)
+        self._bias = bias
 
     def add(self, version: int, x: torch.Tensor, weight: torch.Tensor) -> None:
         """Score one version; a version that is never added scores 0.
@@ -61,17 +99,8 @@ class LinearScorer:
             x: quantized input, ``(tokens, in_features)``.
             weight: quantized weight, ``(out_features, in_features)``.
         """
-        reduce = _reduce_cuda if x.is_cuda else _reduce_cpu
         for part in self._parts:
-            output = functional.linear(x[part], weight, self._bias)
-            reduce(output, self._plain[part], self._gradient[part], self._partial[version, part])
-
-    def per_caption(self) -> torch.Tensor:
-        """Return the scores, ``(versions, captions)`` in float64, on the device."""
-        tokens = self._partial.sum(dim=2, dtype=torch.float64).T.contiguous()
-        return torch.segment_reduce(
-            tokens, "sum", lengths=self._caption_lengths, axis=0, unsafe=True
-        ).T
+            self._reduce(version, part, functional.linear(x[part], weight, self._bias))
 
 
 def _reduce_cpu(

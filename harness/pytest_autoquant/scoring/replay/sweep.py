@@ -154,7 +154,7 @@ def _squared(parts: torch.Tensor) -> torch.Tensor:
 class Scorer(Protocol):
     """Scores many quantized versions of one linear; see ``score_kernel.LinearScorer``."""
 
-    def add(self, version: int, x: torch.Tensor, weight: torch.Tensor) -> None: ...
+    def add(self, version: int, x: Any, weight: Any) -> None: ...
 
     def per_caption(self) -> torch.Tensor: ...
 
@@ -195,15 +195,15 @@ def sweep_slice(
         scorer = scorer_of(name, linear, token_slice, len(plan.configs))
         for attributes, products in plan.products.items():
             quantized_weight = partial(plan.quantized_weight, attributes, linear.weight)
-            _score_products(scorer, products, quantized_input, quantized_weight, result.failures)
+            score_products(scorer, products, quantized_input, quantized_weight, result.failures)
         result.add(name, scorer.per_caption())
 
 
-def _score_products(
+def score_products(
     scorer: Scorer,
     products: Sequence[WantedProduct],
-    quantized_input: Callable[[Attributes], torch.Tensor],
-    quantized_weight: Callable[[], torch.Tensor],
+    quantized_input: Callable[[Attributes], Any],
+    quantized_weight: Callable[[], Any],
     failures: dict[int, Failure],
 ) -> None:
     """Score the products of one weight, which is quantized on first use and dropped at the end."""

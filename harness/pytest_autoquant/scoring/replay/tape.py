@@ -2,7 +2,8 @@
 
 Per linear the inputs X and the gradients G of its output, over the tokens of the scored captions,
 and per input channel the largest |X| over all calibration tokens. Linears that read the same tensor
-(q/k/v, gate/up) share one X. ``recorder`` makes the tape, ``token_slices`` hands it to the sweep.
+(q/k/v, gate/up) share one X. Fused experts count as one linear; the tape has their routing as well.
+``recorder`` makes the tape, ``token_slices`` hands it to the sweep.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import re
 import tempfile
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,18 +64,36 @@ class TapeFingerprint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Routing:
+    """Where the router of one layer sent tokens.
+
+    Attributes:
+        experts: of each token of the scored captions, ``(tokens, experts per token)``.
+        weights: of their outputs, ``(tokens, experts per token)``.
+        counts: calibration tokens that each expert sees, ``(experts,)``.
+    """
+
+    experts: torch.Tensor
+    weights: torch.Tensor
+    counts: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tape:
     """Recorded inputs and output gradients.
 
     Attributes:
         source: by linear, the linear whose input it shares; its own name if it shares none.
         inputs: by source, ``(tokens, in_features)``.
-        amax: by source, ``(in_features,)``: largest |X| over all calibration tokens.
+        amax: by source, ``(in_features,)``: largest |X| over all calibration tokens. Fused experts
+            have a second range, see ``hidden_range``.
+        routing: by fused experts.
         gradients: by linear, ``(tokens, out_features)``; of drawn ones ``(tokens, draws,
             out_features)``, with the draws that the linear keeps.
         num_multi_caption_tokens: number of tokens from batches of several captions. They come
             first; the other tokens are from batches of one caption. On CUDA, ModelOpt quantizes
             the two kinds with different code (``quantizers.ShapedQuantizers.input``).
+        batch_tokens: number of tokens of each batch, in the order of the tokens.
         caption_lengths: number of tokens of each caption, in the order of the tokens.
         non_finite_gradients: linears whose gradients hold NaN or an infinity.
         zero_inputs: linears whose inputs are zero for every calibration token.
@@ -85,7 +105,9 @@ class Tape:
     inputs: Mapping[str, torch.Tensor]
     amax: Mapping[str, torch.Tensor]
     gradients: Mapping[str, torch.Tensor]
+    routing: Mapping[str, Routing]
     num_multi_caption_tokens: int
+    batch_tokens: tuple[int, ...]
     caption_lengths: tuple[int, ...]
     non_finite_gradients: tuple[str, ...]
     zero_inputs: tuple[str, ...]
@@ -94,8 +116,25 @@ class Tape:
     @property
     def nbytes(self) -> int:
         """Size of the tensors in bytes."""
-        parts = (self.inputs, self.amax, self.gradients)
-        return sum(tensor.nbytes for part in parts for tensor in part.values())
+        return sum(tensor.nbytes for part in self.tensors.values() for tensor in part.values())
+
+    @property
+    def tensors(self) -> dict[str, Mapping[str, torch.Tensor]]:
+        """All tensors, by kind and linear."""
+        routed = self.routing.items()
+        return {
+            "input": self.inputs,
+            "amax": self.amax,
+            "gradient": self.gradients,
+            "experts": {name: routing.experts for name, routing in routed},
+            "weights": {name: routing.weights for name, routing in routed},
+            "counts": {name: routing.counts for name, routing in routed},
+        }
+
+
+def hidden_range(experts: str) -> str:
+    """Return the name of the range of what the second matrices of fused experts read."""
+    return f"{experts}.down_proj"
 
 
 def is_attention_input(name: str) -> bool:
@@ -137,7 +176,7 @@ def estimate_bytes(model: LoadedModel, data: CalibrationData, draws: int = 0) ->
     """Return an upper bound of the tape's size in bytes: its size if no input were shared."""
     tokens = sum(batch.num_tokens for batch in data.scored)
     width = sum(
-        each.in_features + max(kept_draws(each.name, draws), 1) * each.out_features
+        each.in_features + max(kept_draws(each.name, draws), 1) * each.output_width
         for each in model.linears
     )
     itemsize: int = next(model.module.parameters()).element_size()
@@ -184,16 +223,16 @@ def save_tape(tape: Tape, path: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    parts = {"input": tape.inputs, "amax": tape.amax, "gradient": tape.gradients}
     tensors = {
         f"{kind}/{name}": tensor.contiguous()
-        for kind, part in parts.items()
+        for kind, part in tape.tensors.items()
         for name, tensor in part.items()
     }
     header = {
         "fingerprint": json.dumps(asdict(tape.fingerprint)),
         "source": json.dumps(dict(tape.source)),
         "num_multi_caption_tokens": json.dumps(tape.num_multi_caption_tokens),
+        "batch_tokens": json.dumps(tape.batch_tokens),
         "caption_lengths": json.dumps(tape.caption_lengths),
         "non_finite_gradients": json.dumps(tape.non_finite_gradients),
         "zero_inputs": json.dumps(tape.zero_inputs),
@@ -237,7 +276,7 @@ def load_tape(
 def _read_tape(
     stored: Any, header: Mapping[str, Any], fingerprint: TapeFingerprint, pinned: bool
 ) -> Tape:
-    parts: dict[str, dict[str, torch.Tensor]] = {"input": {}, "amax": {}, "gradient": {}}
+    parts: defaultdict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     for key in stored.keys():  # noqa: SIM118 - safe_open is not a mapping
         kind, _, name = key.partition("/")
         tensor = stored.get_tensor(key)
@@ -248,6 +287,13 @@ def _read_tape(
         inputs=parts["input"],
         amax=parts["amax"],
         gradients=parts["gradient"],
+        routing={
+            name: Routing(
+                experts=experts, weights=parts["weights"][name], counts=parts["counts"][name]
+            )
+            for name, experts in parts["experts"].items()
+        },
+        batch_tokens=tuple(header["batch_tokens"]),
         num_multi_caption_tokens=header["num_multi_caption_tokens"],
         caption_lengths=tuple(header["caption_lengths"]),
         non_finite_gradients=tuple(header["non_finite_gradients"]),

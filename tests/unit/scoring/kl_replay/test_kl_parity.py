@@ -15,6 +15,7 @@ import pytest
 import torch
 from builders import calibration_of, config_of, distinct_configs, ignore_progress, model_state
 from modelopt.torch.quantization import algorithms
+from pytest_autoquant.models.layers import language_model_linears, other_weighted_modules
 from pytest_autoquant.plugin.pytest_config import plan_of
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
 from pytest_autoquant.scoring.stock.engine import StockEngine
@@ -36,12 +37,17 @@ def model(aq_runner):
 
 
 @pytest.fixture
-def stock(model, monkeypatch):
-    """Stock AutoQuant with its loss in fp64."""
+def stock_of(monkeypatch):
+    """Stock AutoQuant of a model, with its loss in fp64."""
     monkeypatch.setattr(
         algorithms, "_get_log_prob", lambda logits, lm_head=None: logits.double().log_softmax(-1)
     )
-    return StockEngine(model, method="kl_div")
+    return lambda model: StockEngine(model, method="kl_div")
+
+
+@pytest.fixture
+def stock(model, stock_of):
+    return stock_of(model)
 
 
 def assert_parity(stock, config, replayed, data):
@@ -80,6 +86,37 @@ def test_replay_equals_stock(model, stock):
     for name, config in configs.items():
         largest = assert_parity(stock, config, outcomes[config.digest], data)
         assert largest <= TOLERANCE[model.record.dtype], name
+
+
+def test_replay_of_a_mixture_equals_stock(mixture, stock_of):
+    data = calibration_of(mixture, score_size=5)
+    configs = [config_of("wfp8_afp8"), config_of("wint4_aint4", "w_group64")]
+    before = model_state(mixture.module)
+    outcomes = KLReplayEngine(mixture).score(configs, data, ignore_progress)
+    assert model_state(mixture.module) == before
+    for config in configs:
+        largest = assert_parity(stock_of(mixture), config, outcomes[config.digest], data)
+        assert largest <= TOLERANCE["float32"], config.pair.name
+
+
+def test_linears_beside_the_experts_read_all_captions_in_one_row(tiny, stock_of):
+    """Qwen2-MoE has a shared expert, whose linears are measured one by one."""
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "vocab_size": 2048}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1}
+    experts = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 24}
+    config = Qwen2MoeConfig(**sizes, **heads, **experts, num_experts=4, num_experts_per_tok=2)
+    module = Qwen2MoeForCausalLM(config).eval()
+    module.set_experts_implementation("eager")
+    linears = language_model_linears(module)
+    model = replace(
+        tiny, module=module, linears=linears, others=other_weighted_modules(module, linears)
+    )
+    data, config = calibration_of(model, score_size=4), config_of("wint8_aint8")
+    replayed = KLReplayEngine(model).score([config], data, ignore_progress)[config.digest]
+    assert len(replayed.groups) == 5  # q/k/v, o, gate/up and down of the shared expert, experts
+    assert_parity(stock_of(model), config, replayed, data)
 
 
 @pytest.mark.slow

@@ -84,6 +84,18 @@ def test_divergence_is_that_of_the_model_that_modelopt_quantizes(model, data):
         assert measured == pytest.approx(expected, rel=10 * TOLERANCE), name
 
 
+def test_divergence_of_a_mixture_is_that_of_the_model_that_modelopt_quantizes(mixture):
+    data = calibration_of(mixture, score_size=3)
+    configs = [FP8, config_of("wint4_aint8", "w_group64")]
+    before = model_state(mixture.module)
+    found = measure_whole_model(mixture, configs, data, ignore_progress)
+    assert model_state(mixture.module) == before
+    for config in configs:
+        expected = stock_divergences(mixture, config, data)
+        assert min(expected) > 0
+        assert found[config.digest].per_caption == pytest.approx(expected, rel=10 * TOLERANCE)
+
+
 @pytest.mark.slow
 def test_divergence_is_modelopts_for_every_combination_that_runs_here(
     model, data, aq_runner, pytestconfig

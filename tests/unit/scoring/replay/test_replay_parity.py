@@ -10,12 +10,10 @@ The plugin's options choose model, device and combinations, so parity on a GPU i
 
 import pytest
 from builders import calibration_of, config_of, distinct_configs, ignore_progress, model_state
+from parity import assert_parity
 from pytest_autoquant.plugin.pytest_config import plan_of
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
-from pytest_autoquant.scoring.stock.engine import StockEngine
 
-#: Largest relative difference of a group's score, by the model's dtype.
-TOLERANCE = {"float32": 1e-6, "bfloat16": 1e-3}
 SAMPLE = (
     "wfp8_afp8-default",
     "wint8_aint8-recipe_match_channel_token",
@@ -46,18 +44,6 @@ def swept(model, sample, data):
     outcomes = ReplayEngine(model).score(list(sample.values()), data, ignore_progress)
     assert model_state(model.module) == before
     return outcomes
-
-
-def assert_parity(model, config, replayed, data):
-    """Compare every group with stock; return the largest relative difference."""
-    engine = StockEngine(model, method="gradient")
-    (stock,) = engine.score([config], data, ignore_progress).values()
-    assert [g.modules for g in replayed.groups] == [g.modules for g in stock.groups]
-    pairs = list(zip(replayed.groups, stock.groups, strict=True))
-    for ours, theirs in pairs:
-        tolerance = TOLERANCE[model.record.dtype]
-        assert ours.score == pytest.approx(theirs.score, rel=tolerance), ours.name
-    return max(abs(a.score - b.score) / b.score for a, b in pairs if b.score)
 
 
 @pytest.mark.parametrize("name", SAMPLE)

@@ -65,6 +65,22 @@ def _allocation_copies(found: SchemeManifest) -> Iterator[Copies]:
         copy=decided.fraction_of_weights,
         copy_at="allocation.fraction_of_weights",
     )
+    yield from _active_bits_copies(found)
+
+
+def _active_bits_copies(found: SchemeManifest) -> Iterator[Copies]:
+    """The bits per weight that a token is multiplied with, in a mixture of experts."""
+    if all(group.active_weights is None for group in found.groups):
+        return
+    active = [g.weights if g.active_weights is None else g.active_weights for g in found.groups]
+    bits = [math.nan if group.bits is None else group.bits for group in found.groups]
+    total = math.fsum(w * b for w, b in zip(active, bits, strict=True))
+    yield Copies(
+        true=total / sum(active) if sum(active) else math.nan,
+        at="what groups have per active weight",
+        copy=found.allocation.active_bits,
+        copy_at="allocation.active_bits",
+    )
 
 
 def _caption_kl_problem(found: SchemeManifest) -> str | None:

@@ -33,6 +33,7 @@ def manifest_disagreements(manifest: Manifest) -> Iterator[str]:
     yield from disagreeing(_layer_copies(manifest))
     yield from disagreeing(_total_copies(manifest))
     yield from disagreeing(_bits_copies(manifest))
+    yield from disagreeing(_active_bits_copies(manifest))
     yield from disagreeing(_option_copies(manifest))
     yield from disagreeing(_caption_copies(manifest))
     yield from filter(None, _caption_score_problems(manifest))
@@ -171,6 +172,26 @@ def _bits_copies(manifest: Manifest) -> Iterator[Copies]:
         copy=manifest.autoquant_state.effective_bits,
         copy_at="autoquant_state.effective_bits",
     )
+
+
+def _active_bits_copies(manifest: Manifest) -> Iterator[Copies]:
+    """The bits per weight that a token is multiplied with, in a mixture of experts."""
+    groups = manifest.layer_sensitivity.values()
+    if all(group.active_weights is None for group in groups):
+        return
+    weights, stored, selected = 0.0, 0.0, 0.0
+    for group in groups:
+        active = group.costs[1] if group.active_weights is None else group.active_weights
+        bits = UNQUANTIZED_BITS * group.costs[0] / group.costs[1]
+        is_selected = any(manifest.layers[name].selected for name in group.module_names)
+        weights += active
+        stored += active * bits
+        selected += active * (bits if is_selected else UNQUANTIZED_BITS)
+    for true, copy, copy_at in (
+        (stored / weights, manifest.quantization.active_bits, "quantization.active_bits"),
+        (selected / weights, manifest.autoquant_state.active_bits, "autoquant_state.active_bits"),
+    ):
+        yield Copies(true=true, at="what groups have per active weight", copy=copy, copy_at=copy_at)
 
 
 def _per_weight(bits: int, weights: int) -> float:
