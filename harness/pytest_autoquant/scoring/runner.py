@@ -45,6 +45,7 @@ from pytest_autoquant.models.loading import LoadedModel, load_model
 from pytest_autoquant.models.registry import ModelSource
 from pytest_autoquant.options.run_plan import refuse_small_budget
 from pytest_autoquant.options.settings import Settings
+from pytest_autoquant.phases import PhaseClock
 from pytest_autoquant.regression.recorded_model import RecordedModel
 from pytest_autoquant.regression.resume import Earlier
 from pytest_autoquant.scoring.build_manifest import (
@@ -87,6 +88,7 @@ class MeasurementRunner:
     Args:
         earlier: fingerprints of the cases that a resumed run may keep, by ``case_id``.
         recorded: whose results the report folder has under the model's name.
+        clock: of this process; by default one of its own.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class MeasurementRunner:
         *,
         earlier: Earlier | None = None,
         recorded: RecordedModel | None = None,
+        clock: PhaseClock | None = None,
     ) -> None:
         self._settings = settings
         self.source = source
@@ -105,13 +108,16 @@ class MeasurementRunner:
         self.warn = warn
         self._earlier: Earlier = earlier or {}
         self._recorded = recorded
+        self._clock = clock or PhaseClock()
         self._assignment = Assignment()
         self._originals: dict[tuple[str, str, str], Case] = {}
-        self.configurations = Configurations(settings.device, settings.dtype, progress)
+        self.configurations = Configurations(settings.device, settings.dtype, progress, self._clock)
         self._model_error: AutoquantError | None = None
         self._captions = RunCaptions(settings, lambda: self.model, warn)
         self._engines = Engines(settings, lambda: self.model)
-        self._scored = ScoredConfigs(self.configurations, self._captions, self._engines, progress)
+        self._scored = ScoredConfigs(
+            self.configurations, self._captions, self._engines, progress, self._clock
+        )
         self._checks = ScoreChecks(self._engines.kl_replay, progress)
         self._whole_models = WholeModels(
             lambda: self.model, progress, all_captions=settings.whole_model_kl is True
@@ -151,7 +157,7 @@ class MeasurementRunner:
             raise self._model_error
         self._progress(f"load {self.source.name}", 0, 1)
         try:
-            with quiet():
+            with quiet(), self._clock.phase("model"):
                 model = load_model(
                     self.source,
                     device=self.device,
@@ -173,7 +179,7 @@ class MeasurementRunner:
         Raises:
             ModelError: the model's config cannot be loaded.
         """
-        with quiet():
+        with quiet(), self._clock.phase("model"):
             return load_architecture(
                 self.source, trust_remote_code=self._settings.trust_remote_code
             )
@@ -267,32 +273,32 @@ class MeasurementRunner:
         measurement = self._measurement(case, config)
         original, linears = self._original(case), self.model.linears
         reason = self._engines.choose(config, case.size).reason
-        manifest = build_manifest(
-            Findings(
-                case=case,
-                config=config,
-                measurement=measurement,
-                data=data,
-                linears={linear.name: linear for linear in linears},
-                others=self.model.others,
-                alias_of=None if original == case else original.case_id,
-                notes=(
-                    *data_notes(data),
-                    *error_bar_notes(measurement, data),
-                    *size_notes(case.size, original.size),
-                    *padding_notes(linears, config),
-                    *measurement.notes,
-                    *measurement.signal.notes(),
-                ),
-                model=self.model.record,
-                environment=self.environment,
-                memory=memory_record(measurement.peak_cuda_bytes),
-                run_config=self._run_config(measurement.engine, reason, data),
-                started=started,
-                score_check=self._score_check(case, config, measurement),
-                whole_model=self._whole_model(case, config, measurement),
-            )
+        findings = Findings(
+            case=case,
+            config=config,
+            measurement=measurement,
+            data=data,
+            linears={linear.name: linear for linear in linears},
+            others=self.model.others,
+            alias_of=None if original == case else original.case_id,
+            notes=(
+                *data_notes(data),
+                *error_bar_notes(measurement, data),
+                *size_notes(case.size, original.size),
+                *padding_notes(linears, config),
+                *measurement.notes,
+                *measurement.signal.notes(),
+            ),
+            model=self.model.record,
+            environment=self.environment,
+            memory=memory_record(measurement.peak_cuda_bytes),
+            run_config=self._run_config(measurement.engine, reason, data),
+            started=started,
+            score_check=self._score_check(case, config, measurement),
+            whole_model=self._whole_model(case, config, measurement),
         )
+        with self._clock.phase("manifests"):
+            manifest = build_manifest(findings, self._clock)
         return Measured(manifest=manifest, state=measurement.state)
 
     def scores(self, size: str, combinations: Sequence[Combination]) -> tuple[Measurement, ...]:
@@ -390,9 +396,9 @@ class MeasurementRunner:
         )
         if reason is not None:
             return reason
-        return self._checks.check(
-            config, measurement, self.data(case.size), self._scored.swept(case.size)
-        )
+        data, together = self.data(case.size), self._scored.swept(case.size)
+        with self._clock.phase("score checks"):
+            return self._checks.check(config, measurement, data, together)
 
     def _whole_model(
         self, case: Case, config: EffectiveConfig, measurement: Measurement
@@ -403,7 +409,8 @@ class MeasurementRunner:
         if reason is not None:
             return reason
         data, together = self.data(case.size), self._scored.swept(case.size)
-        return self._whole_models.measure(config, measurement, data, case.method, together)
+        with self._clock.phase("whole-model KL"):
+            return self._whole_models.measure(config, measurement, data, case.method, together)
 
     def _run_config(self, engine: str, reason: str, data: CalibrationData) -> RunConfig:
         return RunConfig(

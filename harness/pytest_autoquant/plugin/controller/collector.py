@@ -27,6 +27,7 @@ from pytest_autoquant.manifests.records.sensitivity_manifest import (
 )
 from pytest_autoquant.manifests.selection import with_budget
 from pytest_autoquant.options.run_plan import RunPlan
+from pytest_autoquant.phases import PhaseClock
 from pytest_autoquant.plugin.controller.gate import Gate
 from pytest_autoquant.plugin.messages.collected import CollectedCases
 from pytest_autoquant.plugin.messages.outcome import (
@@ -83,10 +84,15 @@ LoggedOutcome = SkippedCase | FailedCase | StructureCheck
 
 
 class Collector:
-    """The controller's record of one run."""
+    """The controller's record of one run.
 
-    def __init__(self, plan: RunPlan) -> None:
+    Args:
+        clock: of this process; by default one of its own.
+    """
+
+    def __init__(self, plan: RunPlan, clock: PhaseClock | None = None) -> None:
         self._plan = plan
+        self._clock = clock or PhaseClock()
         self._root = plan.root
         self.results = SessionResults(started=datetime.now(UTC))
         baseline = plan.settings.baseline
@@ -95,6 +101,7 @@ class Collector:
         self._open: set[str] = set()
         self._failed: set[str] = set()
         self._models: dict[str, RecordedModel] = {}
+        self._workers: dict[str, Mapping[str, float]] = {}
         self._unblessed: dict[str, tuple[Manifest, Mapping[str, float] | None]] = {}
 
     def check_folders(self) -> None:
@@ -144,6 +151,10 @@ class Collector:
         Returns what the regression gate says of the case. An outcome that cannot be read or written
         is a failure.
         """
+        with self._clock.phase("writing"):
+            return self._take(end)
+
+    def _take(self, end: TestEnd) -> Verdict:
         case_id = self._collected.case_ids.get(end.nodeid)
         if case_id is not None and (end.failure is not None or end.is_expected_failure):
             self._failed.add(case_id)
@@ -169,6 +180,18 @@ class Collector:
         Args:
             arguments: pytest's command line, for the report.
         """
+        with self._clock.phase("writing"):
+            files = self._finish(arguments)
+        self.results.timing = self.timing
+        return files
+
+    @property
+    def timing(self) -> dict[str, Mapping[str, float]]:
+        """Seconds by phase so far, of this process and of each xdist worker."""
+        here = "controller" if self._workers else "main"
+        return {here: self._clock.seconds(), **dict(sorted(self._workers.items()))}
+
+    def _finish(self, arguments: Sequence[str]) -> tuple[Path, ...]:
         results = self.results
         results.command = command_line(arguments, with_paths=self._plan.settings.record_host)
         unfinished = self._unfinished()
@@ -177,6 +200,7 @@ class Collector:
         is_empty_shard = self._plan.settings.shard is not None and self.has_cases
         if results.is_empty and not is_empty_shard:
             return ()
+        results.timing = self.timing
         try:
             is_public = not self._plan.settings.record_host
             return write_summary(self._root, results.public(self._root) if is_public else results)
@@ -193,6 +217,8 @@ class Collector:
         if end.outcomes is None:
             return PASSED
         report = load_report(end.outcomes)
+        if report.process is not None:
+            self._workers[report.process] = report.timing
         verdicts = [self._take_one(outcome, report, end) for outcome in report.outcomes]
         return max(verdicts, key=lambda verdict: _SEVERITY.index(verdict.outcome))
 
