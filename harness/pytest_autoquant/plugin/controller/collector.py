@@ -51,7 +51,13 @@ from pytest_autoquant.regression.recorded_model import (
 from pytest_autoquant.regression.resume import earlier_manifest
 from pytest_autoquant.reports.ownership import refuse_foreign_files
 from pytest_autoquant.reports.session_results import SessionResults
-from pytest_autoquant.reports.write import write_case, write_expected, write_summary
+from pytest_autoquant.reports.write import (
+    complete_case,
+    draw_layer_maps,
+    write_case,
+    write_expected,
+    write_summary,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +206,7 @@ class Collector:
         is_empty_shard = self._plan.settings.shard is not None and self.has_cases
         if results.is_empty and not is_empty_shard:
             return ()
+        self._draw()
         results.timing = self.timing
         try:
             is_public = not self._plan.settings.record_host
@@ -207,6 +214,15 @@ class Collector:
         except AutoquantError as error:
             results.write_errors.append(str(error))
             return ()
+
+    def _draw(self) -> None:
+        """Draw the pictures of the cases now that all manifests are on disk."""
+        there = self.results.written | self.results.kept
+        cases = [case for case_id, case in self.results.cases.items() if case_id in there]
+        try:
+            draw_layer_maps(self._root, cases)
+        except AutoquantError as error:
+            self.results.write_errors.append(str(error))
 
     def _has_failed(self, case_id: str) -> bool:
         """Whether an outcome of the case says already why it failed."""
@@ -300,6 +316,8 @@ class Collector:
             before = manifest.run_config.effective_bits
             self.results.selected_anew[case_id] = f"bit budget {before:g} -> {budget:g}"
             write_case(self._root, selected)
+        else:
+            complete_case(self._root, manifest)
         manifest = selected
         self.results.add(case_result_of(manifest))
         self.results.kept.add(case_id)
