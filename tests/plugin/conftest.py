@@ -102,12 +102,12 @@ def make_project(folder):
     """Give ``folder`` the case files and an ini file that makes it a rootdir.
 
     Scores are not checked and whole models not measured: KL divergences round otherwise
-    when other cases are measured together.
+    when other cases are measured together. What tests make of ModelOpt is not remembered.
     """
     shutil.copytree(CASES, folder / "cases", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "pytest.ini").write_text(
         "[pytest]\naddopts = --strict-markers -p no:hypothesispytest\naq_check_scores = false\n"
-        "aq_whole_model_kl = false\n"
+        "aq_whole_model_kl = false\naq_cache = false\n"
     )
     return folder
 

@@ -27,15 +27,23 @@ class Configurations:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         clock: of this process; by default one of its own.
+        is_cached: whether probes are remembered in the user's cache folder.
     """
 
     def __init__(
-        self, device: str, dtype: str, progress: Progress, clock: PhaseClock | None = None
+        self,
+        device: str,
+        dtype: str,
+        progress: Progress,
+        clock: PhaseClock | None = None,
+        *,
+        is_cached: bool = False,
     ) -> None:
         self._device_name = device
         self._dtype_name = dtype
         self._progress = progress
         self._clock = clock or PhaseClock()
+        self._is_cached = is_cached
         self._configs: dict[str, EffectiveConfig] = {}
 
     @cached_property
@@ -104,8 +112,14 @@ class Configurations:
     def _prober(self) -> Prober:
         with quiet(), self._clock.phase("imports"):
             import modelopt.torch.quantization  # noqa: F401 - warns once about torch.jit
+        return Prober(
+            self.device,
+            self.dtype,
+            is_cached=self._is_cached,
+            before_first=self._build_extensions,
+        )
+
+    def _build_extensions(self) -> None:
         if self.device.type == "cuda":
             self._progress(ANNOUNCEMENT, 0, 1)
-            with self._clock.phase("probing"):
-                build_extensions()
-        return Prober(self.device, self.dtype)
+            build_extensions()

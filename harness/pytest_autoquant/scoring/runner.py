@@ -111,7 +111,14 @@ class MeasurementRunner:
         self._clock = clock or PhaseClock()
         self._assignment = Assignment()
         self._originals: dict[tuple[str, str, str], Case] = {}
-        self.configurations = Configurations(settings.device, settings.dtype, progress, self._clock)
+        self._least_bits: float | None = None
+        self.configurations = Configurations(
+            settings.device,
+            settings.dtype,
+            progress,
+            self._clock,
+            is_cached=settings.cache is not False,
+        )
         self._model_error: AutoquantError | None = None
         self._captions = RunCaptions(settings, lambda: self.model, warn)
         self._engines = Engines(settings, lambda: self.model)
@@ -127,6 +134,7 @@ class MeasurementRunner:
         """Set which cases the run selected and which of them this worker measures together."""
         self._assignment = assignment
         self._originals = {}
+        self._least_bits = None
 
     @property
     def device(self) -> torch.device:
@@ -345,13 +353,15 @@ class MeasurementRunner:
 
         The run itself is refused where the bits are known without ModelOpt.
         """
-        try:
-            bits = [
-                self.config(case.combination).effective_bits for case in self._assignment.selected
-            ]
-        except AutoquantError:  # of another case, which fails by itself
-            return
-        refuse_small_budget(self._settings.effective_bits, min(bits, default=0.0))
+        if self._least_bits is None:
+            cases = (case.combination for case in self._assignment.selected)
+            selected = {combination.test_id: combination for combination in cases}
+            try:
+                bits = [self.config(each).effective_bits for each in selected.values()]
+            except AutoquantError:  # of another case, which fails by itself
+                return
+            self._least_bits = min(bits, default=0.0)
+        refuse_small_budget(self._settings.effective_bits, self._least_bits)
 
     def _measurement(self, case: Case, config: EffectiveConfig) -> Measurement:
         batch = (
