@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,6 +52,23 @@ class PhaseClock:
         finally:
             self._note()
             self._open.pop()
+
+    @contextmanager
+    def importing(self) -> Iterator[None]:
+        """Count the block as imports, and import without garbage collection.
+
+        Hardly anything of a module is garbage, and to look through half a million new objects again
+        and again takes a fifth of the time. They stay out of later collections too.
+        """
+        was_enabled = gc.isenabled()
+        gc.disable()
+        try:
+            with self.phase("imports"):
+                yield
+        finally:
+            if was_enabled:
+                gc.freeze()
+                gc.enable()
 
     def move(self, seconds: float, *, source: Phase, target: Phase) -> None:
         """Count for ``target`` what was counted for ``source``, but never more than that."""

@@ -1,5 +1,7 @@
 """Every moment belongs to one phase."""
 
+import gc
+
 import pytest
 from pytest_autoquant.phases import PhaseClock
 
@@ -54,3 +56,18 @@ def test_no_more_is_moved_than_a_phase_has():
     assert clock.seconds() == {"capture": 1, "sweep": 2, "other": 0}
     clock.move(9.0, source="sweep", target="capture")
     assert clock.seconds() == {"capture": 3, "sweep": 0, "other": 0}
+
+
+@pytest.mark.parametrize("was_enabled", [True, False])
+def test_imports_are_counted_and_leave_the_garbage_collector_as_it_was(was_enabled):
+    time = Time()
+    clock = PhaseClock(time)
+    (gc.enable if was_enabled else gc.disable)()
+    try:
+        with clock.importing():
+            assert not gc.isenabled()
+            time.at += 5
+        assert gc.isenabled() is was_enabled
+    finally:
+        gc.enable()
+    assert clock.seconds() == {"imports": 5, "other": 0}

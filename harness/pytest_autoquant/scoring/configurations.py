@@ -108,10 +108,14 @@ class Configurations:
             digest=config.digest,
         )
 
+    def import_libraries(self) -> None:
+        """Import ModelOpt, and with it what loads models."""
+        with quiet(), self._clock.importing():
+            import modelopt.torch.quantization  # noqa: F401 - warns once about torch.jit
+
     @cached_property
     def _prober(self) -> Prober:
-        with quiet(), self._clock.phase("imports"):
-            import modelopt.torch.quantization  # noqa: F401 - warns once about torch.jit
+        self.import_libraries()
         return Prober(
             self.device,
             self.dtype,

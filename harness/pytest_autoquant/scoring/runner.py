@@ -164,6 +164,7 @@ class MeasurementRunner:
         if self._model_error is not None:
             raise self._model_error
         self._progress(f"load {self.source.name}", 0, 1)
+        self.configurations.import_libraries()
         try:
             with quiet(), self._clock.phase("model"):
                 model = load_model(
@@ -187,6 +188,7 @@ class MeasurementRunner:
         Raises:
             ModelError: the model's config cannot be loaded.
         """
+        self.configurations.import_libraries()
         with quiet(), self._clock.phase("model"):
             return load_architecture(
                 self.source, trust_remote_code=self._settings.trust_remote_code

@@ -48,7 +48,7 @@ class Controller:
             pytest.UsageError: options or baselines cannot be used.
         """
         clock = clock_of(self._config)
-        with clock.phase("imports"):
+        with clock.importing():
             from pytest_autoquant.plugin.controller.collector import Collector
 
         plan = plan_of(self._config)
@@ -98,7 +98,7 @@ class Controller:
         settings = plan_of(self._config).settings
         if not settings.gpu_only and settings.device in ("auto", "cpu"):
             return
-        with clock_of(self._config).phase("imports"):
+        with clock_of(self._config).importing():
             from pytest_autoquant.models.device import resolve_device
 
         with as_usage_error():

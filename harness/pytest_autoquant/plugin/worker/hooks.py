@@ -111,7 +111,7 @@ class Worker:
         given, settings = worker_input_of(self._config), self.plan.settings
         if given.gpu is not None and settings.device in ("auto", "cuda"):
             pin(given.gpu)  # before torch looks at the GPUs
-        with self._clock.phase("imports"):
+        with self._clock.importing():
             from pytest_autoquant.scoring.runner import MeasurementRunner
 
         if not is_worker(self._config):
