@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -68,6 +68,7 @@ from pytest_autoquant.scoring.notes import (
 from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.run_captions import RunCaptions, Warn
 from pytest_autoquant.scoring.scored_configs import ScoredConfigs
+from pytest_autoquant.scoring.warm_up import warming_up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +167,7 @@ class MeasurementRunner:
         self._progress(f"load {self.source.name}", 0, 1)
         self.configurations.import_libraries()
         try:
-            with quiet(), self._clock.phase("model"):
+            with quiet(), self._clock.phase("model"), self._warming_up():
                 model = load_model(
                     self.source,
                     device=self.device,
@@ -180,6 +181,10 @@ class MeasurementRunner:
             self._model_error = error
             raise
         return model
+
+    def _warming_up(self) -> AbstractContextManager[None]:
+        widths = {linear.out_features for linear in self._known_linears}
+        return warming_up(self.device, self.configurations.dtype, widths)
 
     @cached_property
     def architecture(self) -> Architecture:
