@@ -23,4 +23,3 @@ def build_extensions() -> None:
     for load in cuda_extension_loaders().values():
         with quiet():
             load()
-
