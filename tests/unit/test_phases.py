@@ -1,6 +1,7 @@
 """Every moment belongs to one phase."""
 
 import gc
+import sys
 
 import pytest
 from pytest_autoquant.phases import PhaseClock
@@ -56,6 +57,18 @@ def test_no_more_is_moved_than_a_phase_has():
     assert clock.seconds() == {"capture": 1, "sweep": 2, "other": 0}
     clock.move(9.0, source="sweep", target="capture")
     assert clock.seconds() == {"capture": 3, "sweep": 0, "other": 0}
+
+
+def test_only_a_block_that_imports_something_keeps_objects_from_the_collector(monkeypatch):
+    frozen = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(1))
+    clock = PhaseClock()
+    with clock.importing():
+        pass
+    assert frozen == []
+    with clock.importing():
+        monkeypatch.setitem(sys.modules, "a_new_module", None)
+    assert frozen == [1]
 
 
 @pytest.mark.parametrize("was_enabled", [True, False])
