@@ -158,8 +158,8 @@ def settings_of(*, in_ini=False, **values):
 
 
 def run_plan(rootdir=Path(), **values):
-    """Plan a run from raw option values on the command line."""
-    return RunPlan.of(settings_of(**values), rootdir)
+    """Plan a run from raw option values on the command line, without the user's cache folder."""
+    return RunPlan.of(settings_of(**({"cache": False} | values)), rootdir)
 
 
 def structure_check(pair="wfp8_afp8", granularity="default", status="supported", **values):

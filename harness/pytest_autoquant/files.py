@@ -40,11 +40,15 @@ def unwritable(path: Path, error: OSError) -> WriteError:
     return WriteError(f"{path}: cannot be written: {error.strerror or error}")
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
+def write_atomic(path: Path, content: str | bytes, *, is_record: bool = True) -> None:
     """Write ``content`` to ``path`` through a temporary file in the same folder.
 
     A reader sees the old file or the new one, never a part of one, also after a crash. File and
     folder modes follow the umask.
+
+    Args:
+        is_record: whether the file must also survive that the machine stops; it takes milliseconds
+            to have the disk confirm that, which reports do not need: records make them again.
 
     Raises:
         WriteError: the folder cannot be created or written; no temporary file is left behind.
@@ -56,8 +60,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         try:
             with temporary.open("xb") as stream:
                 stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
+                if is_record:
+                    stream.flush()
+                    os.fsync(stream.fileno())
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)

@@ -1,7 +1,9 @@
-"""The operating systems that this package runs on."""
+"""The operating systems that this package runs on, and where they keep a user's caches."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from platform import system
 
 from pytest_autoquant.errors import UsageError
@@ -18,3 +20,13 @@ def check_platform() -> None:
             "pytest-autoquant does not run on Windows; use Linux, macOS or the Windows Subsystem "
             "for Linux"
         )
+
+
+def cache_folder() -> Path:
+    """Return the folder of this package among the user's caches; it may not exist.
+
+    Source: XDG Base Directory Specification 0.8, which has relative paths ignored.
+    """
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    caches = given if given.is_absolute() else Path("~/.cache").expanduser()
+    return caches / "pytest-autoquant"

@@ -380,7 +380,7 @@ def test_a_manifest_that_cannot_be_written_fails_the_run_and_says_so(project, mo
     result = project.runpytest_inprocess(*ONE, "--aq-report-dir=out")
     result.assert_outcomes(failed=1)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    result.stdout.fnmatch_lines("NOT WRITTEN: *layer-map.svg: *")
+    result.stdout.fnmatch_lines("NOT WRITTEN: *_quant_manifest.json: *")
     summary = json.loads((project.path / "out" / "summary.json").read_text())
     (error,) = summary["write_errors"]
     assert f"<li>not written: {error}</li>" in (project.path / "out" / "index.html").read_text()

@@ -73,7 +73,7 @@ def without_command(root, copy, shards):
     shutil.copytree(root, copy)
     summary = summary_of(copy)
     assert summary.pop("command").startswith("pytest ")
-    summary["last_run"] |= {"command": None, "started": None, "seconds": None}
+    summary["last_run"] |= {"command": None, "started": None, "seconds": None, "timing": []}
     (copy / "summary.json").write_text(json.dumps(summary))
     assert shards.harness("render", str(copy)).status == 0
     assert "command" in summary_of(copy)

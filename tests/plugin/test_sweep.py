@@ -47,6 +47,19 @@ def case_id(pair, granularity):
     return f"{MODEL}/{pair}/{granularity}/small/gradient"
 
 
+def test_summary_says_where_the_time_went(sweep):
+    last = json.loads((sweep.root / "summary.json").read_text())["last_run"]
+    (process,) = last["timing"]
+    phases = process["phases"]
+    measuring = {"imports", "model", "probing", "capture", "sweep", "selection", "writing", "other"}
+    assert process["process"] == "main"
+    assert measuring <= phases.keys()
+    assert all(seconds > 0 for seconds in phases.values())
+    assert process["seconds"] == pytest.approx(sum(phases.values()))
+    assert process["seconds"] == pytest.approx(last["seconds"], rel=0.25)
+    assert re.search(r"^time: [\d.]+ s: .*\bsweep [\d.]+.*, other [\d.]+$", sweep.output, re.M)
+
+
 def test_the_sweep_passes_and_writes_exactly_the_designs_files(sweep):
     assert sweep.status == 0
     expected = {"index.html", "summary.md", "summary.json", "outcomes.jsonl", GRID}

@@ -1,5 +1,7 @@
 """Systems that are not supported: one sentence, wherever the package is entered."""
 
+from pathlib import Path
+
 import pytest
 from pytest_autoquant import cli, platforms, plugin
 
@@ -27,3 +29,14 @@ def test_run_of_ours_is_refused_and_any_other_is_not(windows, pytester):
     result = pytester.runpytest(ours)
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines([SENTENCE])
+
+
+@pytest.mark.parametrize(
+    ("given", "caches"),
+    [("/my/caches", "/my/caches"), ("relative", "~/.cache"), (None, "~/.cache")],
+)
+def test_cache_folder_is_that_of_the_xdg_specification(monkeypatch, given, caches):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if given is not None:
+        monkeypatch.setenv("XDG_CACHE_HOME", given)
+    assert platforms.cache_folder() == Path(caches).expanduser() / "pytest-autoquant"

@@ -59,7 +59,9 @@ def support_report(settings: Settings) -> str:
         revision=settings.revision,
     )
     selected = _selected(settings)
-    configurations = Configurations(settings.device, settings.dtype, _progress)
+    configurations = Configurations(
+        settings.device, settings.dtype, _progress, is_cached=settings.cache is not False
+    )
     cells = support_matrix(configurations, selected)
     configs = [configurations.config(combination) for combination in selected]
     padded = _padded_lines(configs, source, trust_remote_code=settings.trust_remote_code)

@@ -7,8 +7,12 @@ changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +22,14 @@ from pytest_autoquant.errors import UsageError
 from pytest_autoquant.formats.effective_config import EffectiveConfig, resolve
 from pytest_autoquant.formats.granularity import DEFAULT, Granularity
 from pytest_autoquant.formats.quant_pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER, QuantPair
-from pytest_autoquant.formats.quantizer import QuantizedTensor, QuantizerAttributes
+from pytest_autoquant.formats.quantizer import (
+    QuantizedTensor,
+    QuantizerAttributes,
+    canonical,
+)
 from pytest_autoquant.modelopt_support.presets import is_installed_preset, load_preset
 from pytest_autoquant.modelopt_support.private_api import validate_config
+from pytest_autoquant.modelopt_support.probe_cache import ProbeBits, ProbeCache, ProbedOn
 from pytest_autoquant.modelopt_support.quiet import quiet
 from pytest_autoquant.modelopt_support.status import SUPPORTED, Status, Support
 from pytest_autoquant.text import in_words
@@ -43,13 +52,44 @@ class ProbeTensors:
     input: torch.Tensor
 
 
-class Prober:
-    """Answers support questions for one device, each distinct config once."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbedPart:
+    """What is run at once: one quantizer of a config, or a whole config.
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+    Attributes:
+        tensors: ``weight``, ``input`` or both: those whose bits are wanted.
+        key: digest of what is run; equal parts of several configs run once.
+    """
+
+    config: EffectiveConfig
+    tensors: tuple[QuantizedTensor, ...]
+    key: str
+
+
+class Prober:
+    """Answers support questions for one device, each distinct quantizer once.
+
+    Args:
+        is_cached: whether what ran is remembered in the user's cache folder.
+        before_first: called before the first quantizer runs here.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        is_cached: bool = False,
+        before_first: Callable[[], None] = lambda: None,
+    ) -> None:
         self._device = device
         self._dtype = dtype
-        self._answers: dict[str, ProbeTensors | Exception] = {}
+        self._before_first = before_first
+        self._is_cached = is_cached
+        on = ProbedOn.of(device, dtype, Path(__file__)) if is_cached else None
+        self._cache = ProbeCache(on)
+        self._answers: dict[str, ProbeBits | Exception] = {}
+        self._has_run = False
         self._cuda_prober: Prober | None = None
 
     def resolve(self, pair: QuantPair, granularity: Granularity) -> EffectiveConfig:
@@ -90,13 +130,37 @@ class Prober:
                 f"ModelOpt refuses {config.pair.name} with {config.granularity.name}: {error}"
             ) from error
 
-    def _quantized(self, config: EffectiveConfig) -> ProbeTensors | Exception:
-        if config.digest not in self._answers:
-            try:
-                self._answers[config.digest] = quantize_probe(config, self._device, self._dtype)
-            except Exception as error:  # whatever ModelOpt raises is the answer
-                self._answers[config.digest] = error
-        return self._answers[config.digest]
+    def _quantized(self, config: EffectiveConfig) -> ProbeBits | Exception:
+        """Return the bits of both tensors, from its quantizers alone where they are independent."""
+        bits: dict[str, str] = {}
+        for part in _parts(config):
+            answer = self._answer(part)
+            if isinstance(answer, Exception):
+                return answer
+            bits |= answer
+        return bits
+
+    def _answer(self, part: ProbedPart) -> ProbeBits | Exception:
+        if part.key not in self._answers:
+            self._answers[part.key] = self._cache.get(part.key) or self._run(part)
+        return self._answers[part.key]
+
+    def _run(self, part: ProbedPart) -> ProbeBits | Exception:
+        if not self._has_run:
+            self._before_first()
+            self._has_run = True
+        try:
+            quantized = quantize_probe(part.config, self._device, self._dtype)
+        except Exception as error:  # whatever ModelOpt raises is the answer
+            return error
+        bits: ProbeBits = {tensor: digest_of(getattr(quantized, tensor)) for tensor in part.tensors}
+        self._cache.add(part.key, bits)
+        return bits
+
+    @cached_property
+    def _unquantized(self) -> ProbeBits:
+        tensors = probe_tensors(self._device, self._dtype)
+        return {"weight": digest_of(tensors.weight), "input": digest_of(tensors.input)}
 
     def _refusal(self, config: EffectiveConfig, error: Exception) -> Support:
         if self._device.type == "cuda":
@@ -117,25 +181,25 @@ class Prober:
         With both, the first error may only be the missing GPU and hide that the other quantizer
         refuses its arguments on every device.
         """
-        for pattern in (WEIGHT_QUANTIZER, INPUT_QUANTIZER):
-            answer = self._quantized(config.without(pattern))
+        for part in _halves(config):
+            answer = self._answer(part)
             if isinstance(answer, Exception):
                 yield answer
 
     def _on_cuda(self) -> Prober:
         if self._cuda_prober is None:
-            self._cuda_prober = Prober(torch.device("cuda"), torch.bfloat16)
+            cuda = torch.device("cuda")
+            self._cuda_prober = Prober(cuda, torch.bfloat16, is_cached=self._is_cached)
         return self._cuda_prober
 
-    def _ignored(self, config: EffectiveConfig, quantized: ProbeTensors) -> str | None:
+    def _ignored(self, config: EffectiveConfig, quantized: ProbeBits) -> str | None:
         """Compare with the unquantized probe and with the default overlay.
 
         An attribute that differs from the default overlay's without changing a bit is ignored.
         """
         default = self.resolve(config.pair, DEFAULT)
         answer = self._quantized(default) if default.digest != config.digest else None
-        before = answer if isinstance(answer, ProbeTensors) else None
-        unquantized = probe_tensors(self._device, self._dtype)
+        before = None if isinstance(answer, Exception) else answer
         compared: tuple[tuple[QuantizedTensor, str, QuantizerAttributes | None, bool], ...] = (
             ("weight", WEIGHT_QUANTIZER, config.weight, config.weight != default.weight),
             ("input", INPUT_QUANTIZER, config.input, config.input != default.input),
@@ -143,15 +207,54 @@ class Prober:
         for tensor, pattern, attributes, is_changed in compared:
             if attributes is None:
                 continue
-            values = getattr(quantized, tensor)
-            if torch.equal(values, getattr(unquantized, tensor)):
+            if quantized[tensor] == self._unquantized[tensor]:
                 return f"{pattern} returns its input unchanged"
-            if is_changed and before and torch.equal(values, getattr(before, tensor)):
+            if is_changed and before and quantized[tensor] == before.get(tensor):
                 return (
                     f"ModelOpt accepts {_override(config.granularity, pattern)} and ignores it: "
                     f"the quantized {tensor} bits are those of the default overlay"
                 )
         return None
+
+
+def _parts(config: EffectiveConfig) -> tuple[ProbedPart, ...]:
+    """Return what has to run for a config.
+
+    Composed configs have two independent quantizers. A preset may have entries that name other
+    quantizers, and an algorithm that calibrates both together.
+    """
+    if not config.pair.from_preset:
+        return _halves(config)
+    return (ProbedPart(config=config, tensors=("weight", "input"), key=config.digest),)
+
+
+def _halves(config: EffectiveConfig) -> tuple[ProbedPart, ...]:
+    """Return each quantizer of a config alone; the input's first, which runs first in ModelOpt."""
+    halves: tuple[tuple[QuantizedTensor, str, QuantizerAttributes | None], ...] = (
+        ("input", WEIGHT_QUANTIZER, config.input),
+        ("weight", INPUT_QUANTIZER, config.weight),
+    )
+    return tuple(
+        ProbedPart(
+            config=config.without(other),
+            tensors=(tensor,),
+            key=_key(tensor, attributes, config),
+        )
+        for tensor, other, attributes in halves
+        if attributes is not None
+    )
+
+
+def _key(tensor: str, attributes: QuantizerAttributes, config: EffectiveConfig) -> str:
+    described = canonical([tensor, attributes.modelopt(), config.algorithm])
+    preset = config.digest if config.pair.from_preset else ""
+    return hashlib.sha256(json.dumps([described, preset]).encode()).hexdigest()
+
+
+def digest_of(values: torch.Tensor) -> str:
+    """Return the sha256 of a tensor's bits."""
+    stored = values.detach().contiguous().view(torch.uint8).cpu()
+    return hashlib.sha256(stored.numpy().tobytes()).hexdigest()
 
 
 def quantize_probe(

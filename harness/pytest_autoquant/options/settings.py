@@ -65,6 +65,7 @@ class Settings:
     tol_selected: int
     structure_only: bool
     gpu_only: bool
+    cache: bool | None
 
     @property
     def random_seed(self) -> int | None:

@@ -304,6 +304,13 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(name="structure_only", kind=FLAG, help="run only cases that need no model"),
     Option(name="gpu_only", kind=FLAG, help="run only cases that run AutoQuant"),
+    Option(
+        name="cache",
+        kind=FLAG,
+        is_automatic=True,
+        help="remember in the user's cache folder which quantizers run on this machine, by "
+        "versions and kind of device; on by default",
+    ),
 )
 
 BY_NAME = {option.name: option for option in OPTIONS}

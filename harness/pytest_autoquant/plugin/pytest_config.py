@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from pytest_autoquant.options.run_plan import RunPlan
     from pytest_autoquant.options.settings import RawValue
     from pytest_autoquant.options.table import Option
+    from pytest_autoquant.phases import PhaseClock
 
 CASE, COMBINATION, SCHEME = "aq_case", "aq_combination", "aq_scheme"
 PARAMETERS = (CASE, COMBINATION, SCHEME)
 
 _PLAN = pytest.StashKey["RunPlan"]()
 _IS_DECLARED = pytest.StashKey[bool]()
+_CLOCK = pytest.StashKey["PhaseClock"]()
 
 #: Files that pytest takes its configuration from, as of pytest 9.
 _INI_FILES = (
@@ -85,6 +87,15 @@ def plan_of(config: pytest.Config) -> RunPlan:
             _check_rootdir(config)
             config.stash[_PLAN] = RunPlan.of(settings, config.rootpath)
     return config.stash[_PLAN]
+
+
+def clock_of(config: pytest.Config) -> PhaseClock:
+    """Return the clock of this process, started on first use."""
+    if _CLOCK not in config.stash:
+        from pytest_autoquant.phases import PhaseClock
+
+        config.stash[_CLOCK] = PhaseClock()
+    return config.stash[_CLOCK]
 
 
 def given_options(config: pytest.Config) -> tuple[Option, ...]:

@@ -29,7 +29,7 @@ from pytest_autoquant.reports.folder import add_outcomes, read_outcomes
 from pytest_autoquant.reports.found_cases import find_cases
 from pytest_autoquant.reports.ownership import refuse_foreign_files
 from pytest_autoquant.reports.session_results import SessionResults
-from pytest_autoquant.reports.write import write_case, write_summary
+from pytest_autoquant.reports.write import draw_layer_maps, write_case, write_summary
 from pytest_autoquant.text import told_apart
 
 #: Fingerprint fields that one report must not mix. Captions are compared per size; config, method
@@ -105,6 +105,7 @@ def merge(folders: Sequence[Path], target: Path, *, partial: bool = False) -> Se
             results.schemes[scheme.case_id] = scheme
         _take_lines(results, source)
     results.lost = tuple(sorted(set(results.lost) - results.case_ids))
+    draw_layer_maps(target, results.cases.values())
     write_summary(target, results)
     return results
 

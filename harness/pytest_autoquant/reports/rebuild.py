@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from pytest_autoquant.errors import RecordError
@@ -15,7 +16,11 @@ from pytest_autoquant.reports.markdown.session_report import counts_sentence
 from pytest_autoquant.reports.ownership import refuse_foreign_files
 from pytest_autoquant.reports.page.render import PAGE
 from pytest_autoquant.reports.session_results import SessionResults, caution
-from pytest_autoquant.reports.write import write_folder_reports, write_layer_reports
+from pytest_autoquant.reports.write import (
+    draw_layer_maps,
+    write_folder_reports,
+    write_layer_reports,
+)
 from pytest_autoquant.text import counted
 
 
@@ -31,7 +36,7 @@ def rebuild(root: Path) -> SessionResults:
     if not find_manifests(root) and not _has_outcomes(root):
         raise RecordError(f"{root}: holds no manifest; run some cases first")
     refuse_foreign_files(root)
-    results = read_folder(root, _write_layer_reports)
+    results = read_folder(root, partial(_write_case_reports, root))
     write_folder_reports(root, results)
     return results
 
@@ -42,8 +47,9 @@ def _has_outcomes(root: Path) -> bool:
     return not results.is_empty or results.last_run is not None
 
 
-def _write_layer_reports(path: Path, manifest: Manifest, case: CaseResult) -> None:
+def _write_case_reports(root: Path, path: Path, manifest: Manifest, case: CaseResult) -> None:
     write_layer_reports(path.parent, manifest, case)
+    draw_layer_maps(root, [case], again=True)
 
 
 def rebuilt_report(root: Path, results: SessionResults) -> str:

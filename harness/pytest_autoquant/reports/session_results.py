@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,11 @@ from pytest_autoquant.manifests.case_result import RANDOM, CaseResult
 from pytest_autoquant.manifests.records.outcome_log import LoggedOutcome
 from pytest_autoquant.manifests.records.outcomes import FailedCase, SkippedCase, StructureCheck
 from pytest_autoquant.manifests.records.scheme_manifest import SchemeManifest
-from pytest_autoquant.manifests.records.session_summary import LastRun, OutcomeCounts
+from pytest_autoquant.manifests.records.session_summary import (
+    LastRun,
+    OutcomeCounts,
+    ProcessTiming,
+)
 from pytest_autoquant.redact import without_paths
 from pytest_autoquant.reports.markdown.elements import LOST_MEANS, random_weights_caution
 
@@ -41,6 +45,7 @@ class SessionResults:
         command: what started the session.
         shard: ``I/N`` where the session ran a part of the cases only.
         started: when the session began; None if that is not known.
+        timing: seconds by phase, by process; see ``ProcessTiming``.
         last_run: of a folder, what its last run did; None of a session, and if unknown.
         logged: of a folder, what its outcome log holds; None if the log cannot be read.
     """
@@ -61,6 +66,7 @@ class SessionResults:
     shard: str | None = None
     write_errors: list[str] = field(default_factory=list)
     started: datetime | None = None
+    timing: dict[str, Mapping[str, float]] = field(default_factory=dict)
     last_run: LastRun | None = None
     logged: tuple[LoggedOutcome, ...] | None = ()
 
@@ -182,6 +188,10 @@ def last_run_of(session: SessionResults) -> LastRun:
         counts=session.counts,
         cases=tuple(sorted({*session.case_ids, *session.lost})),
         structure=tuple(sorted(session.structures)),
+        timing=tuple(
+            ProcessTiming(process=process, seconds=math.fsum(phases.values()), phases=dict(phases))
+            for process, phases in session.timing.items()
+        ),
     )
 
 

@@ -12,6 +12,7 @@ from pytest_autoquant.reports.markdown.elements import LOST_MEANS, number
 from pytest_autoquant.reports.markdown.scheme_damage import uniform_sentence
 from pytest_autoquant.reports.markdown.scheme_report import SCHEMES_MARKDOWN
 from pytest_autoquant.reports.markdown.session_report import SUMMARY_MARKDOWN, counts_sentence
+from pytest_autoquant.reports.markdown.timing_report import timing_line
 from pytest_autoquant.reports.session_results import (
     SessionResults,
     caution,
@@ -42,6 +43,7 @@ def terminal_lines(results: SessionResults) -> list[str]:
     lines += _budget_lines(results)
     lines += [f"  check  {check.headline}" for check in check_summaries(results.cases.values())]
     lines += _group_lines(results)
+    lines += [f"time: {timing_line(results.timing)}"] if results.timing else []
     lines += [f"left out: {reason}" for reason in results.left_out]
     lines += [f"NOT WRITTEN: {error}" for error in results.write_errors]
     return [one_line(line) for line in lines]

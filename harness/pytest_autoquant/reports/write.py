@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pytest_autoquant.files import write_atomic
 from pytest_autoquant.manifests.case_result import CaseResult, case_result_of
@@ -47,9 +47,10 @@ from pytest_autoquant.reports.session_results import SessionResults
 def write_case(
     root: Path, manifest: Manifest, state: bytes | None = None, *, text: str | None = None
 ) -> Path:
-    """Write a case's manifest, layer reports and, if given, ModelOpt's search state.
+    """Write a case's manifest, then its layer reports; return the manifest's path.
 
-    The manifest is written last: a case that has one has all its files. Returns its path.
+    ModelOpt's search state, if given, is a record as well and comes before the manifest. The layer
+    map is drawn later, by ``draw_layer_maps``; one of an earlier measurement is deleted.
 
     Args:
         text: the manifest as JSON; None to dump it.
@@ -60,22 +61,55 @@ def write_case(
     """
     path = root / manifest.path
     refuse_replacing(root, path, manifest.model)
-    write_layer_reports(path.parent, manifest, case_result_of(manifest))
+    _delete(path.with_name(LAYERS_PICTURE))
     if state is not None:
         write_atomic(state_path(path), state)
     write_atomic(path, dump_manifest(manifest) if text is None else text)
+    write_layer_reports(path.parent, manifest, case_result_of(manifest))
     return path
 
 
 def write_layer_reports(folder: Path, manifest: Manifest, case: CaseResult) -> None:
-    """Write the layer map and the layer reports of a case to the folder of its manifest.
+    """Write the layer reports of a case to the folder of its manifest.
 
     Raises:
         WriteError: a file cannot be written.
     """
-    write_atomic(folder / LAYERS_PICTURE, draw_layer_map(case))
-    write_atomic(folder / LAYERS_MARKDOWN, layer_report_markdown(manifest, case))
-    write_atomic(folder / LAYERS_JSON, layer_report_json(manifest, case))
+    markdown, document = layer_report_markdown(manifest, case), layer_report_json(manifest, case)
+    write_atomic(folder / LAYERS_MARKDOWN, markdown, is_record=False)
+    write_atomic(folder / LAYERS_JSON, document, is_record=False)
+
+
+def complete_case(root: Path, manifest: Manifest) -> None:
+    """Write the layer reports of a case whose manifest is there, if they are not.
+
+    Raises:
+        WriteError: a file cannot be written.
+    """
+    folder = (root / manifest.path).parent
+    if not all((folder / name).is_file() for name in (LAYERS_MARKDOWN, LAYERS_JSON)):
+        write_layer_reports(folder, manifest, case_result_of(manifest))
+
+
+def draw_layer_maps(root: Path, cases: Iterable[CaseResult], *, again: bool = False) -> None:
+    """Draw the layer map of each case, to the folder of its manifest.
+
+    Args:
+        again: draw also where there is one.
+
+    Raises:
+        WriteError: a file cannot be written.
+    """
+    for case in cases:
+        path = root / PurePosixPath(case.manifest).with_name(LAYERS_PICTURE)
+        if again or not path.is_file():
+            write_atomic(path, draw_layer_map(case), is_record=False)
+
+
+def _delete(path: Path) -> None:
+    """Delete a report that is out of date; one that cannot be replaced is missing then."""
+    with suppress(OSError):
+        path.unlink()
 
 
 def write_expected(root: Path, session: SessionResults) -> None:
@@ -115,12 +149,11 @@ def write_folder_reports(root: Path, folder: SessionResults) -> tuple[Path, ...]
         texts[SCHEMES_MARKDOWN] = marked(schemes_markdown(folder.schemes))
     _write_outcomes(root, folder)
     for name in (SUMMARY_JSON, SUMMARY_MARKDOWN, SCHEMES_MARKDOWN, PAGE):
-        with suppress(OSError):  # a report that then cannot be written is missing, not outdated
-            (root / name).unlink()
+        _delete(root / name)
     for name, text in texts.items():
         write_atomic(root / name, text)
     _write_pictures(root, _grid_pictures(model))
-    write_atomic(root / PAGE, render_page(model))
+    write_atomic(root / PAGE, render_page(model), is_record=False)
     return (root / PAGE, *(root / name for name in sorted(texts, reverse=True)))
 
 
@@ -150,10 +183,9 @@ def _write_pictures(root: Path, pictures: Mapping[str, str]) -> None:
     """Write the pictures of a folder, and delete those of grids that it no longer has."""
     for path in root.glob(GRID_FILES):
         if path.name not in pictures and is_marked(path):
-            with suppress(OSError):
-                path.unlink()
+            _delete(path)
     for name, drawn in pictures.items():
-        write_atomic(root / name, marked(drawn))
+        write_atomic(root / name, marked(drawn), is_record=False)
 
 
 def write_comparison(path: Path, comparison: RunComparison) -> None:

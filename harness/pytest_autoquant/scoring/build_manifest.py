@@ -34,6 +34,7 @@ from pytest_autoquant.manifests.records.whole_model import WholeModelKL
 from pytest_autoquant.manifests.selection import SelectedGroups, select_groups
 from pytest_autoquant.manifests.uncertainty import CaptionSample, group_uncertainties
 from pytest_autoquant.models.layers import Linear, bits_per_active_weight, bits_per_weight
+from pytest_autoquant.phases import PhaseClock
 from pytest_autoquant.scoring.engine import GroupScore, Measurement, silent_groups
 from pytest_autoquant.text import counted, first_few, now_utc
 
@@ -85,7 +86,7 @@ class GroupSize:
         return self.stored_bits / self.weights
 
 
-def build_manifest(findings: Findings) -> Manifest:
+def build_manifest(findings: Findings, clock: PhaseClock | None = None) -> Manifest:
     """Rank the groups, select under the bit budget and put the record together."""
     groups = findings.measurement.groups
     scores = [per_token(group, findings.data) for group in groups]
@@ -100,7 +101,8 @@ def build_manifest(findings: Findings) -> Manifest:
         findings,
     )
     run = findings.run_config
-    selected = select_groups(sensitivity, run.effective_bits, run.cost)
+    with (clock or PhaseClock()).phase("selection"):
+        selected = select_groups(sensitivity, run.effective_bits, run.cost)
     check, whole = findings.score_check, findings.whole_model
     return Manifest(
         case=_case_record(findings, problems),

@@ -16,6 +16,7 @@ from pytest_autoquant.modelopt_support.probe import Prober
 from pytest_autoquant.modelopt_support.quiet import quiet
 from pytest_autoquant.modelopt_support.status import Support
 from pytest_autoquant.models.device import resolve_device, resolve_dtype
+from pytest_autoquant.phases import PhaseClock
 from pytest_autoquant.scoring.progress import Progress
 
 
@@ -25,12 +26,24 @@ class Configurations:
     Args:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        clock: of this process; by default one of its own.
+        is_cached: whether probes are remembered in the user's cache folder.
     """
 
-    def __init__(self, device: str, dtype: str, progress: Progress) -> None:
+    def __init__(
+        self,
+        device: str,
+        dtype: str,
+        progress: Progress,
+        clock: PhaseClock | None = None,
+        *,
+        is_cached: bool = False,
+    ) -> None:
         self._device_name = device
         self._dtype_name = dtype
         self._progress = progress
+        self._clock = clock or PhaseClock()
+        self._is_cached = is_cached
         self._configs: dict[str, EffectiveConfig] = {}
 
     @cached_property
@@ -65,7 +78,9 @@ class Configurations:
 
     def config_support(self, config: EffectiveConfig) -> Support:
         """Return whether a config can run here, and if not why."""
-        return self._prober.support(config)
+        prober = self._prober
+        with self._clock.phase("probing"):
+            return prober.support(config)
 
     def check_presets(self, combinations: Iterable[Combination]) -> None:
         """Load the presets that pairs of one's own name, before anything is measured.
@@ -93,11 +108,22 @@ class Configurations:
             digest=config.digest,
         )
 
+    def import_libraries(self) -> None:
+        """Import ModelOpt, and with it what loads models."""
+        with quiet(), self._clock.importing():
+            import modelopt.torch.quantization  # noqa: F401 - warns once about torch.jit
+
     @cached_property
     def _prober(self) -> Prober:
-        with quiet():
-            import modelopt.torch.quantization  # noqa: F401 - warns once about torch.jit
+        self.import_libraries()
+        return Prober(
+            self.device,
+            self.dtype,
+            is_cached=self._is_cached,
+            before_first=self._build_extensions,
+        )
+
+    def _build_extensions(self) -> None:
         if self.device.type == "cuda":
             self._progress(ANNOUNCEMENT, 0, 1)
             build_extensions()
-        return Prober(self.device, self.dtype)

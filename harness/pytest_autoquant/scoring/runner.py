@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -46,6 +46,7 @@ from pytest_autoquant.models.loading import LoadedModel, load_model
 from pytest_autoquant.models.registry import ModelSource
 from pytest_autoquant.options.run_plan import refuse_small_budget
 from pytest_autoquant.options.settings import Settings
+from pytest_autoquant.phases import PhaseClock
 from pytest_autoquant.regression.recorded_model import RecordedModel
 from pytest_autoquant.regression.resume import Earlier
 from pytest_autoquant.scoring.build_manifest import (
@@ -74,6 +75,7 @@ from pytest_autoquant.scoring.notes import (
 from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.run_captions import RunCaptions, Warn
 from pytest_autoquant.scoring.scored_configs import ScoredConfigs
+from pytest_autoquant.scoring.warm_up import warming_up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +96,7 @@ class MeasurementRunner:
     Args:
         earlier: fingerprints of the cases that a resumed run may keep, by ``case_id``.
         recorded: whose results the report folder has under the model's name.
+        clock: of this process; by default one of its own.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class MeasurementRunner:
         *,
         earlier: Earlier | None = None,
         recorded: RecordedModel | None = None,
+        clock: PhaseClock | None = None,
     ) -> None:
         self._settings = settings
         self.source = source
@@ -112,14 +116,24 @@ class MeasurementRunner:
         self.warn = warn
         self._earlier: Earlier = earlier or {}
         self._recorded = recorded
+        self._clock = clock or PhaseClock()
         self._assignment = Assignment()
         self._originals: dict[tuple[str, str, str], Case] = {}
         self._counted: dict[str, ExpertCounts] = {}
-        self.configurations = Configurations(settings.device, settings.dtype, progress)
+        self._least_bits: float | None = None
+        self.configurations = Configurations(
+            settings.device,
+            settings.dtype,
+            progress,
+            self._clock,
+            is_cached=settings.cache is not False,
+        )
         self._model_error: AutoquantError | None = None
         self._captions = RunCaptions(settings, lambda: self.model, warn)
         self._engines = Engines(settings, lambda: self.model)
-        self._scored = ScoredConfigs(self.configurations, self._captions, self._engines, progress)
+        self._scored = ScoredConfigs(
+            self.configurations, self._captions, self._engines, progress, self._clock
+        )
         self._checks = ScoreChecks(self._engines.kl_replay, progress)
         self._whole_models = WholeModels(
             lambda: self.model, progress, all_captions=settings.whole_model_kl is True
@@ -129,6 +143,7 @@ class MeasurementRunner:
         """Set which cases the run selected and which of them this worker measures together."""
         self._assignment = assignment
         self._originals = {}
+        self._least_bits = None
 
     @property
     def device(self) -> torch.device:
@@ -163,8 +178,9 @@ class MeasurementRunner:
         if self._model_error is not None:
             raise self._model_error
         self._progress(f"load {self.source.name}", 0, 1)
+        self.configurations.import_libraries()
         try:
-            with quiet():
+            with quiet(), self._clock.phase("model"), self._warming_up():
                 model = load_model(
                     self.source,
                     device=self.device,
@@ -179,6 +195,10 @@ class MeasurementRunner:
             raise
         return model
 
+    def _warming_up(self) -> AbstractContextManager[None]:
+        widths = {linear.out_features for linear in self._known_linears}
+        return warming_up(self.device, self.configurations.dtype, widths)
+
     @cached_property
     def architecture(self) -> Architecture:
         """The model without its weights: layers and shapes, known before the model is loaded.
@@ -186,7 +206,8 @@ class MeasurementRunner:
         Raises:
             ModelError: the model's config cannot be loaded.
         """
-        with quiet():
+        self.configurations.import_libraries()
+        with quiet(), self._clock.phase("model"):
             return load_architecture(
                 self.source, trust_remote_code=self._settings.trust_remote_code
             )
@@ -281,34 +302,34 @@ class MeasurementRunner:
         original, linears = self._original(case), self.model.linears
         experts = self._expert_tokens(case.size, measurement)
         reason = self._engines.choose(config, case.size).reason
-        manifest = build_manifest(
-            Findings(
-                case=case,
-                config=config,
-                measurement=measurement,
-                data=data,
-                linears={linear.name: linear for linear in linears},
-                others=self.model.others,
-                alias_of=None if original == case else original.case_id,
-                notes=(
-                    *data_notes(data),
-                    *error_bar_notes(measurement, data),
-                    *size_notes(case.size, original.size),
-                    *padding_notes(linears, config),
-                    *expert_notes(experts),
-                    *measurement.notes,
-                    *measurement.signal.notes(),
-                ),
-                model=self.model.record,
-                environment=self.environment,
-                memory=memory_record(measurement.peak_cuda_bytes),
-                run_config=self._run_config(measurement.engine, reason, data),
-                started=started,
-                expert_tokens=expert_tokens(experts, self.model),
-                score_check=self._score_check(case, config, measurement),
-                whole_model=self._whole_model(case, config, measurement),
-            )
+        findings = Findings(
+            case=case,
+            config=config,
+            measurement=measurement,
+            data=data,
+            linears={linear.name: linear for linear in linears},
+            others=self.model.others,
+            alias_of=None if original == case else original.case_id,
+            notes=(
+                *data_notes(data),
+                *error_bar_notes(measurement, data),
+                *size_notes(case.size, original.size),
+                *padding_notes(linears, config),
+                *expert_notes(experts),
+                *measurement.notes,
+                *measurement.signal.notes(),
+            ),
+            model=self.model.record,
+            environment=self.environment,
+            memory=memory_record(measurement.peak_cuda_bytes),
+            run_config=self._run_config(measurement.engine, reason, data),
+            started=started,
+            expert_tokens=expert_tokens(experts, self.model),
+            score_check=self._score_check(case, config, measurement),
+            whole_model=self._whole_model(case, config, measurement),
         )
+        with self._clock.phase("manifests"):
+            manifest = build_manifest(findings, self._clock)
         return Measured(manifest=manifest, state=measurement.state)
 
     def scores(self, size: str, combinations: Sequence[Combination]) -> tuple[Measurement, ...]:
@@ -355,13 +376,15 @@ class MeasurementRunner:
 
         The run itself is refused where the bits are known without ModelOpt.
         """
-        try:
-            bits = [
-                self.config(case.combination).effective_bits for case in self._assignment.selected
-            ]
-        except AutoquantError:  # of another case, which fails by itself
-            return
-        refuse_small_budget(self._settings.effective_bits, min(bits, default=0.0))
+        if self._least_bits is None:
+            cases = (case.combination for case in self._assignment.selected)
+            selected = {combination.test_id: combination for combination in cases}
+            try:
+                bits = [self.config(each).effective_bits for each in selected.values()]
+            except AutoquantError:  # of another case, which fails by itself
+                return
+            self._least_bits = min(bits, default=0.0)
+        refuse_small_budget(self._settings.effective_bits, self._least_bits)
 
     def _measurement(self, case: Case, config: EffectiveConfig) -> Measurement:
         batch = (
@@ -414,9 +437,9 @@ class MeasurementRunner:
         )
         if reason is not None:
             return reason
-        return self._checks.check(
-            config, measurement, self.data(case.size), self._scored.swept(case.size)
-        )
+        data, together = self.data(case.size), self._scored.swept(case.size)
+        with self._clock.phase("score checks"):
+            return self._checks.check(config, measurement, data, together)
 
     def _whole_model(
         self, case: Case, config: EffectiveConfig, measurement: Measurement
@@ -427,7 +450,8 @@ class MeasurementRunner:
         if reason is not None:
             return reason
         data, together = self.data(case.size), self._scored.swept(case.size)
-        return self._whole_models.measure(config, measurement, data, case.method, together)
+        with self._clock.phase("whole-model KL"):
+            return self._whole_models.measure(config, measurement, data, case.method, together)
 
     def _run_config(self, engine: str, reason: str, data: CalibrationData) -> RunConfig:
         return RunConfig(

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from pytest_autoquant.errors import MeasurementError, NotReplayableError
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.grid.case import Combination
+from pytest_autoquant.phases import PhaseClock
 from pytest_autoquant.scoring.configurations import Configurations
-from pytest_autoquant.scoring.engine import Engine, Failure, Measurement
+from pytest_autoquant.scoring.engine import Engine, Failure, Measurement, Outcomes
 from pytest_autoquant.scoring.engine_choice import Engines
 from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.run_captions import RunCaptions
@@ -26,11 +27,13 @@ class ScoredConfigs:
         captions: RunCaptions,
         engines: Engines,
         progress: Progress,
+        clock: PhaseClock,
     ) -> None:
         self._configurations = configurations
         self._captions = captions
         self._engines = engines
         self._progress = progress
+        self._clock = clock
         self._outcomes: dict[tuple[str, str], Measurement | Failure] = {}
         # By the digest of the token ids, then of the config.
         self._swept: dict[str, dict[str, EffectiveConfig]] = {}
@@ -73,15 +76,23 @@ class ScoredConfigs:
                     configs.setdefault(other.digest, other)
         data, tokens = self._captions.of_size(size), self._captions.tokens_of(size)
         try:
-            outcomes = engine.score(list(configs.values()), data, self._progress)
+            with self._clock.phase("sweep"):
+                outcomes = engine.score(list(configs.values()), data, self._progress)
         except NotReplayableError as error:
             self._engines.give_up_replay(size, error)
             self._score(size, config, ())  # stock AutoQuant takes one case at a time
             return
+        self._count_capture(outcomes)
         for digest, outcome in outcomes.items():
             self._outcomes[tokens, digest] = outcome
             if engine.sweeps and isinstance(outcome, Measurement):
                 self._swept.setdefault(tokens, {})[digest] = configs[digest]
+
+    def _count_capture(self, outcomes: Outcomes) -> None:
+        """Count what the sweep's configs shared before it as the phase that it is."""
+        timing = next((o.timing for o in outcomes.values() if isinstance(o, Measurement)), {})
+        captured = timing.get("capture", 0.0) + timing.get("record", 0.0)
+        self._clock.move(captured, source="sweep", target="capture")
 
     def _can_join(self, config: EffectiveConfig, engine: Engine) -> bool:
         is_supported = self._configurations.config_support(config).is_supported

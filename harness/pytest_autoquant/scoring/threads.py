@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -71,6 +72,7 @@ def _cores() -> Collection[int]:
     return range(os.cpu_count() or 1)
 
 
+@cache
 def _siblings(core: int) -> str:
     """Return what tells the physical core of a logical one, on Linux; else its own number."""
     path = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")

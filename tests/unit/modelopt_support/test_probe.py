@@ -148,18 +148,18 @@ def test_quantizer_that_returns_its_input_has_no_effect(monkeypatch):
     )
 
 
-def test_each_config_runs_once(monkeypatch):
+def test_each_quantizer_runs_once(monkeypatch):
     runs, stock = [], probe.quantize_probe
 
     def counting(config, device, dtype):
-        runs.append(config.digest)
+        runs.append((config.weight, config.input))
         return stock(config, device, dtype)
 
     monkeypatch.setattr(probe, "quantize_probe", counting)
     prober = new_prober()
     for overlay in ("default", "w_per_out_channel", "w_group64", "w_group64"):
         assert support(prober, "wint8_aint8", overlay).is_supported
-    assert len(runs) == len(set(runs)) == 2  # w_per_out_channel is the default of int8 weights
+    assert len(runs) == len(set(runs)) == 3  # w_per_out_channel is the default of int8 weights
 
 
 def test_probe_tensors_are_seeded_and_their_scale_varies_along_every_axis():

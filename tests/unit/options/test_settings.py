@@ -11,7 +11,11 @@ from pytest_autoquant.options.table import OPTIONS
 
 def test_unset_options_have_their_defaults_and_unset_flags_are_off():
     expected = {o.name: False if o.is_flag else o.default for o in OPTIONS}
-    assert asdict(settings_of()) == expected | {"check_scores": None, "whole_model_kl": None}
+    assert asdict(settings_of()) == expected | {
+        "cache": None,
+        "check_scores": None,
+        "whole_model_kl": None,
+    }
 
 
 def test_flag_that_a_run_decides_can_be_switched_on_and_off():

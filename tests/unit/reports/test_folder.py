@@ -14,7 +14,12 @@ from pytest_autoquant.reports import found_cases
 from pytest_autoquant.reports.folder import read_folder
 from pytest_autoquant.reports.rebuild import rebuild
 from pytest_autoquant.reports.session_results import SessionResults
-from pytest_autoquant.reports.write import write_case, write_expected, write_summary
+from pytest_autoquant.reports.write import (
+    draw_layer_maps,
+    write_case,
+    write_expected,
+    write_summary,
+)
 
 MEASURED, OTHER = (
     "toy/wint4_aint8/default/small/gradient",
@@ -42,6 +47,7 @@ def run(tmp_path, case):
             write_case(tmp_path, case(case_id))
         lines = [case_result_of(case(o)) if o in measured else o for o in outcomes]
         results = results_of(*lines, **attributes)
+        draw_layer_maps(tmp_path, (case_result_of(case(case_id)) for case_id in measured))
         for scheme in schemes:
             write_atomic(tmp_path / scheme.path, dump_scheme(scheme))
             results.schemes[scheme.case_id] = scheme

@@ -12,7 +12,12 @@ from pytest_autoquant.manifests.records.sensitivity_manifest import Manifest
 from pytest_autoquant.manifests.selection import with_budget
 from pytest_autoquant.reports.merge import merge
 from pytest_autoquant.reports.session_results import SessionResults
-from pytest_autoquant.reports.write import write_case, write_expected, write_summary
+from pytest_autoquant.reports.write import (
+    draw_layer_maps,
+    write_case,
+    write_expected,
+    write_summary,
+)
 
 NAMES = ("default", "w_group64", "w_group128", "a_per_token_dynamic")
 DEFAULT = "toy/wint4_aint8/default"
@@ -41,6 +46,7 @@ def ran(tmp_path, measured):
         manifests = [outcome for outcome in outcomes if isinstance(outcome, Manifest)]
         for manifest in manifests:
             write_case(tmp_path / name, manifest)
+        draw_layer_maps(tmp_path / name, map(case_result_of, manifests))
         lines = [case_result_of(o) if isinstance(o, Manifest) else o for o in outcomes]
         write_summary(tmp_path / name, results_of(*lines, **attributes))
         return tmp_path / name

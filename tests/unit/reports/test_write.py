@@ -7,12 +7,14 @@ from urllib.parse import unquote
 import pytest
 from builders import changed, files_in, results_of
 from pytest_autoquant.errors import WriteError
+from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.records import outcome_log
 from pytest_autoquant.manifests.records.outcomes import SkippedCase
 from pytest_autoquant.manifests.records.sensitivity_manifest import read_manifest
+from pytest_autoquant.reports.charts.layer_map import draw_layer_map
 from pytest_autoquant.reports.ownership import MARK
 from pytest_autoquant.reports.session_results import SessionResults
-from pytest_autoquant.reports.write import write_case, write_summary
+from pytest_autoquant.reports.write import complete_case, draw_layer_maps, write_case, write_summary
 
 FOLDER = Path("toy/weight-int4-act-int8/a_per_token_dynamic/small")
 MANIFEST = FOLDER / "wint4_aint8_autoquant_lm_quant_manifest.json"
@@ -29,8 +31,36 @@ def test_files_of_a_case(tmp_path, manifest, state):
         "wint4_aint8_autoquant_lm_quant_manifest.json",
         "layer-sensitivity-report.md",
         "layer-sensitivity-report.json",
-        "layer-map.svg",
     }
+
+
+def test_manifest_is_on_disk_before_any_report(tmp_path, manifest, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pytest_autoquant.reports.write.write_layer_reports", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_case(tmp_path, manifest)
+    assert list(files_in(tmp_path / FOLDER)) == [MANIFEST.name]
+    assert read_manifest(tmp_path / MANIFEST) == manifest
+    monkeypatch.undo()
+    complete_case(tmp_path, manifest)
+    reports = {"layer-sensitivity-report.md", "layer-sensitivity-report.json"}
+    assert set(files_in(tmp_path / FOLDER)) == {MANIFEST.name} | reports
+
+
+def test_layer_map_is_drawn_once_and_deleted_with_a_new_measurement(tmp_path, manifest):
+    path, case = tmp_path / FOLDER / "layer-map.svg", case_result_of(manifest)
+    write_case(tmp_path, manifest)
+    draw_layer_maps(tmp_path, [case])
+    assert path.read_text() == draw_layer_map(case)
+    path.write_text("mine")
+    draw_layer_maps(tmp_path, [case])
+    assert path.read_text() == "mine"
+    draw_layer_maps(tmp_path, [case], again=True)
+    assert path.read_text() == draw_layer_map(case)
+    write_case(tmp_path, manifest)
+    assert not path.exists()
 
 
 def test_layer_reports_replace_older_ones(tmp_path, manifest, render):
@@ -68,8 +98,7 @@ def test_outcome_log_is_read_once_for_a_summary(tmp_path, session, monkeypatch):
 def test_unwritable_report_is_named(tmp_path, manifest):
     root = tmp_path / "reports"
     root.write_text("a file in the way")
-    first = (root / MANIFEST).with_name("layer-map.svg")
-    with pytest.raises(WriteError, match=f"^{first}: cannot be written"):
+    with pytest.raises(WriteError, match=f"^{root / MANIFEST}: cannot be written"):
         write_case(root, manifest)
     with pytest.raises(WriteError, match=f"^{root / 'summary.json'}: cannot be written"):
         write_summary(root, SessionResults())

@@ -100,6 +100,24 @@ class GroupShare:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessTiming:
+    """Where the time of one process of a run went.
+
+    Attributes:
+        process: ``main`` measures and writes; under pytest-xdist ``controller`` and each worker.
+        seconds: from when the process found out that the run is ours until the reports were
+            written; of a worker until its last test ended.
+        phases: seconds by phase, which add up to ``seconds``. A phase inside another is not part
+            of it.
+    """
+
+    __pydantic_config__ = STRICT
+    process: str
+    seconds: float
+    phases: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LastRun:
     """What the last run into a report folder did.
 
@@ -112,6 +130,7 @@ class LastRun:
         is_finished: False from the first case until the summary at the end is written.
         started: time in UTC, ISO 8601; None if unknown.
         seconds: what the run took, None if it is not finished or unknown.
+        timing: by process, where the time went; empty if it is not finished or unknown.
     """
 
     __pydantic_config__ = STRICT
@@ -123,6 +142,7 @@ class LastRun:
     is_finished: bool = True
     started: str | None = None
     seconds: float | None = None
+    timing: tuple[ProcessTiming, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,7 @@ from pytest_autoquant.manifests.records.sensitivity_manifest import (
 )
 from pytest_autoquant.manifests.selection import with_budget
 from pytest_autoquant.options.run_plan import RunPlan
+from pytest_autoquant.phases import PhaseClock
 from pytest_autoquant.plugin.controller.gate import Gate
 from pytest_autoquant.plugin.messages.collected import CollectedCases
 from pytest_autoquant.plugin.messages.outcome import (
@@ -51,7 +52,13 @@ from pytest_autoquant.regression.recorded_model import (
 from pytest_autoquant.regression.resume import earlier_manifest
 from pytest_autoquant.reports.ownership import refuse_foreign_files
 from pytest_autoquant.reports.session_results import SessionResults
-from pytest_autoquant.reports.write import write_case, write_expected, write_summary
+from pytest_autoquant.reports.write import (
+    complete_case,
+    draw_layer_maps,
+    write_case,
+    write_expected,
+    write_summary,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +91,15 @@ LoggedOutcome = SkippedCase | FailedCase | StructureCheck
 
 
 class Collector:
-    """The controller's record of one run."""
+    """The controller's record of one run.
 
-    def __init__(self, plan: RunPlan) -> None:
+    Args:
+        clock: of this process; by default one of its own.
+    """
+
+    def __init__(self, plan: RunPlan, clock: PhaseClock | None = None) -> None:
         self._plan = plan
+        self._clock = clock or PhaseClock()
         self._root = plan.root
         self.results = SessionResults(started=datetime.now(UTC))
         baseline = plan.settings.baseline
@@ -96,6 +108,7 @@ class Collector:
         self._open: set[str] = set()
         self._failed: set[str] = set()
         self._models: dict[str, RecordedModel] = {}
+        self._workers: dict[str, Mapping[str, float]] = {}
         self._unblessed: dict[str, tuple[Manifest, Mapping[str, float] | None]] = {}
 
     def check_folders(self) -> None:
@@ -145,6 +158,10 @@ class Collector:
         Returns what the regression gate says of the case. An outcome that cannot be read or written
         is a failure.
         """
+        with self._clock.phase("writing"):
+            return self._take(end)
+
+    def _take(self, end: TestEnd) -> Verdict:
         case_id = self._collected.case_ids.get(end.nodeid)
         if case_id is not None and (end.failure is not None or end.is_expected_failure):
             self._failed.add(case_id)
@@ -170,6 +187,18 @@ class Collector:
         Args:
             arguments: pytest's command line, for the report.
         """
+        with self._clock.phase("writing"):
+            files = self._finish(arguments)
+        self.results.timing = self.timing
+        return files
+
+    @property
+    def timing(self) -> dict[str, Mapping[str, float]]:
+        """Seconds by phase so far, of this process and of each xdist worker."""
+        here = "controller" if self._workers else "main"
+        return {here: self._clock.seconds(), **dict(sorted(self._workers.items()))}
+
+    def _finish(self, arguments: Sequence[str]) -> tuple[Path, ...]:
         results = self.results
         results.command = command_line(arguments, with_paths=self._plan.settings.record_host)
         unfinished = self._unfinished()
@@ -178,12 +207,23 @@ class Collector:
         is_empty_shard = self._plan.settings.shard is not None and self.has_cases
         if results.is_empty and not is_empty_shard:
             return ()
+        self._draw()
+        results.timing = self.timing
         try:
             is_public = not self._plan.settings.record_host
             return write_summary(self._root, results.public(self._root) if is_public else results)
         except AutoquantError as error:
             results.write_errors.append(str(error))
             return ()
+
+    def _draw(self) -> None:
+        """Draw the pictures of the cases now that all manifests are on disk."""
+        there = self.results.written | self.results.kept
+        cases = [case for case_id, case in self.results.cases.items() if case_id in there]
+        try:
+            draw_layer_maps(self._root, cases)
+        except AutoquantError as error:
+            self.results.write_errors.append(str(error))
 
     def _has_failed(self, case_id: str) -> bool:
         """Whether an outcome of the case says already why it failed."""
@@ -194,6 +234,8 @@ class Collector:
         if end.outcomes is None:
             return PASSED
         report = load_report(end.outcomes)
+        if report.process is not None:
+            self._workers[report.process] = report.timing
         verdicts = [self._take_one(outcome, report, end) for outcome in report.outcomes]
         return max(verdicts, key=lambda verdict: _SEVERITY.index(verdict.outcome))
 
@@ -276,6 +318,8 @@ class Collector:
                 f"bit budget {_budget(before)} -> {_budget(selected.run_config)}"
             )
             write_case(self._root, selected)
+        else:
+            complete_case(self._root, manifest)
         manifest = selected
         self.results.add(case_result_of(manifest))
         self.results.kept.add(case_id)

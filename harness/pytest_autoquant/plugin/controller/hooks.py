@@ -14,6 +14,7 @@ from pytest_autoquant.plugin.messages.collected import CollectedCases
 from pytest_autoquant.plugin.messages.worker_input import WORKER_INPUT, WorkerInput
 from pytest_autoquant.plugin.pytest_config import (
     as_usage_error,
+    clock_of,
     is_asked_for,
     is_configured,
     is_end_of_test,
@@ -46,11 +47,13 @@ class Controller:
         Raises:
             pytest.UsageError: options or baselines cannot be used.
         """
-        from pytest_autoquant.plugin.controller.collector import Collector
+        clock = clock_of(self._config)
+        with clock.importing():
+            from pytest_autoquant.plugin.controller.collector import Collector
 
         plan = plan_of(self._config)
         with as_usage_error():
-            return Collector(plan)
+            return Collector(plan, clock)
 
     @cached_property
     def earlier(self) -> Earlier:
@@ -95,7 +98,8 @@ class Controller:
         settings = plan_of(self._config).settings
         if not settings.gpu_only and settings.device in ("auto", "cpu"):
             return
-        from pytest_autoquant.models.device import resolve_device
+        with clock_of(self._config).importing():
+            from pytest_autoquant.models.device import resolve_device
 
         with as_usage_error():
             device = resolve_device(settings.device)

@@ -6,7 +6,7 @@ A string survives pytest-xdist's serialization and needs no shared file system.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -95,10 +95,14 @@ class WorkerReport:
     Attributes:
         outcomes: in the order in which the test produced them.
         tolerances: keyword arguments of the test's ``aq_tolerance`` marker, None without one.
+        process: name of an xdist worker, None without xdist.
+        timing: seconds of that worker so far, by phase.
     """
 
     outcomes: tuple[Annotated[Outcome, Field(discriminator="kind")], ...]
     tolerances: Mapping[str, float] | None = None
+    process: str | None = None
+    timing: Mapping[str, float] = field(default_factory=dict)
 
 
 _ADAPTER: TypeAdapter[WorkerReport] = TypeAdapter(WorkerReport)

@@ -38,6 +38,7 @@ from pytest_autoquant.plugin.pytest_config import (
     CASE,
     SCHEME,
     as_failure,
+    clock_of,
     failure,
     is_end_of_test,
     is_worker,
@@ -87,6 +88,7 @@ class Worker:
     def __init__(self, config: pytest.Config, selection: Selection) -> None:
         self._config = config
         self._selection = selection
+        self._clock = clock_of(config)
 
     @cached_property
     def progress(self) -> ProgressLine:
@@ -109,7 +111,8 @@ class Worker:
         given, settings = worker_input_of(self._config), self.plan.settings
         if given.gpu is not None and settings.device in ("auto", "cuda"):
             pin(given.gpu)  # before torch looks at the GPUs
-        from pytest_autoquant.scoring.runner import MeasurementRunner
+        with self._clock.importing():
+            from pytest_autoquant.scoring.runner import MeasurementRunner
 
         if not is_worker(self._config):
             given = self._input_here(given)
@@ -120,6 +123,7 @@ class Worker:
             _warn,
             earlier=given.earlier,
             recorded=given.recorded,
+            clock=self._clock,
         )
         if self._selection.assignment is not None:
             runner.assign(self._selection.assignment)
@@ -249,7 +253,8 @@ class Worker:
             if _REFUSED in item.stash:
                 raise UsageError(item.stash[_REFUSED])
             try:
-                manifest = self.scheme_runner.derive(case)
+                with self._clock.phase("schemes"):
+                    manifest = self.scheme_runner.derive(case)
             except UnexportedSchemeError as error:
                 _add(item, DerivedScheme(manifest=dump_scheme(error.measured)))
                 raise
@@ -302,10 +307,13 @@ class Worker:
                 path, line = item.reportinfo()[:2]
                 report.longrepr = (str(path), (line or 0) + 1, report.longrepr[2])
             marker = item.get_closest_marker("aq_tolerance")
+            is_there = is_worker(self._config)
             report.autoquant = dump_report(
                 WorkerReport(
                     outcomes=tuple(outcomes),
                     tolerances=None if marker is None else dict(marker.kwargs),
+                    process=self._config.workerinput["workerid"] if is_there else None,  # type: ignore[attr-defined]
+                    timing=self._clock.seconds() if is_there else {},
                 )
             )
             report.autoquant_state = item.stash.get(_STATE, None)

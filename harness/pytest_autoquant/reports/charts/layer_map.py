@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pytest_autoquant.manifests.case_result import CaseResult, Group
 from pytest_autoquant.reports.charts.static_svg import framed_picture
@@ -64,5 +65,10 @@ def layer_cells(case: CaseResult) -> tuple[LayerCell, ...]:
 
 def draw_layer_map(case: CaseResult) -> str:
     """Return the layer map as SVG."""
-    title = RANDOM_WEIGHTS if case.has_random_weights else ""
-    return framed_picture("layers", layer_cells(case), title=title)
+    return _drawn(layer_cells(case), RANDOM_WEIGHTS if case.has_random_weights else "")
+
+
+@lru_cache(maxsize=64)
+def _drawn(cells: tuple[LayerCell, ...], title: str) -> str:
+    """Draw a map once for the aliases of a measurement, which are near it in order."""
+    return framed_picture("layers", cells, title=title)

@@ -37,6 +37,11 @@ from pytest_autoquant.reports.markdown.elements import (
     whole_kl_shown,
 )
 from pytest_autoquant.reports.markdown.scheme_report import SCHEMES_MARKDOWN, schemes_table
+from pytest_autoquant.reports.markdown.timing_report import (
+    TIMING_MEANS,
+    timing_headers,
+    timing_rows,
+)
 from pytest_autoquant.reports.report_model import ReportModel
 from pytest_autoquant.reports.session_results import SessionResults, caution, titles
 from pytest_autoquant.text import counted, shown_duration, shown_time
@@ -288,6 +293,15 @@ def _origin(model: ReportModel) -> list[str]:
     return ["## Where it came from", table(("", ""), rows)] if rows else []
 
 
+def _timing(model: ReportModel) -> list[str]:
+    timing = () if model.results.last_run is None else model.results.last_run.timing
+    if not timing:
+        return []
+    rows = timing_rows(timing)
+    shown = table(timing_headers(timing), rows, right=" " + "r" * len(timing))
+    return ["## Where the time went", shown, TIMING_MEANS]
+
+
 def _sensitive(model: ReportModel) -> list[str]:
     if not model.sensitive:
         return []
@@ -505,4 +519,5 @@ _SECTIONS = (
     _skipped,
     _matrix,
     _origin,
+    _timing,
 )

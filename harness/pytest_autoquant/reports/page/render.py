@@ -51,6 +51,11 @@ from pytest_autoquant.reports.markdown.session_report import (
     quantized,
     run_of,
 )
+from pytest_autoquant.reports.markdown.timing_report import (
+    TIMING_MEANS,
+    timing_headers,
+    timing_rows,
+)
 from pytest_autoquant.reports.page.contents import contents
 from pytest_autoquant.reports.report_model import ReportModel
 from pytest_autoquant.reports.run_comparison import RunComparison
@@ -104,6 +109,10 @@ def render_page(model: ReportModel, comparison: RunComparison | None = None) -> 
         schemes_meaning=MEANING,
         counts=counts_sentence(results),
         last_run=last_run_sentences(results),
+        timing=() if results.last_run is None else results.last_run.timing,
+        timing_headers=timing_headers,
+        timing_rows=timing_rows,
+        timing_means=TIMING_MEANS,
         marks_runs=not results.is_from_one_run,
         many={
             "models": len({view.model for view in shown.views}) > 1,

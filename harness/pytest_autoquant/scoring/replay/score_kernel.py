@@ -122,6 +122,15 @@ def _reduce_cuda(
     _kernel()[grid](output, plain, gradient, partial, width, CLAMP, BLOCK=block)
 
 
+def prepare_kernel() -> None:
+    """Import Triton and declare the kernel, which is compiled where it first runs.
+
+    Raises:
+        ImportError: Triton is not installed.
+    """
+    _kernel()
+
+
 @lru_cache(maxsize=1)
 def _kernel() -> Any:
     """Build the kernel on first use: only CUDA builds of torch come with Triton."""

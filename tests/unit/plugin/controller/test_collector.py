@@ -601,3 +601,17 @@ def test_scheme_that_cannot_be_written_fails(tmp_path, derived):
     assert verdict.outcome is Outcome.FAILED
     assert "cannot be written" in verdict.text
     assert collector.results.write_errors == [verdict.text]
+
+
+def test_timing_holds_the_last_word_of_each_worker(tmp_path):
+    collector = collector_of(tmp_path)
+    assert list(collector.timing) == ["main"]
+    for process, seconds in (("gw1", 1.0), ("gw0", 5.0), ("gw1", 3.0)):
+        kept = Checked(check=CHECK)
+        report = WorkerReport(outcomes=(kept,), process=process, timing={"sweep": seconds})
+        collector.take(TestEnd(nodeid=FIRST, outcomes=dump_report(report)))
+    found = collector.timing
+    assert list(found) == ["controller", "gw0", "gw1"]
+    assert found["gw0"] == {"sweep": 5.0}
+    assert found["gw1"] == {"sweep": 3.0}
+    assert found["controller"].keys() == {"writing", "other"}
