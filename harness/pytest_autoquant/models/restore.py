@@ -6,7 +6,7 @@ buffers, and changes ``requires_grad`` and configs. A copy of the model would ta
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -140,3 +140,16 @@ def preserved(module: nn.Module, *, weights: bool = False) -> Iterator[None]:
         yield
     finally:
         snapshot.restore()
+
+
+@contextmanager
+def forward_replaced(module: nn.Module, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """Replace a module's ``forward`` for a while; hooks of the module still run."""
+    kept = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if kept is not None:
+            module.forward = kept

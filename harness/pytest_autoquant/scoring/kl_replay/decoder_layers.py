@@ -15,6 +15,7 @@ from torch import nn
 
 from pytest_autoquant.errors import NotReplayableError
 from pytest_autoquant.models.loading import LoadedModel
+from pytest_autoquant.models.restore import forward_replaced
 
 _HIDDEN = "hidden_states"
 
@@ -120,19 +121,6 @@ class DecoderLayers:
             yield
         finally:
             handle.remove()
-
-
-@contextmanager
-def forward_replaced(module: nn.Module, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
-    """Replace a module's ``forward`` for a while; hooks of the module still run."""
-    kept = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if kept is not None:
-            module.forward = kept
 
 
 def _find_layers(model: LoadedModel) -> tuple[str, nn.ModuleList]:

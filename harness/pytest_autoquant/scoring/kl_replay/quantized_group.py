@@ -12,12 +12,9 @@ import torch
 from torch.nn import functional
 
 from pytest_autoquant.models.loading import LoadedModel
+from pytest_autoquant.models.restore import forward_replaced
 from pytest_autoquant.scoring.engine import Failure
-from pytest_autoquant.scoring.kl_replay.decoder_layers import (
-    DecoderLayers,
-    LayerForward,
-    forward_replaced,
-)
+from pytest_autoquant.scoring.kl_replay.decoder_layers import DecoderLayers, LayerForward
 from pytest_autoquant.scoring.kl_replay.recording import RecordedBatch, Recording, linear_inputs
 from pytest_autoquant.scoring.replay.memory import even_parts
 from pytest_autoquant.scoring.replay.quantizers import shared_range

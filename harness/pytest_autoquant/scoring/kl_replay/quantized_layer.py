@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from pytest_autoquant.models.loading import LoadedModel
+from pytest_autoquant.models.restore import forward_replaced
 from pytest_autoquant.scoring.engine import Failure
-from pytest_autoquant.scoring.kl_replay.decoder_layers import forward_replaced
 from pytest_autoquant.scoring.replay.sweep import Attributes, SweepPlan, Version
 
 
