@@ -11,8 +11,8 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,10 @@ TAPE_FORMAT = 6
 
 #: Of how many draws a linear's gradients are kept; for q/k/v those of all draws are.
 KEPT_DRAWS = 2
+
+#: Fields of a tape that are mappings by linear, and those that list linears.
+_BY_LINEAR = ("source", "inputs", "amax", "gradients")
+_LISTS_OF_LINEARS = ("non_finite_gradients", "zero_inputs", "zero_gradients")
 
 _ATTENTION_INPUT = re.compile(r"(^|\.)(q|k|v|qkv)_proj$")
 
@@ -96,6 +100,19 @@ class Tape:
         """Size of the tensors in bytes."""
         parts = (self.inputs, self.amax, self.gradients)
         return sum(tensor.nbytes for part in parts for tensor in part.values())
+
+
+def joined(tapes: Sequence[Tape]) -> Tape:
+    """Return the tape of all linears from the tapes of some of them, in the order given."""
+    by_linear = {
+        field: {name: value for tape in tapes for name, value in getattr(tape, field).items()}
+        for field in _BY_LINEAR
+    }
+    lists = {
+        field: tuple(name for tape in tapes for name in getattr(tape, field))
+        for field in _LISTS_OF_LINEARS
+    }
+    return replace(tapes[0], **by_linear, **lists)
 
 
 def is_attention_input(name: str) -> bool:
