@@ -58,6 +58,7 @@ from pytest_autoquant.scoring.environment import environment_record, memory_reco
 from pytest_autoquant.scoring.kl_replay.recording import input_ranges
 from pytest_autoquant.scoring.kl_replay.score_check import ScoreChecks, not_checked
 from pytest_autoquant.scoring.kl_replay.whole_model_kl import WholeModels, not_measured
+from pytest_autoquant.scoring.model_places import offload_of
 from pytest_autoquant.scoring.notes import (
     data_notes,
     error_bar_notes,
@@ -87,6 +88,7 @@ class MeasurementRunner:
     Args:
         earlier: fingerprints of the cases that a resumed run may keep, by ``case_id``.
         recorded: whose results the report folder has under the model's name.
+        processes: how many processes share the memory of this host.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class MeasurementRunner:
         *,
         earlier: Earlier | None = None,
         recorded: RecordedModel | None = None,
+        processes: int = 1,
     ) -> None:
         self._settings = settings
         self.source = source
@@ -105,6 +108,7 @@ class MeasurementRunner:
         self.warn = warn
         self._earlier: Earlier = earlier or {}
         self._recorded = recorded
+        self._processes = processes
         self._assignment = Assignment()
         self._originals: dict[tuple[str, str, str], Case] = {}
         self.configurations = Configurations(settings.device, settings.dtype, progress)
@@ -158,6 +162,7 @@ class MeasurementRunner:
                     dtype=self.configurations.dtype,
                     random_seed=self._settings.random_seed,
                     trust_remote_code=self._settings.trust_remote_code,
+                    offload=offload_of(self._settings, self._processes),
                 )
             if self._recorded is not None:
                 self._recorded.refuse_another(model.record)

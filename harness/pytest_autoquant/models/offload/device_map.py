@@ -89,7 +89,7 @@ def device_map(
         device: the device that computes; ``cuda`` without an index lets every GPU hold weights.
 
     Raises:
-        UsageError: ``--aq-max-memory`` names a GPU that is not there, or leaves less than one layer.
+        UsageError: ``--aq-max-memory`` names a GPU that is not there, or is below one layer.
     """
     from accelerate import infer_auto_device_map
 
@@ -123,8 +123,8 @@ def check_limit(module: Any, limit: int, *, dtype: torch.dtype, of: Place) -> No
     if limit < need:
         where = "of the host" if of == "cpu" else f"of GPU {of}"
         raise UsageError(
-            f"--aq-max-memory allows {readable_bytes(limit)} {where}, and one layer, {names[0]}, needs "
-            f"{readable_bytes(need)}; allow at least as much"
+            f"--aq-max-memory: weights may take {readable_bytes(limit)} {where}, and one layer, "
+            f"{names[0]}, takes {readable_bytes(need)}; allow at least as much"
         )
 
 
@@ -165,8 +165,8 @@ def _free_host_bytes(processes: int) -> int:
 
 
 def readable_bytes(size: int) -> str:
-    """Return a size in words, rounded up."""
+    """Return a size in a unit in which it has at least two digits before the point."""
     for unit, bytes_each in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if size >= bytes_each:
-            return f"{-(-size * 10 // bytes_each) / 10:g} {unit}"
+        if size >= 10 * bytes_each:
+            return f"{-(-size * 10 // bytes_each) / 10:.1f} {unit}"
     return f"{size} bytes"

@@ -80,9 +80,7 @@ def own_folder(parent: Path) -> tempfile.TemporaryDirectory[str]:
 def disk_bytes(module: Any, placed: DeviceMap) -> int:
     """Return the size of the weights whose place is the disk."""
     return sum(
-        tensor.nbytes
-        for name, tensor in module.named_parameters()
-        if placed.place_of(name) == DISK
+        tensor.nbytes for name, tensor in module.named_parameters() if placed.place_of(name) == DISK
     )
 
 

@@ -1,9 +1,9 @@
 """Records the tape of one decoder layer at a time, for a model that no device holds as a whole.
 
 First all batches run forward through a layer, then through the next, and the hidden states before
-each layer are kept. Then the layers run again, the last first: each on its recorded states, from the
-gradients of what it returns to those of what it takes. So every layer's weights are brought twice,
-however many batches there are, and of the tape there is one layer at a time.
+each layer are kept. Then the layers run again, the last first: each on its recorded states, from
+the gradients of what it returns to those of what it takes. So every layer's weights are brought
+twice, however many batches there are, and of the tape there is one layer at a time.
 """
 
 from __future__ import annotations
@@ -189,9 +189,7 @@ class _Walk:
 def _gradient(
     output: torch.Tensor, before: torch.Tensor, after: torch.Tensor | None, is_last: bool
 ) -> torch.Tensor:
-    (found,) = torch.autograd.grad(
-        output, [before], grad_outputs=after, retain_graph=not is_last
-    )
+    (found,) = torch.autograd.grad(output, [before], grad_outputs=after, retain_graph=not is_last)
     return found
 
 

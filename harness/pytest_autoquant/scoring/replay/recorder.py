@@ -232,9 +232,7 @@ class BatchPass:
 
 
 @contextmanager
-def hooked(
-    model: LoadedModel, batch_pass: BatchPass, linears: Sequence[Linear]
-) -> Iterator[None]:
+def hooked(model: LoadedModel, batch_pass: BatchPass, linears: Sequence[Linear]) -> Iterator[None]:
     """Hook the embedding and some linears, and remove the hooks also when the block raises."""
     with ExitStack() as stack:
         embedding = model.module.get_input_embeddings()

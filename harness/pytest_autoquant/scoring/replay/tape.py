@@ -104,15 +104,13 @@ class Tape:
 
 def joined(tapes: Sequence[Tape]) -> Tape:
     """Return the tape of all linears from the tapes of some of them, in the order given."""
-    by_linear = {
+    together: dict[str, Any] = {
         field: {name: value for tape in tapes for name, value in getattr(tape, field).items()}
         for field in _BY_LINEAR
     }
-    lists = {
-        field: tuple(name for tape in tapes for name in getattr(tape, field))
-        for field in _LISTS_OF_LINEARS
-    }
-    return replace(tapes[0], **by_linear, **lists)
+    for field in _LISTS_OF_LINEARS:
+        together[field] = tuple(name for tape in tapes for name in getattr(tape, field))
+    return replace(tapes[0], **together)
 
 
 def is_attention_input(name: str) -> bool:
