@@ -24,6 +24,10 @@ class MaxMemory:
     each: int | None = None
     by_device: Mapping[str, int] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        named = ",".join(f"{device}={size}" for device, size in self.by_device.items())
+        return named if self.each is None else str(self.each)
+
     @classmethod
     def parse(cls, text: str) -> MaxMemory:
         """Read ``4GiB`` or ``0=4GiB,cpu=60GiB``.

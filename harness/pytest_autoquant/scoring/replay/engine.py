@@ -155,7 +155,7 @@ class ReplayEngine:
                 plan.keep_descriptions()
             swept.append(replace(tape, inputs={}, gradients={}))
             sweeping += time.perf_counter() - captured
-        tape = joined(swept[::-1])
+        tape = joined(swept)
         scores = CaptionScores(result.by_group(self._groups), self._groups, data)
         timing = {"capture": time.perf_counter() - started - sweeping, "sweep": sweeping}
         return replay_outcomes(
@@ -192,7 +192,7 @@ class ReplayEngine:
             return load_tape(path, fingerprint, device, pinned=pinned)
         if self._model.is_offloaded:
             tapes = list(layer_tapes(self._model, data, device, progress, self._draws))
-            tape = joined(tapes[::-1])
+            tape = joined(tapes)
         else:
             tape = capture(self._model, data, device, progress, self._draws)
         save_tape(tape, path)

@@ -11,10 +11,10 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,9 +28,7 @@ TAPE_FORMAT = 6
 #: Of how many draws a linear's gradients are kept; for q/k/v those of all draws are.
 KEPT_DRAWS = 2
 
-#: Fields of a tape that are mappings by linear, and those that list linears.
-_BY_LINEAR = ("source", "inputs", "amax", "gradients")
-_LISTS_OF_LINEARS = ("non_finite_gradients", "zero_inputs", "zero_gradients")
+_V = TypeVar("_V")
 
 _ATTENTION_INPUT = re.compile(r"(^|\.)(q|k|v|qkv)_proj$")
 
@@ -103,14 +101,25 @@ class Tape:
 
 
 def joined(tapes: Sequence[Tape]) -> Tape:
-    """Return the tape of all linears from the tapes of some of them, in the order given."""
-    together: dict[str, Any] = {
-        field: {name: value for tape in tapes for name, value in getattr(tape, field).items()}
-        for field in _BY_LINEAR
-    }
-    for field in _LISTS_OF_LINEARS:
-        together[field] = tuple(name for tape in tapes for name in getattr(tape, field))
-    return replace(tapes[0], **together)
+    """Return the tape of all layers from those of single layers, the last layer first.
+
+    What comes of inputs is in the order of the forward pass, as on a tape of the whole model.
+    """
+    forward, backward = list(reversed(tapes)), list(tapes)
+    return replace(
+        tapes[0],
+        source=_merged(tape.source for tape in forward),
+        inputs=_merged(tape.inputs for tape in forward),
+        amax=_merged(tape.amax for tape in forward),
+        gradients=_merged(tape.gradients for tape in backward),
+        non_finite_gradients=tuple(n for tape in backward for n in tape.non_finite_gradients),
+        zero_inputs=tuple(name for tape in forward for name in tape.zero_inputs),
+        zero_gradients=tuple(name for tape in backward for name in tape.zero_gradients),
+    )
+
+
+def _merged(parts: Iterable[Mapping[str, _V]]) -> dict[str, _V]:
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def is_attention_input(name: str) -> bool:
