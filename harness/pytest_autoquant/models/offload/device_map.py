@@ -116,16 +116,22 @@ def check_limit(module: Any, limit: int, *, dtype: torch.dtype, of: Place) -> No
     Raises:
         UsageError: says how much is needed.
     """
-    from accelerate.utils import compute_module_sizes, get_max_layer_size
-
-    sizes = compute_module_sizes(module, dtype=dtype)
-    need, names = get_max_layer_size(list(module.named_children()), sizes, _unsplit(module))
+    need, layer = largest_layer(module, dtype)
     if limit < need:
         where = "of the host" if of == "cpu" else f"of GPU {of}"
         raise UsageError(
             f"--aq-max-memory: weights may take {readable_bytes(limit)} {where}, and one layer, "
-            f"{names[0]}, takes {readable_bytes(need)}; allow at least as much"
+            f"{layer}, takes {readable_bytes(need)}; allow at least as much"
         )
+
+
+def largest_layer(module: Any, dtype: torch.dtype) -> tuple[int, str]:
+    """Return the bytes and the name of the largest module that computes as a whole."""
+    from accelerate.utils import compute_module_sizes, get_max_layer_size
+
+    sizes = compute_module_sizes(module, dtype=dtype)
+    need, names = get_max_layer_size(list(module.named_children()), sizes, _unsplit(module))
+    return need, names[0]
 
 
 def _unsplit(module: Any) -> list[str]:

@@ -8,6 +8,7 @@ from builders import load_tiny
 from pytest_autoquant.errors import ModelError, WriteError
 from pytest_autoquant.models import loading
 from pytest_autoquant.models.next_token import next_token_logits
+from pytest_autoquant.models.offload.device_map import DeviceMap
 from pytest_autoquant.models.offload.resident import missing_weights, resident, tensors
 from pytest_autoquant.models.offload.spread import check_space
 
@@ -45,6 +46,19 @@ def test_partly_offloaded_checkpoint_in_another_dtype_equals_the_resident_one(lo
     offloaded, whole = load(3 << 20, **options), load_tiny(**options)
     assert 0 < sum(weight.is_meta for weight in offloaded.module.parameters()) < 107
     assert_equal(offloaded, whole)
+
+
+@pytest.mark.parametrize("seed", [None, 3], ids=["checkpoint", "random"])
+def test_weights_in_the_memory_of_another_device_are_those_of_the_model(load, monkeypatch, seed):
+    """``cpu:0`` stands for a device that holds weights and computes nothing."""
+    places = {"model.visual": "cpu", "model.language_model": "cpu:0", "lm_head": "cpu:0"}
+    placed = DeviceMap(main="cpu", places=places, size=load_tiny().record.num_parameters)
+    monkeypatch.setattr(loading, "device_map", lambda *_, **__: placed)
+    offloaded = load(random_seed=seed)
+    decoder = offloaded.module.get_decoder()
+    assert all(weight.is_meta for weight in decoder.parameters())
+    assert decoder.layers[0].mlp.up_proj._hf_hook.weights_map["weight"].device.type == "cpu"
+    assert_equal(offloaded, load_tiny(random_seed=seed))
 
 
 def test_random_weights_on_disk_are_those_of_this_process_and_go_with_the_model(load, tmp_path):
