@@ -116,8 +116,9 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         name="offload_dir",
         kind=PATH,
-        help="folder for weights that no memory holds, if they are not to be read from the "
-        "checkpoint again or, random ones, made again each time they are needed",
+        help="with --aq-device-map auto, folder for random weights that no memory holds, instead of "
+        "making them again each time, and for those that transformers converts while it loads; "
+        "others are read from the checkpoint",
     ),
     Option(
         name="weights",
