@@ -195,7 +195,13 @@ def _from_pretrained(
             **options,
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise cannot_load(source, "weights", error) from error
+        problem = cannot_load(source, "weights", error)
+        if placed is not None and folder is None:
+            raise ModelError(
+                f"{problem}; if transformers converts them while it loads, give a folder for those "
+                "that no memory holds with --aq-offload-dir"
+            ) from error
+        raise problem from error
     if folder is not None:
         weakref.finalize(module, folder.cleanup)
     return module, report

@@ -116,8 +116,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         name="offload_dir",
         kind=PATH,
-        help="with --aq-device-map auto, folder for random weights that no memory holds, instead of "
-        "making them again each time, and for those that transformers converts while it loads; "
+        help="with --aq-device-map auto, folder for random weights that no memory holds, instead "
+        "of making them again each time, and for those that transformers converts while it loads; "
         "others are read from the checkpoint",
     ),
     Option(

@@ -11,6 +11,7 @@ from pytest_autoquant.models.next_token import next_token_logits
 from pytest_autoquant.models.offload.device_map import DeviceMap
 from pytest_autoquant.models.offload.resident import missing_weights, resident, tensors
 from pytest_autoquant.models.offload.spread import check_space
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 IDS = torch.tensor([[3, 4, 5, 6], [7, 8, 9, 10]])
 LAYER = "model.language_model.layers.2"
@@ -73,6 +74,26 @@ def test_random_weights_on_disk_are_those_of_this_process_and_go_with_the_model(
     del offloaded
     gc.collect()
     assert list(tmp_path.iterdir()) == [stale]
+
+
+def test_weights_that_transformers_converts_are_written_to_the_folder(load, tiny, tmp_path):
+    """A checkpoint has a matrix for each expert, the model one for all of them."""
+    checkpoint, weights = tmp_path / "mixture", tmp_path / "weights"
+    config = Qwen3MoeConfig(
+        **{"vocab_size": 2048, "hidden_size": 64, "intermediate_size": 64, "head_dim": 16},
+        **{"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
+        **{"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+        tie_word_embeddings=True,
+    )
+    Qwen3MoeForCausalLM(config).save_pretrained(checkpoint)
+    tiny.tokenizer.save_pretrained(checkpoint)
+    most, whole = 4 * 2048 * 64, load_tiny(str(checkpoint))
+    offloaded = load(most, folder=weights, name=str(checkpoint))
+    assert all(weight.is_meta for weight in offloaded.module.parameters())
+    assert len(list(weights.rglob("*.safetensors"))) == 2 * 2
+    assert_equal(offloaded, whole)
+    with pytest.raises(ModelError, match=r"^model mixture: its weights .* with --aq-offload-dir$"):
+        load(most, name=str(checkpoint))
 
 
 def test_folder_that_cannot_be_written_or_is_too_small_is_refused(load, tmp_path):
