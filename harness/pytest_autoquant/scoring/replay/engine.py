@@ -22,13 +22,14 @@ from pytest_autoquant.modelopt_support.layer_groups import layer_groups, scored_
 from pytest_autoquant.models.device import (
     peak_cuda_bytes,
     reset_peak_cuda_bytes,
+    synchronize,
 )
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.caption_scores import CaptionScores
 from pytest_autoquant.scoring.engine import Outcomes
 from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.replay.fisher import DRAWS, LossChangeScorer
-from pytest_autoquant.scoring.replay.layer_tapes import layer_tapes
+from pytest_autoquant.scoring.replay.layer_tapes import layer_bytes, layer_tapes
 from pytest_autoquant.scoring.replay.memory import first_that_fits
 from pytest_autoquant.scoring.replay.outcomes import REPLAY, replay_outcomes
 from pytest_autoquant.scoring.replay.quantizers import replay_refusal
@@ -114,7 +115,9 @@ class ReplayEngine:
             MeasurementError: the stored tape cannot be used; see ``tape.load_tape``.
             WriteError: the tape cannot be stored.
         """
-        device = choose_device(self._tape_device, self._model, data, self._draws)
+        is_layered = self._model.is_offloaded and self._tape_folder is None
+        size = (layer_bytes if is_layered else estimate_bytes)(self._model, data, self._draws)
+        device = choose_device(self._tape_device, self._model, size)
         attempts = (
             _Attempt(tape_device=device, max_tokens=None),
             _Attempt(tape_device=device, max_tokens=FEWER_TOKENS),
@@ -151,10 +154,12 @@ class ReplayEngine:
         for tape in self._tapes(data, attempt.tape_device, progress):
             captured = time.perf_counter()
             self._sweep(plan, tape, result, attempt.max_tokens, progress)
+            synchronize(self._model.device)
+            sweeping += time.perf_counter() - captured
             if not swept:  # that of the last layer, or of all: what a whole tape ends with
                 plan.keep_descriptions()
-            swept.append(replace(tape, inputs={}, gradients={}))
-            sweeping += time.perf_counter() - captured
+            tape = replace(tape, inputs={}, gradients={})  # the next one needs the memory
+            swept.append(tape)
         tape = joined(swept)
         scores = CaptionScores(result.by_group(self._groups), self._groups, data)
         timing = {"capture": time.perf_counter() - started - sweeping, "sweep": sweeping}

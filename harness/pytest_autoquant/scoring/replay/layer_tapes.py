@@ -32,7 +32,7 @@ from pytest_autoquant.scoring.replay.recorder import (
     num_tokens,
     tape_of,
 )
-from pytest_autoquant.scoring.replay.tape import Tape
+from pytest_autoquant.scoring.replay.tape import Tape, estimate_bytes
 
 
 def layer_tapes(
@@ -56,6 +56,14 @@ def layer_tapes(
     walk = _Walk(model, data, device, draws)
     walk.forward(progress)
     yield from walk.backward(progress)
+
+
+def layer_bytes(model: LoadedModel, data: CalibrationData, draws: int = 0) -> int:
+    """Return about how many bytes ``layer_tapes`` keeps: hidden states, the tape of a layer."""
+    layers = len(DecoderLayers(model))
+    itemsize: int = next(model.module.parameters()).element_size()
+    states = layers * num_tokens(data.scored) * model.linears[0].in_features * itemsize
+    return states + estimate_bytes(model, data, draws) // layers
 
 
 class _Walk:

@@ -168,12 +168,11 @@ def estimate_bytes(model: LoadedModel, data: CalibrationData, draws: int = 0) ->
     return tokens * width * itemsize
 
 
-def choose_device(
-    requested: str, model: LoadedModel, data: CalibrationData, draws: int = 0
-) -> torch.device:
+def choose_device(requested: str, model: LoadedModel, size: int) -> torch.device:
     """Return the device that holds the tape.
 
     Args:
+        size: bytes of what is recorded at a time.
         requested: ``cpu``, ``cuda`` or ``auto``: the model's device if the tape takes at most half
             of its free memory, else the CPU.
     """
@@ -182,7 +181,7 @@ def choose_device(
     if requested == "cuda":
         return model.device
     free, _ = torch.cuda.mem_get_info(model.device)
-    return model.device if estimate_bytes(model, data, draws) < free // 2 else torch.device("cpu")
+    return model.device if size < free // 2 else torch.device("cpu")
 
 
 def check_folder(folder: Path) -> None:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from builders import calibration_of, ignore_progress
-from pytest_autoquant.scoring.replay.layer_tapes import layer_tapes
+from pytest_autoquant.scoring.replay.layer_tapes import _Walk, layer_bytes, layer_tapes
 from pytest_autoquant.scoring.replay.recorder import capture
-from pytest_autoquant.scoring.replay.tape import joined
+from pytest_autoquant.scoring.replay.tape import estimate_bytes, joined
 
 CPU = torch.device("cpu")
 
@@ -39,6 +39,15 @@ def test_weights_of_one_layer_are_at_hand_while_its_tape_is(offloaded, data):
     for index, _ in zip(reversed(range(6)), tapes, strict=True):
         at_hand = {i for i, layer in enumerate(layers) if not layer.mlp.up_proj.weight.is_meta}
         assert at_hand == {index}
+
+
+def test_memory_is_that_of_the_states_and_of_one_layer(offloaded, data):
+    walk = _Walk(offloaded, data, CPU, 0)
+    walk.forward(ignore_progress)
+    kept = sum(state.nbytes for states in walk._states for state in states)
+    (tape, *_) = walk.backward(ignore_progress)
+    assert kept + tape.nbytes <= layer_bytes(offloaded, data) < 2 * (kept + tape.nbytes)
+    assert layer_bytes(offloaded, data) < estimate_bytes(offloaded, data) / 2
 
 
 def test_interrupted_recording_leaves_no_hook_and_no_weight(offloaded, data):
