@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from pytest_autoquant.errors import UsageError
 
-MEASURE_MODULES = ("torch", "transformers", "modelopt")
+MEASURE_MODULES = ("torch", "transformers", "modelopt", "accelerate")
 
 
 def missing_modules() -> tuple[str, ...]:

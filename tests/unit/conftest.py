@@ -37,6 +37,8 @@ from pytest_autoquant.manifests.records.sensitivity_manifest import (
     ModelRecord,
     RunConfig,
 )
+from pytest_autoquant.models.offload.device_map import Offload
+from pytest_autoquant.models.offload.max_memory import MaxMemory
 from pytest_autoquant.scoring.build_manifest import Findings, build_manifest
 from pytest_autoquant.scoring.engine import GroupScore, Measurement
 
@@ -55,6 +57,13 @@ SHAPES = {
 def tiny():
     """The embedded model that is measured by default, in fp32 on the CPU."""
     return load_tiny()
+
+
+@pytest.fixture(scope="module")
+def offloaded():
+    """The same model with every weight on disk."""
+    one_layer = MaxMemory(each=4 * 2048 * 128)
+    return load_tiny(offload=Offload(max_memory=one_layer))
 
 
 @pytest.fixture

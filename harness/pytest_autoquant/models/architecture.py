@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from pytest_autoquant.errors import ModelError
 from pytest_autoquant.models.registry import ModelSource
 from pytest_autoquant.text import in_words
@@ -88,6 +90,26 @@ def build_model(
     if _imports_code(auto, config, source):
         options["code_revision"] = source.revision
     return auto.from_config(config, trust_remote_code=trust_remote_code, **options)
+
+
+def empty_model(
+    source: ModelSource, is_random: bool, trust_remote_code: bool, dtype: torch.dtype
+) -> Any:
+    """Return a model with its parameters on the meta device, and its buffers as its class has them.
+
+    Args:
+        is_random: read the config file that the registry ships for the model, if there is one.
+
+    Raises:
+        ModelError: the config cannot be loaded or is of another kind of model.
+    """
+    from accelerate import init_empty_weights
+
+    config = load_config(source, random_weights=is_random, trust_remote_code=trust_remote_code)
+    with init_empty_weights(include_buffers=False):
+        module = build_model(config, source, trust_remote_code=trust_remote_code, dtype=dtype)
+    module.tie_weights()
+    return module
 
 
 def _imports_code(auto: Any, config: Any, source: ModelSource) -> bool:

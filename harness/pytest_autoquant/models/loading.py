@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,26 @@ from pytest_autoquant.errors import ModelError
 from pytest_autoquant.manifests.records.sensitivity_manifest import ModelRecord
 from pytest_autoquant.models.architecture import (
     auto_class,
-    build_model,
     cannot_load,
+    empty_model,
     load_config,
     raw_config,
 )
 from pytest_autoquant.models.checkpoint_digest import files_digest
 from pytest_autoquant.models.layers import Linear, language_model_linears, other_weighted_modules
+from pytest_autoquant.models.offload.device_map import DeviceMap, Offload, device_map
+from pytest_autoquant.models.offload.random_weights import RandomWeights
+from pytest_autoquant.models.offload.resident import held, is_offloaded
+from pytest_autoquant.models.offload.spread import (
+    fill_random,
+    own_folder,
+    spread_loaded,
+    spread_random,
+)
 from pytest_autoquant.models.quantized_checkpoint import refuse_declared, refuse_stored
 from pytest_autoquant.models.registry import EMBEDDED_TOKENIZER, ModelSource
 from pytest_autoquant.models.weight_values import check_finite, dead_linears
-from pytest_autoquant.text import first_few
+from pytest_autoquant.text import first_few, in_words
 
 #: Buffers that old checkpoints hold and today's models compute.
 _COMPUTED = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias)$")
@@ -39,7 +49,10 @@ class LoadedModel:
     Attributes:
         linears: the measured linears of the language model, in module order.
         others: names of the other modules with weights that ModelOpt would search.
+        device: on which the model computes.
         dead: names of the linears with a weight matrix of zeros only.
+        is_offloaded: whether some weights stay elsewhere and are brought when they are needed; see
+            ``resident``.
     """
 
     module: Any
@@ -49,6 +62,7 @@ class LoadedModel:
     others: tuple[str, ...]
     device: torch.device
     dead: tuple[str, ...] = ()
+    is_offloaded: bool = False
 
     def tokenize(self, lines: tuple[str, ...]) -> list[list[int]]:
         """Return token ids per caption, without special tokens."""
@@ -73,6 +87,7 @@ def load_model(
     dtype: torch.dtype,
     random_seed: int | None = None,
     trust_remote_code: bool = False,
+    offload: Offload | None = None,
 ) -> LoadedModel:
     """Load an image-text or causal language model.
 
@@ -81,8 +96,10 @@ def load_model(
     Args:
         random_seed: seed of random weights for the full architecture; None loads the checkpoint's
             safetensors.
+        offload: how the model may be spread where one device cannot hold it; None to load it whole.
 
     Raises:
+        UsageError: see ``offload.device_map``.
         ModelError: config, weights or tokenizer cannot be loaded, the architecture is of another
             kind, the checkpoint is quantized already, its weights do not fit the architecture or
             are not finite, or its language model has no linears.
@@ -90,10 +107,16 @@ def load_model(
     is_random = random_seed is not None
     commit = _commit(source) if source.reads_hub(random_weights=is_random) else None
     source = replace(source, revision=commit or source.revision)
+    placed = None
+    if offload is not None:
+        empty = empty_model(source, is_random, trust_remote_code, dtype)
+        placed = device_map(empty, device=device, dtype=dtype, offload=offload)
     if random_seed is None:
-        module, digest = _load_checkpoint(source, device, dtype, trust_remote_code)
+        module, digest = _load_checkpoint(source, device, dtype, trust_remote_code, placed)
     else:
-        module, digest = _build_random(source, device, dtype, random_seed, trust_remote_code)
+        module, digest = _build_random(
+            source, device, dtype, random_seed, trust_remote_code, placed
+        )
     module.eval()
     linears = language_model_linears(module)
     if not linears:
@@ -111,7 +134,7 @@ def load_model(
             architecture=type(module).__name__,
             weights="random" if is_random else "checkpoint",
             dtype=str(dtype).removeprefix("torch."),
-            num_parameters=module.num_parameters(),
+            num_parameters=(module if placed is None else placed).num_parameters(),
             num_language_model_linears=len(linears),
             digest=digest,
             commit=commit,
@@ -120,6 +143,7 @@ def load_model(
         others=other_weighted_modules(module, linears),
         device=device,
         dead=dead_linears(module, linears),
+        is_offloaded=is_offloaded(module),
     )
 
 
@@ -130,34 +154,60 @@ def _commit(source: ModelSource) -> str | None:
 
 
 def _load_checkpoint(
-    source: ModelSource, device: torch.device, dtype: torch.dtype, trust_remote_code: bool
+    source: ModelSource,
+    device: torch.device,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    placed: DeviceMap | None,
 ) -> tuple[Any, str]:
     """Return the checkpoint's model and digest."""
-    from safetensors import SafetensorError
-
     folder = Path(source.location)
     refuse_declared(source, raw_config(source))
     if source.is_local:
         refuse_stored(source, folder)
     config = load_config(source, random_weights=False, trust_remote_code=trust_remote_code)
-    auto = auto_class(config, source)
-    try:
-        module, report = auto.from_pretrained(
-            source.location,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            revision=source.revision,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise cannot_load(source, "weights", error) from error
+    options = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    module, report = _from_pretrained(source, auto_class(config, source), options, placed)
     if not source.is_local:
         refuse_stored(source, _cached_folder(source))
     _check_weights_fit(source, module, report)
-    module = module.to(device)
+    if placed is None:
+        module = module.to(device)
+    else:
+        _placing(source, spread_loaded, module, placed)
     return module, files_digest(folder) if source.is_local else _weights_digest(module)
+
+
+def _from_pretrained(
+    source: ModelSource, auto: Any, options: dict[str, Any], placed: DeviceMap | None
+) -> tuple[Any, Mapping[str, Any]]:
+    """Return the model of a checkpoint, and what transformers reports about its weights."""
+    from safetensors import SafetensorError
+
+    folder = None if placed is None or placed.folder is None else own_folder(placed.folder)
+    if placed is not None:
+        options["device_map"] = placed.on_loading()
+        options["offload_folder"] = None if folder is None else folder.name
+    try:
+        module, report = auto.from_pretrained(
+            source.location,
+            use_safetensors=True,
+            revision=source.revision,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        problem = cannot_load(source, "weights", error)
+        if placed is not None and folder is None:
+            raise ModelError(
+                f"{problem}; if transformers converts them while it loads, give a folder for those "
+                "that no memory holds with --aq-offload-dir"
+            ) from error
+        raise problem from error
+    if folder is not None:
+        weakref.finalize(module, folder.cleanup)
+    return module, report
 
 
 def _cached_folder(source: ModelSource) -> Path:
@@ -200,14 +250,32 @@ def _build_random(
     dtype: torch.dtype,
     seed: int,
     trust_remote_code: bool,
+    placed: DeviceMap | None,
 ) -> tuple[Any, str]:
     """Return a model with seeded random weights, and a digest of what determines them."""
-    config = load_config(source, random_weights=True, trust_remote_code=trust_remote_code)
-    torch.manual_seed(seed)
-    with torch.device(device):
-        module = build_model(config, source, trust_remote_code=trust_remote_code, dtype=dtype)
-    described = f"random {seed} {device.type} {dtype} {config.to_json_string()}"
+    module = empty_model(source, True, trust_remote_code, dtype)
+    weights = RandomWeights(module, seed=seed, device=device)
+    if placed is None:
+        fill_random(module, weights, device)
+    else:
+        _placing(source, spread_random, module, weights, placed)
+    config = module.config.to_json_string()
+    described = f"random by module {seed} {device.type} {dtype} {config}"
     return module, hashlib.sha256(described.encode()).hexdigest()
+
+
+def _placing(source: ModelSource, spread: Callable[..., None], *arguments: Any) -> None:
+    """Spread a model.
+
+    Raises:
+        ModelError: the device map leaves a layer without weights.
+    """
+    try:
+        spread(*arguments)
+    except ValueError as error:
+        raise ModelError(
+            f"model {source.name}: its device map leaves a layer without weights: {in_words(error)}"
+        ) from error
 
 
 def _load_tokenizer(source: ModelSource, is_random: bool, trust_remote_code: bool) -> Any:
@@ -232,7 +300,11 @@ def _load_tokenizer(source: ModelSource, is_random: bool, trust_remote_code: boo
 def _weights_digest(module: Any) -> str:
     """Hash the loaded weights of a hub checkpoint: its files lie in a cache of another layout."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().contiguous().view(torch.uint8).cpu().numpy().data)
+    for name in sorted(module.state_dict()):
+        owner, _, own = name.rpartition(".")
+        child = module.get_submodule(owner)
+        with held(child):
+            tensor = getattr(child, own).detach().contiguous()
+            digest.update(name.encode())
+            digest.update(tensor.view(torch.uint8).cpu().numpy().data)
     return digest.hexdigest()

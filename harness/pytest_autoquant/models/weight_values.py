@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 
 from pytest_autoquant.errors import ModelError
 from pytest_autoquant.models.layers import Linear, weight_matrices
+from pytest_autoquant.models.offload.resident import resident, tensors
 from pytest_autoquant.models.registry import ModelSource
 from pytest_autoquant.text import counted, first_few
 
@@ -20,19 +21,21 @@ def check_finite(source: ModelSource, module: Any) -> None:
     Raises:
         ModelError: with the tensors and the number of such values in each.
     """
-    tensors = {
-        name: tensor.detach()
-        for name, tensor in (*module.named_parameters(), *module.named_buffers())
+    ranges = _ranges(
+        (name, tensor.detach())
+        for name, tensor in tensors(module)
         if tensor.is_floating_point() and tensor.numel()
-    }
-    broken = [
-        name for name, values in _ranges(tensors).items() if not all(map(math.isfinite, values))
-    ]
+    )
+    broken = [name for name, values in ranges.items() if not all(map(math.isfinite, values))]
     if not broken:
         return
-    counts = [int(tensors[name].isfinite().logical_not().sum()) for name in broken]
-    named = [f"{name} ({counted(n, 'value')})" for name, n in zip(broken, counts, strict=True)]
-    dtype = str(tensors[broken[0]].dtype).removeprefix("torch.")
+    found = [
+        (name, int(tensor.isfinite().logical_not().sum()), tensor.dtype)
+        for name, tensor in tensors(module)
+        if name in broken
+    ]
+    named = [f"{name} ({counted(number, 'value')})" for name, number, _ in found]
+    dtype = str(found[0][2]).removeprefix("torch.")
     raise ModelError(
         f"model {source.name}: NaN or infinity in {counted(len(broken), 'weight tensor')} as "
         f"{dtype}: {first_few(named, 3)}; repair the checkpoint, or give another --aq-dtype if "
@@ -45,13 +48,19 @@ def dead_linears(module: Any, linears: tuple[Linear, ...]) -> tuple[str, ...]:
 
     Fused experts count as dead if one of their matrices is.
     """
-    matrices = {
-        (linear.name, index): matrix
-        for linear in linears
-        for index, matrix in enumerate(_each(module.get_submodule(linear.name)))
-    }
-    dead = {name for (name, _), values in _ranges(matrices).items() if values == (0.0, 0.0)}
+    ranges = _ranges(_matrices(module, linears))
+    dead = {name for (name, _), values in ranges.items() if values == (0.0, 0.0)}
     return tuple(linear.name for linear in linears if linear.name in dead)
+
+
+def _matrices(
+    module: Any, linears: tuple[Linear, ...]
+) -> Iterator[tuple[tuple[str, int], torch.Tensor]]:
+    """Yield each matrix by linear and place, while it is at hand."""
+    for linear in linears:
+        with resident(module.get_submodule(linear.name)) as child:
+            for index, matrix in enumerate(_each(child)):
+                yield (linear.name, index), matrix
 
 
 def _each(child: Any) -> list[torch.Tensor]:
@@ -60,10 +69,10 @@ def _each(child: Any) -> list[torch.Tensor]:
     return [each for matrix in stacked for each in (matrix if matrix.dim() == 3 else [matrix])]
 
 
-def _ranges(tensors: Mapping[Any, torch.Tensor]) -> dict[Any, tuple[float, float]]:
+def _ranges(tensors: Iterable[tuple[Any, torch.Tensor]]) -> dict[Any, tuple[float, float]]:
     """Return least and largest value of each tensor, NaN where it holds one; each is read once."""
-    if not tensors:
+    found = {name: torch.stack(torch.aminmax(tensor)).float() for name, tensor in tensors}
+    if not found:
         return {}
-    found = [torch.stack(torch.aminmax(tensor)).float() for tensor in tensors.values()]
-    table = torch.stack(found).tolist()
-    return {name: (least, most) for name, (least, most) in zip(tensors, table, strict=True)}
+    table = torch.stack(list(found.values())).tolist()
+    return {name: (least, most) for name, (least, most) in zip(found, table, strict=True)}

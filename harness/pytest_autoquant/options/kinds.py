@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pytest_autoquant.calibration.batches import MIN_TOKENS
 from pytest_autoquant.errors import UsageError
 from pytest_autoquant.grid.sharding import Shard
+from pytest_autoquant.models.offload.max_memory import MaxMemory
 from pytest_autoquant.text import is_slug
 
 IniType = Literal["string", "bool", "int", "float", "args"]
@@ -197,4 +198,10 @@ SHARD = Kind(
     metavar="I/N",
     allowed="I/N with I from 1 to N, such as 1/4",
     convert=lambda raw: Shard.parse(str(raw)),
+)
+MEMORY = Kind(
+    ini_type="string",
+    metavar="SIZE",
+    allowed="a size such as 4GiB, or sizes by device such as 0=4GiB,cpu=60GiB",
+    convert=lambda raw: MaxMemory.parse(str(raw)),
 )

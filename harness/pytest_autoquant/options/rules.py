@@ -83,6 +83,18 @@ CONTRADICTIONS = (
         "gradient",
     ),
     Rule(
+        is_broken=lambda s: s.device_map == "auto" and bool(s.schemes),
+        message="--aq-schemes (or its ini option) quantizes the model as a whole to measure and "
+        "export it, which --aq-device-map auto does not hold in one place; give --aq-device-map "
+        "single",
+    ),
+    Rule(
+        is_broken=lambda s: s.device_map == "auto" and (s.engine == "modelopt" or s.save_state),
+        message="--aq-device-map auto (or its ini option) measures one layer at a time, by replay; "
+        "--aq-engine modelopt and --aq-save-state run stock AutoQuant on the whole model: leave "
+        "them out, or give --aq-device-map single",
+    ),
+    Rule(
         is_broken=lambda s: s.export and not s.schemes,
         message="--aq-export (or its ini option) exports schemes; name them with --aq-schemes",
     ),
@@ -138,6 +150,11 @@ NEEDS = (
         options=("tape_device",),
         is_met=lambda s: s.engine != "modelopt",
         message="has no effect where stock AutoQuant scores (--aq-engine modelopt)",
+    ),
+    Need(
+        options=("max_memory", "offload_dir"),
+        is_met=lambda s: s.device_map == "auto",
+        message="has no effect without --aq-device-map auto",
     ),
     Need(
         options=("seed",),

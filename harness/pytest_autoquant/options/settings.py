@@ -9,6 +9,7 @@ from typing import Any
 
 from pytest_autoquant.allocation.scored_group import Cost
 from pytest_autoquant.grid.sharding import Shard
+from pytest_autoquant.models.offload.max_memory import MaxMemory
 from pytest_autoquant.options.rules import check_rules
 from pytest_autoquant.options.table import OPTIONS, Option
 
@@ -22,6 +23,9 @@ class Settings:
     revision: str | None
     device: str
     dtype: str
+    device_map: str
+    max_memory: MaxMemory | None
+    offload_dir: Path | None
     weights: str
     captions: Path | None
     sizes: tuple[str, ...]

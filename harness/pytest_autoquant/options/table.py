@@ -15,6 +15,7 @@ from pytest_autoquant.options.kinds import (
     COUNT,
     DRIFT,
     FLAG,
+    MEMORY,
     NAME,
     NATS,
     PATH,
@@ -98,6 +99,27 @@ OPTIONS: tuple[Option, ...] = (
         kind=choice("auto", "fp32", "bf16", "fp16"),
         default="auto",
         help="compute dtype; auto is bf16 on CUDA and fp32 on CPU",
+    ),
+    Option(
+        name="device_map",
+        kind=choice("single", "auto"),
+        default="single",
+        help="single: the whole model is on one device; auto: accelerate spreads it over the GPUs, "
+        "host memory and disk, and its layers are measured one at a time",
+    ),
+    Option(
+        name="max_memory",
+        kind=MEMORY,
+        help="with --aq-device-map auto, most memory that weights may stay in: a size for each GPU "
+        "(for the host where the CPU measures), or sizes by device, such as 0=4GiB,cpu=60GiB; by "
+        "default four fifths of what is free",
+    ),
+    Option(
+        name="offload_dir",
+        kind=PATH,
+        help="with --aq-device-map auto, folder for random weights that no memory holds, instead "
+        "of making them again each time, and for those that transformers converts while it loads; "
+        "others are read from the checkpoint",
     ),
     Option(
         name="weights",

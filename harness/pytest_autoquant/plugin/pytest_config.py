@@ -37,7 +37,7 @@ _INI_FILES = (
 )
 
 #: Paths that are used after tests began, which may change the working directory.
-_WRITTEN_LATER = ("report_dir", "baseline", "tape_dir", "captions")
+_WRITTEN_LATER = ("report_dir", "baseline", "tape_dir", "offload_dir", "captions")
 
 
 def add_options(parser: pytest.Parser, config: pytest.Config) -> None:

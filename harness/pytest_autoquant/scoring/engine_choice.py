@@ -42,8 +42,8 @@ class Engines:
         """Choose the engine for a config on a size.
 
         Raises:
-            MeasurementError: ``--aq-engine replay`` or ``--aq-method fisher`` for what only stock
-                AutoQuant can score.
+            MeasurementError: ``--aq-engine replay``, ``--aq-method fisher`` or an offloaded model
+                for what only stock AutoQuant can score.
         """
         if self._settings.engine == "modelopt":
             return ChosenEngine(engine=self._stock, reason="asked for with --aq-engine")
@@ -54,6 +54,11 @@ class Engines:
         if self._has_to_replay:
             option = "engine replay" if self._settings.engine == "replay" else "method fisher"
             raise MeasurementError(f"--aq-{option} cannot score this case: {refusal}")
+        if self._model().is_offloaded:
+            raise MeasurementError(
+                f"only stock AutoQuant could score this case ({refusal}), and it converts the "
+                "model as a whole: give --aq-device-map single where one device can hold it"
+            )
         reason = f"the replay engine cannot score this case: {refusal}"
         return ChosenEngine(engine=self._stock, reason=reason)
 

@@ -66,6 +66,7 @@ from pytest_autoquant.scoring.expert_tokens import (
 from pytest_autoquant.scoring.kl_replay.recording import input_ranges
 from pytest_autoquant.scoring.kl_replay.score_check import ScoreChecks, not_checked
 from pytest_autoquant.scoring.kl_replay.whole_model_kl import WholeModels, not_measured
+from pytest_autoquant.scoring.model_places import offload_of
 from pytest_autoquant.scoring.notes import (
     data_notes,
     error_bar_notes,
@@ -97,6 +98,7 @@ class MeasurementRunner:
         earlier: fingerprints of the cases that a resumed run may keep, by ``case_id``.
         recorded: whose results the report folder has under the model's name.
         clock: of this process; by default one of its own.
+        processes: how many processes share the memory of this host.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class MeasurementRunner:
         earlier: Earlier | None = None,
         recorded: RecordedModel | None = None,
         clock: PhaseClock | None = None,
+        processes: int = 1,
     ) -> None:
         self._settings = settings
         self.source = source
@@ -117,6 +120,7 @@ class MeasurementRunner:
         self._earlier: Earlier = earlier or {}
         self._recorded = recorded
         self._clock = clock or PhaseClock()
+        self._processes = processes
         self._assignment = Assignment()
         self._originals: dict[tuple[str, str, str], Case] = {}
         self._counted: dict[str, ExpertCounts] = {}
@@ -187,6 +191,7 @@ class MeasurementRunner:
                     dtype=self.configurations.dtype,
                     random_seed=self._settings.random_seed,
                     trust_remote_code=self._settings.trust_remote_code,
+                    offload=offload_of(self._settings, self._processes),
                 )
             if self._recorded is not None:
                 self._recorded.refuse_another(model.record)

@@ -3,8 +3,15 @@
 import os
 
 import pytest
+from pytest_autoquant.errors import UsageError
 from pytest_autoquant.plugin import gpus
-from pytest_autoquant.plugin.gpus import VISIBLE, pin, visible_gpus
+from pytest_autoquant.plugin.gpus import (
+    VISIBLE,
+    pin,
+    pin_share,
+    refuse_too_many,
+    visible_gpus,
+)
 
 
 @pytest.fixture
@@ -79,3 +86,36 @@ def test_worker_is_pinned_among_the_devices(devices, names, own):
     devices(*names)
     pin(1)
     assert os.environ.get(VISIBLE) == own
+
+
+@pytest.mark.parametrize(
+    ("variable", "workers", "shares"),
+    [
+        ("0,1,2,3", 2, ["0,1", "2,3"]),
+        ("4,GPU-b,6", 2, ["4", "GPU-b,6"]),
+        ("1,0", 2, ["1", "0"]),
+        ("0,1,2", 1, ["0,1,2"]),
+        ("7", 1, ["7"]),
+        ("", 2, ["", ""]),
+    ],
+)
+def test_workers_that_spread_a_model_divide_the_visible_gpus(
+    monkeypatch, variable, workers, shares
+):
+    for index, share in enumerate(shares):
+        monkeypatch.setenv(VISIBLE, variable)
+        pin_share(index, workers)
+        assert os.environ[VISIBLE] == share
+
+
+@pytest.mark.parametrize(
+    ("device", "most"), [("auto", 2), ("cuda", 2), ("cuda:1", 1), ("cpu", None)]
+)
+def test_more_workers_than_gpus_are_refused_where_each_spreads_a_model(monkeypatch, device, most):
+    monkeypatch.setenv(VISIBLE, "0,1")
+    if most is None:
+        refuse_too_many(100, device)
+        return
+    refuse_too_many(most, device)
+    with pytest.raises(UsageError, match=rf"{most + 1} workers .* give at most -n {most}$"):
+        refuse_too_many(most + 1, device)

@@ -112,7 +112,7 @@ class Collector:
         self._unblessed: dict[str, tuple[Manifest, Mapping[str, float] | None]] = {}
 
     def check_folders(self) -> None:
-        """Raise WriteError now if reports, baselines or tapes could not be written later.
+        """Raise WriteError now if reports, baselines, tapes or weights could not be written later.
 
         A report must not replace a file of somebody else either.
         """
@@ -123,6 +123,9 @@ class Collector:
         tapes = self._plan.settings.tape_dir
         if tapes is not None:
             check_writable(tapes, name="tape folder", option="--aq-tape-dir")
+        offloaded = self._plan.settings.offload_dir
+        if offloaded is not None and self._plan.settings.device_map == "auto":
+            check_writable(offloaded, name="offload folder", option="--aq-offload-dir")
 
     def expect(self, collected: CollectedCases) -> None:
         """Take in which tests must report; those that do not are lost when the run ends.

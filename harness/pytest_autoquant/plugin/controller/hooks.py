@@ -151,8 +151,20 @@ class Controller:
             self.collector.check_folders()
             if self._collected is None and (collected.cases or collected.schemes):
                 self._refuse_another_model(plan)
+                self._check_places(plan)
             self.collector.expect(collected)
         self._collected = collected
+
+    def _check_places(self, plan: RunPlan) -> None:
+        """Find before the first case what cannot hold a model that is spread over devices."""
+        if plan.settings.device_map == "single":
+            return
+        from pytest_autoquant.extras import require_measure
+
+        require_measure("--aq-device-map auto")
+        from pytest_autoquant.scoring.model_places import check_places
+
+        check_places(plan.settings, plan.source)
 
     def _refuse_another_model(self, plan: RunPlan) -> None:
         """Refuse a local checkpoint whose name is another's; other models are known once loaded."""
@@ -245,16 +257,29 @@ class Controller:
     def pytest_configure_node(self, node: Any) -> None:
         """Tell a worker which GPU of its host is its own and what was measured before."""
         host = _host(node.gateway.spec)
+        workers_on_host = sum(_host(spec) == host for spec in node.nodemanager.specs)
+        self._refuse_too_many_workers(host, workers_on_host)
         held = self._gpus.setdefault(host, [])
         index = held.index("") if "" in held else len(held)
         held[index : index + 1] = [node.gateway.id]
         node.workerinput[WORKER_INPUT] = WorkerInput(
             is_dealt_by_part=self._config.option.dist == "load",
             gpu=index,
-            workers_on_host=sum(_host(spec) == host for spec in node.nodemanager.specs),
+            workers_on_host=workers_on_host,
             earlier=self.earlier if is_configured(self._config) else {},
             recorded=self.recorded if is_configured(self._config) else None,
         ).dump()
+
+    def _refuse_too_many_workers(self, host: str, workers: int) -> None:
+        """Refuse more workers than this host has GPUs for; another host's worker does so itself."""
+        if host or not is_asked_for(self._config):
+            return
+        settings = plan_of(self._config).settings
+        if settings.device_map == "auto":
+            from pytest_autoquant.plugin.gpus import refuse_too_many
+
+            with as_usage_error():
+                refuse_too_many(workers, settings.device)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:

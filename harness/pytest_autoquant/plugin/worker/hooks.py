@@ -20,7 +20,7 @@ from pytest_autoquant.manifests.records.outcomes import (
     SkippedCase,
     StructureCheck,
 )
-from pytest_autoquant.plugin.gpus import pin
+from pytest_autoquant.plugin.gpus import pin, pin_share
 from pytest_autoquant.plugin.messages.outcome import (
     Checked,
     DerivedScheme,
@@ -110,7 +110,10 @@ class Worker:
         require_measure("measuring")
         given, settings = worker_input_of(self._config), self.plan.settings
         if given.gpu is not None and settings.device in ("auto", "cuda"):
-            pin(given.gpu)  # before torch looks at the GPUs
+            if settings.device_map == "auto":
+                pin_share(given.gpu, given.workers_on_host)
+            else:
+                pin(given.gpu)  # before torch looks at the GPUs
         with self._clock.importing():
             from pytest_autoquant.scoring.runner import MeasurementRunner
 
@@ -124,6 +127,7 @@ class Worker:
             earlier=given.earlier,
             recorded=given.recorded,
             clock=self._clock,
+            processes=given.workers_on_host,
         )
         if self._selection.assignment is not None:
             runner.assign(self._selection.assignment)

@@ -6,7 +6,7 @@ The model's own forward always runs, so what a model does between its layers sta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from pytest_autoquant.errors import NotReplayableError
 from pytest_autoquant.models.loading import LoadedModel
+from pytest_autoquant.models.offload.resident import resident
 from pytest_autoquant.models.restore import forward_replaced
 
 _HIDDEN = "hidden_states"
@@ -64,6 +65,25 @@ class DecoderLayers:
     def linears_of(self, index: int) -> list[str]:
         """Return the names of a layer's measured linears."""
         return [name for name in self._linears if self.index_of(name) == index]
+
+    def resident(self, index: int) -> AbstractContextManager[nn.Module]:
+        """Keep a layer's weights on the model's device for a while; see ``resident.resident``."""
+        return resident(self._layers[index])
+
+    @contextmanager
+    def before_first(self, on_hidden: OnHidden) -> Iterator[None]:
+        """Report the hidden state before the first layer in one run; no layer runs, nor the head.
+
+        Raises:
+            NotReplayableError: see ``watched``.
+        """
+        with ExitStack() as stack:
+            if self._head is not None:
+                stack.enter_context(forward_replaced(self._head, _pass_on))
+            for layer in self._layers:
+                stack.enter_context(forward_replaced(layer, _pass_on))
+            stack.enter_context(self.watched(partial(_if_first, on_hidden)))
+            yield
 
     @contextmanager
     def watched(self, on_hidden: OnHidden) -> Iterator[None]:
@@ -163,6 +183,11 @@ def _before(
 
 def _report(on_hidden: OnHidden, index: int, layer: Any, args: Any, kwargs: Any) -> None:
     on_hidden(index, _hidden(index, args, kwargs))
+
+
+def _if_first(on_hidden: OnHidden, index: int, hidden: torch.Tensor) -> None:
+    if index == 0:
+        on_hidden(index, hidden)
 
 
 def _after(index: int, layer: Any, args: Any, kwargs: Any, output: Any) -> None:

@@ -188,7 +188,8 @@ class KLReplayEngine:
         with torch.no_grad():
             for place, members in enumerate(self._groups):
                 progress("KL divergence", place, len(self._groups))
-                inputs = inputs_of(recorded.layers.index_of(members[0]))
-                group = QuantizedGroup(recorded, members, inputs)
-                group.measure(plan, divergences[place], sums.failures)
+                layer = recorded.layers.index_of(members[0])
+                with recorded.layers.resident(layer):
+                    group = QuantizedGroup(recorded, members, inputs_of(layer))
+                    group.measure(plan, divergences[place], sums.failures)
         return sums

@@ -150,15 +150,17 @@ class _Walk:
         states = [self._first_states(each, len(block)) for each in self.recording.batches]
         for index in range(last):
             on_layer(index)
-            layer = self._quantized(index, block, failures)
-            for recorded, before in zip(self.recording.batches, states, strict=True):
-                self._advance(layer, index, recorded, before)
+            with self.layers.resident(index):
+                layer = self._quantized(index, block, failures)
+                for recorded, before in zip(self.recording.batches, states, strict=True):
+                    self._advance(layer, index, recorded, before)
         on_layer(last)
-        layer = self._quantized(last, block, failures)
-        found = [
-            self._finish(layer, last, recorded, before)
-            for recorded, before in zip(self.recording.batches, states, strict=True)
-        ]
+        with self.layers.resident(last):
+            layer = self._quantized(last, block, failures)
+            found = [
+                self._finish(layer, last, recorded, before)
+                for recorded, before in zip(self.recording.batches, states, strict=True)
+            ]
         return torch.cat(found, dim=1)
 
     def _first_states(self, recorded: RecordedBatch, versions: int) -> torch.Tensor:

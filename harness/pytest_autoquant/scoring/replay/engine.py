@@ -8,8 +8,8 @@ model is never converted.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from pytest_autoquant.modelopt_support.layer_groups import layer_groups, scored_
 from pytest_autoquant.models.device import (
     peak_cuda_bytes,
     reset_peak_cuda_bytes,
+    synchronize,
 )
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.caption_scores import CaptionScores
@@ -29,6 +30,7 @@ from pytest_autoquant.scoring.engine import Outcomes
 from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.replay.experts import sweep_experts
 from pytest_autoquant.scoring.replay.fisher import DRAWS, LossChangeScorer
+from pytest_autoquant.scoring.replay.layer_tapes import layer_bytes, layer_tapes
 from pytest_autoquant.scoring.replay.memory import first_that_fits
 from pytest_autoquant.scoring.replay.outcomes import REPLAY, replay_outcomes
 from pytest_autoquant.scoring.replay.quantizers import replay_refusal
@@ -46,6 +48,7 @@ from pytest_autoquant.scoring.replay.tape import (
     choose_device,
     estimate_bytes,
     hidden_range,
+    joined,
     load_tape,
     save_tape,
     tape_fingerprint,
@@ -117,7 +120,9 @@ class ReplayEngine:
             MeasurementError: the stored tape cannot be used; see ``tape.load_tape``.
             WriteError: the tape cannot be stored.
         """
-        device = choose_device(self._tape_device, self._model, data, self._draws)
+        is_layered = self._model.is_offloaded and self._tape_folder is None
+        size = (layer_bytes if is_layered else estimate_bytes)(self._model, data, self._draws)
+        device = choose_device(self._tape_device, self._model, size)
         attempts = (
             _Attempt(tape_device=device, max_tokens=None),
             _Attempt(tape_device=device, max_tokens=FEWER_TOKENS),
@@ -149,12 +154,20 @@ class ReplayEngine:
         reset_peak_cuda_bytes(self._model.device)
         if attempt.max_tokens is not None:
             data = data.split(attempt.max_tokens)
-        tape = self._tape(data, attempt.tape_device, progress)
-        captured = time.perf_counter()
-        plan = plan_sweep(configs)
-        result = self._sweep(plan, tape, attempt.max_tokens, progress)
+        plan, result, sweeping = plan_sweep(configs), SweepResult(), 0.0
+        swept: list[Tape] = []
+        for tape in self._tapes(data, attempt.tape_device, progress):
+            captured = time.perf_counter()
+            self._sweep(plan, tape, result, attempt.max_tokens, progress)
+            synchronize(self._model.device)
+            sweeping += time.perf_counter() - captured
+            if not swept:  # that of the last layer, or of all: what a whole tape ends with
+                plan.keep_descriptions()
+            tape = replace(tape, inputs={}, gradients={})  # the next one needs the memory
+            swept.append(tape)
+        tape = joined(swept)
         scores = CaptionScores(result.by_group(self._groups), self._groups, data)
-        timing = {"capture": captured - started, "sweep": time.perf_counter() - captured}
+        timing = {"capture": time.perf_counter() - started - sweeping, "sweep": sweeping}
         return replay_outcomes(
             plan,
             scores,
@@ -167,25 +180,45 @@ class ReplayEngine:
             expert_tokens={name: each.counts.tolist() for name, each in tape.routing.items()},
         )
 
-    def _tape(self, data: CalibrationData, device: torch.device, progress: Progress) -> Tape:
+    def _tapes(
+        self, data: CalibrationData, device: torch.device, progress: Progress
+    ) -> Iterator[Tape]:
+        """Yield the tape of a size, layer by layer where the model is offloaded."""
+        if self._tape_folder is not None:
+            yield self._kept_tape(self._tape_folder, data, device, progress)
+        elif self._model.is_offloaded:
+            yield from layer_tapes(self._model, data, device, progress, self._draws)
+        else:
+            yield capture(self._model, data, device, progress, self._draws)
+
+    def _kept_tape(
+        self, folder: Path, data: CalibrationData, device: torch.device, progress: Progress
+    ) -> Tape:
         """Return the tape of a size, from the tape folder if it holds it, else captured."""
-        if self._tape_folder is None:
-            return capture(self._model, data, device, progress, self._draws)
         fingerprint = tape_fingerprint(self._model, data, self._draws)
         name = f"{self._model.record.name}-{data.captions.size}-{fingerprint.digest}"
-        path = self._tape_folder / f"{name}.tape.safetensors"
+        path = folder / f"{name}.tape.safetensors"
         if path.exists():
             pinned = self._model.device.type == "cuda" and device.type == "cpu"
             return load_tape(path, fingerprint, device, pinned=pinned)
-        tape = capture(self._model, data, device, progress, self._draws)
+        if self._model.is_offloaded:
+            tapes = list(layer_tapes(self._model, data, device, progress, self._draws))
+            tape = joined(tapes)
+        else:
+            tape = capture(self._model, data, device, progress, self._draws)
         save_tape(tape, path)
         return tape
 
     def _sweep(
-        self, plan: SweepPlan, tape: Tape, max_tokens: int | None, progress: Progress
-    ) -> SweepResult:
-        result, total = SweepResult(), count_token_slices(tape, max_tokens)
-        linears = [linear.name for linear in self._model.linears]
+        self,
+        plan: SweepPlan,
+        tape: Tape,
+        result: SweepResult,
+        max_tokens: int | None,
+        progress: Progress,
+    ) -> None:
+        total = count_token_slices(tape, max_tokens)
+        linears = [linear.name for linear in self._model.linears if linear.name in tape.source]
         slices = token_slices(tape, linears, self._model.device, max_tokens)
         scorer_of = LossChangeScorer if self._is_fisher else output_change_scorer
         with torch.no_grad():
@@ -195,7 +228,6 @@ class ReplayEngine:
                     sweep_experts(plan, token_slice, self._model.module, result)
                 else:
                     sweep_slice(plan, token_slice, self._model.module, result, scorer_of)
-        return result
 
     def _signal(self, tape: Tape) -> Signal:
         return Signal(

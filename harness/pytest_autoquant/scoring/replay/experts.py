@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from pytest_autoquant.models.layers import expert_matrices
+from pytest_autoquant.models.offload.resident import resident
 from pytest_autoquant.scoring.replay.expert_products import (
     ExpertInput,
     ExpertMatrices,
@@ -72,13 +73,13 @@ def sweep_experts(
 ) -> None:
     """Score every config on the experts of one layer; see ``sweep.sweep_slice``."""
     (name,) = token_slice.gradients
-    experts = module.get_submodule(name)
-    scorer = _ExpertsScorer(experts, token_slice, len(plan.configs))
     read = cache(partial(_quantized_input, plan, token_slice))
-    for attributes, products in plan.products.items():
-        weights = partial(quantized_experts, plan, experts, attributes)
-        score_products(scorer, products, read, weights, result.failures)
-    result.add(name, scorer.per_caption())
+    with resident(module.get_submodule(name)) as experts:
+        scorer = _ExpertsScorer(experts, token_slice, len(plan.configs))
+        for attributes, products in plan.products.items():
+            weights = partial(quantized_experts, plan, experts, attributes)
+            score_products(scorer, products, read, weights, result.failures)
+        result.add(name, scorer.per_caption())
 
 
 class _ExpertsScorer:

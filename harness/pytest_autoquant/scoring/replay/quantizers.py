@@ -55,6 +55,7 @@ class ShapedQuantizers:
     def __init__(self, attributes: QuantizerAttributes) -> None:
         self._attributes = attributes
         self._by_shape: dict[tuple[int | str, ...], Quantizer] = {}
+        self._description: str | None = None
 
     def weight(self, weight: torch.Tensor, amax: torch.Tensor | None = None) -> torch.Tensor:
         """Return the fake-quantized weight, ``(out_features, in_features)``.
@@ -111,7 +112,12 @@ class ShapedQuantizers:
 
     def describe(self) -> str:
         """Return ModelOpt's own description."""
-        return next(iter(self._by_shape.values())).extra_repr()
+        return self._description or next(iter(self._by_shape.values())).extra_repr()
+
+    def keep_description(self) -> None:
+        """Describe the quantizer from now on as it is now, with the range that it has."""
+        if self._by_shape:
+            self._description = self.describe()
 
     def _quantizer(self, shape: tuple[int | str, ...]) -> Quantizer:
         if shape not in self._by_shape:

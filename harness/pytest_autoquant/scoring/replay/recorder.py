@@ -6,7 +6,7 @@ The model is hooked only while a batch runs through it, and never changed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +18,7 @@ from pytest_autoquant.calibration.batches import Batch, CalibrationData
 from pytest_autoquant.errors import NotReplayableError
 from pytest_autoquant.models.device import synchronize
 from pytest_autoquant.models.drawn_gradients import drawn_gradients
+from pytest_autoquant.models.layers import Linear
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.next_token import next_token_logits, next_token_loss
 from pytest_autoquant.scoring.progress import Progress
@@ -54,29 +55,34 @@ def capture(
         NotReplayableError: a linear of the language model never runs, runs several times per
             forward pass, sees only some of the tokens, or shares its input on some batches only.
     """
-    recording = _Recording(num_tokens=_num_tokens(data.scored), device=device, draws=draws)
+    recording = TapeRecording(num_tokens=num_tokens(data.scored), device=device, draws=draws)
     offset, total = 0, len(data.batches)
     for done, batch in enumerate(data.replayed):
         progress("capture", done, total)
         rows = slice(offset, offset + batch.num_tokens)
-        _run_scored(model, batch, _BatchPass(recording, batch.num_tokens, rows))
+        _run_scored(model, batch, BatchPass(recording, batch.num_tokens, rows))
         offset = rows.stop
     for done, batch in enumerate(data.unscored, start=len(data.scored)):
         progress("capture", done, total)
-        _run_unscored(model, batch, _BatchPass(recording, batch.num_tokens, None))
-    _check_all_ran(model, recording)
+        _run_unscored(model, batch, BatchPass(recording, batch.num_tokens, None))
+    check_all_ran(model.linears, recording)
     synchronize(model.device)
+    return tape_of(model, data, recording)
+
+
+def tape_of(model: LoadedModel, data: CalibrationData, recording: TapeRecording) -> Tape:
+    """Return what was recorded of some linears, or all, as a tape."""
     largest = largest_magnitudes(recording.gradients.tensors)
     ranges = largest_magnitudes(recording.amax)
     return Tape(
-        fingerprint=tape_fingerprint(model, data, draws),
+        fingerprint=tape_fingerprint(model, data, recording.draws),
         source=recording.source,
         inputs=recording.inputs.tensors,
         amax=recording.amax,
         gradients=recording.gradients.tensors,
         routing=recording.routing(),
         batch_tokens=tuple(batch.num_tokens for batch in data.replayed),
-        num_multi_caption_tokens=_num_tokens(b for b in data.scored if len(b.rows) > 1),
+        num_multi_caption_tokens=num_tokens(b for b in data.scored if len(b.rows) > 1),
         caption_lengths=tuple(len(row) for row in data.replayed_captions),
         non_finite_gradients=tuple(n for n, most in largest.items() if not math.isfinite(most)),
         zero_inputs=tuple(name for name, read in recording.source.items() if ranges[read] == 0),
@@ -117,8 +123,12 @@ class _TokenBuffers:
         written.copy_(flat, non_blocking=True)
 
 
-class _Recording:
-    """What the hooks recorded over all batches so far; see ``Tape`` for the fields."""
+class TapeRecording:
+    """What the hooks recorded over all batches so far; see ``Tape`` for the fields.
+
+    Args:
+        num_tokens: of the scored batches.
+    """
 
     def __init__(self, *, num_tokens: int, device: torch.device, draws: int) -> None:
         self.draws = draws
@@ -150,6 +160,21 @@ class _Recording:
             for name, experts in self.experts.tensors.items()
         }
 
+    def differentiated(
+        self, model: LoadedModel, batch: Batch, logits: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, bool]]:
+        """Yield what a batch is differentiated from, and whether it is the last of the draws.
+
+        That is the loss, or the logits with a drawn gradient. Gradients that are written meanwhile
+        are those of the draw.
+        """
+        if not self.draws:
+            yield next_token_loss(logits, model.tensor(batch)), None, True
+            return
+        for draw, gradient in enumerate(drawn_gradients(logits, batch, self.draws)):
+            self.gradients.draw = draw
+            yield logits, gradient, draw + 1 == self.draws
+
     def set_source(self, name: str, source: str) -> None:
         """Note whose input a linear reads; the answer has to be the same for every batch."""
         known = self.source.setdefault(name, source)
@@ -176,7 +201,7 @@ class _SeenInput:
 
 
 @dataclass(slots=True)
-class _BatchPass:
+class BatchPass:
     """The forward and backward pass of one batch.
 
     Attributes:
@@ -184,7 +209,7 @@ class _BatchPass:
         embedded: the embedding's output, from which a scored batch is differentiated.
     """
 
-    recording: _Recording
+    recording: TapeRecording
     num_tokens: int
     rows: slice | None
     embedded: torch.Tensor | None = None
@@ -245,12 +270,12 @@ class _BatchPass:
 
 
 @contextmanager
-def _hooked(model: LoadedModel, batch_pass: _BatchPass) -> Iterator[None]:
-    """Hook the embedding and the linears, and remove the hooks also when the block raises."""
+def hooked(model: LoadedModel, batch_pass: BatchPass, linears: Sequence[Linear]) -> Iterator[None]:
+    """Hook the embedding and some linears, and remove the hooks also when the block raises."""
     with ExitStack() as stack:
         embedding = model.module.get_input_embeddings()
         stack.callback(embedding.register_forward_hook(batch_pass.on_embedding).remove)
-        for linear in model.linears:
+        for linear in linears:
             on_call = batch_pass.on_experts if linear.is_fused else batch_pass.on_linear
             module = model.module.get_submodule(linear.name)
             hook = partial(on_call, linear.name)
@@ -261,28 +286,28 @@ def _hooked(model: LoadedModel, batch_pass: _BatchPass) -> Iterator[None]:
         yield
 
 
-def _run_scored(model: LoadedModel, batch: Batch, batch_pass: _BatchPass) -> None:
+def _run_scored(model: LoadedModel, batch: Batch, batch_pass: BatchPass) -> None:
     """Run a batch forward and backward, from the loss or the logits to the embedding's output."""
-    ids, recording = model.tensor(batch), batch_pass.recording
-    with _hooked(model, batch_pass), torch.enable_grad():
-        logits = next_token_logits(model.module, ids)
-        if not recording.draws:
-            torch.autograd.grad(next_token_loss(logits, ids), [batch_pass.embedded])
-            return
-        for draw, gradient in enumerate(drawn_gradients(logits, batch, recording.draws)):
-            recording.gradients.draw = draw
-            is_last = draw + 1 == recording.draws
-            torch.autograd.grad(logits, [batch_pass.embedded], gradient, retain_graph=not is_last)
+    recording = batch_pass.recording
+    with hooked(model, batch_pass, model.linears), torch.enable_grad():
+        logits = next_token_logits(model.module, model.tensor(batch))
+        for output, gradient, is_last in recording.differentiated(model, batch, logits):
+            torch.autograd.grad(output, [batch_pass.embedded], gradient, retain_graph=not is_last)
 
 
-def _run_unscored(model: LoadedModel, batch: Batch, batch_pass: _BatchPass) -> None:
+def _run_unscored(model: LoadedModel, batch: Batch, batch_pass: BatchPass) -> None:
     """Run a batch forward, for its input ranges only."""
-    with _hooked(model, batch_pass), torch.no_grad():
+    with hooked(model, batch_pass, model.linears), torch.no_grad():
         model.module(input_ids=model.tensor(batch), use_cache=False)
 
 
-def _check_all_ran(model: LoadedModel, recording: _Recording) -> None:
-    idle = [x.name for x in model.linears if x.name not in recording.gradients.tensors]
+def check_all_ran(linears: Sequence[Linear], recording: TapeRecording) -> None:
+    """Refuse a tape that lacks a linear.
+
+    Raises:
+        NotReplayableError: one did not run.
+    """
+    idle = [x.name for x in linears if x.name not in recording.gradients.tensors]
     if idle:
         raise _not_replayable(
             f"{counted(len(idle), 'linear')} did not run on the captions, such as {idle[0]}"
@@ -295,5 +320,6 @@ def _not_replayable(reason: str) -> NotReplayableError:
     )
 
 
-def _num_tokens(batches: Iterable[Batch]) -> int:
+def num_tokens(batches: Iterable[Batch]) -> int:
+    """Return the number of tokens of some batches."""
     return sum(batch.num_tokens for batch in batches)

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.formats.quantizer import QuantizerAttributes
+from pytest_autoquant.models.offload.resident import resident
 from pytest_autoquant.scoring.engine import Failure
 from pytest_autoquant.scoring.replay.quantizers import ShapedQuantizers
 from pytest_autoquant.scoring.replay.score_kernel import LinearScorer
@@ -91,6 +92,12 @@ class SweepPlan:
             name: "disabled" if quantizer is None else quantizer.describe()
             for name, quantizer in self._quantizers(config).items()
         }
+
+    def keep_descriptions(self) -> None:
+        """Describe all quantizers from now on as they are now."""
+        for quantizer in (*self.weights.values(), *self.inputs.values()):
+            if quantizer is not None:
+                quantizer.keep_description()
 
     def _quantizers(self, config: EffectiveConfig) -> dict[str, ShapedQuantizers | None]:
         """Return a config's quantizers by the name that ModelOpt gives them in a linear."""
@@ -191,12 +198,12 @@ def sweep_slice(
     """
     quantized_input = cache(partial(_quantized_input, plan, token_slice))
     for name in token_slice.gradients:
-        linear = module.get_submodule(name)
-        scorer = scorer_of(name, linear, token_slice, len(plan.configs))
-        for attributes, products in plan.products.items():
-            quantized_weight = partial(plan.quantized_weight, attributes, linear.weight)
-            score_products(scorer, products, quantized_input, quantized_weight, result.failures)
-        result.add(name, scorer.per_caption())
+        with resident(module.get_submodule(name)) as linear:
+            scorer = scorer_of(name, linear, token_slice, len(plan.configs))
+            for attributes, products in plan.products.items():
+                weight = partial(plan.quantized_weight, attributes, linear.weight)
+                score_products(scorer, products, quantized_input, weight, result.failures)
+            result.add(name, scorer.per_caption())
 
 
 def score_products(

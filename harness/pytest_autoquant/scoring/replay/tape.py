@@ -13,10 +13,10 @@ import json
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,6 +29,8 @@ TAPE_FORMAT = 7
 
 #: Of how many draws a linear's gradients are kept; for q/k/v those of all draws are.
 KEPT_DRAWS = 2
+
+_V = TypeVar("_V")
 
 _ATTENTION_INPUT = re.compile(r"(^|\.)(q|k|v|qkv)_proj$")
 
@@ -137,6 +139,29 @@ def hidden_range(experts: str) -> str:
     return f"{experts}.down_proj"
 
 
+def joined(tapes: Sequence[Tape]) -> Tape:
+    """Return the tape of all layers from those of single layers, the last layer first.
+
+    What comes of inputs is in the order of the forward pass, as on a tape of the whole model.
+    """
+    forward, backward = list(reversed(tapes)), list(tapes)
+    return replace(
+        tapes[0],
+        source=_merged(tape.source for tape in forward),
+        inputs=_merged(tape.inputs for tape in forward),
+        amax=_merged(tape.amax for tape in forward),
+        gradients=_merged(tape.gradients for tape in backward),
+        routing=_merged(tape.routing for tape in forward),
+        non_finite_gradients=tuple(n for tape in backward for n in tape.non_finite_gradients),
+        zero_inputs=tuple(name for tape in forward for name in tape.zero_inputs),
+        zero_gradients=tuple(name for tape in backward for name in tape.zero_gradients),
+    )
+
+
+def _merged(parts: Iterable[Mapping[str, _V]]) -> dict[str, _V]:
+    return {name: value for part in parts for name, value in part.items()}
+
+
 def is_attention_input(name: str) -> bool:
     """Whether a linear is one of q/k/v."""
     return _ATTENTION_INPUT.search(name) is not None
@@ -183,12 +208,11 @@ def estimate_bytes(model: LoadedModel, data: CalibrationData, draws: int = 0) ->
     return tokens * width * itemsize
 
 
-def choose_device(
-    requested: str, model: LoadedModel, data: CalibrationData, draws: int = 0
-) -> torch.device:
+def choose_device(requested: str, model: LoadedModel, size: int) -> torch.device:
     """Return the device that holds the tape.
 
     Args:
+        size: bytes of what is recorded at a time.
         requested: ``cpu``, ``cuda`` or ``auto``: the model's device if the tape takes at most half
             of its free memory, else the CPU.
     """
@@ -197,7 +221,7 @@ def choose_device(
     if requested == "cuda":
         return model.device
     free, _ = torch.cuda.mem_get_info(model.device)
-    return model.device if estimate_bytes(model, data, draws) < free // 2 else torch.device("cpu")
+    return model.device if size < free // 2 else torch.device("cpu")
 
 
 def check_folder(folder: Path) -> None:

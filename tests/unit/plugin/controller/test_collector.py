@@ -285,6 +285,7 @@ def test_kept_case_is_compared_with_its_baseline(tmp_path, scored):
     [
         ({"report_dir": "taken"}, "--aq-report-dir"),
         ({"tape_dir": "taken"}, "--aq-tape-dir"),
+        ({"device_map": "auto", "offload_dir": "taken"}, "--aq-offload-dir"),
         ({"baseline": "taken", "update_baseline": True}, "taken: cannot be written"),
     ],
 )

@@ -74,11 +74,11 @@ def test_estimate_is_an_upper_bound(tiny, data, tape):
 def test_tape_is_on_the_gpu_if_half_of_its_free_memory_is_enough(
     tiny, data, monkeypatch, requested, share_of_free_memory, expected
 ):
-    assert choose_device(requested, tiny, data) == CPU
+    assert choose_device(requested, tiny, estimate_bytes(tiny, data)) == CPU
     free = int(estimate_bytes(tiny, data) / share_of_free_memory)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
     on_gpu = replace(tiny, device=torch.device("cuda"))
-    assert choose_device(requested, on_gpu, data).type == expected
+    assert choose_device(requested, on_gpu, estimate_bytes(tiny, data)).type == expected
 
 
 def test_saved_tape_is_loaded_bit_for_bit(tiny, data, tape, tmp_path):

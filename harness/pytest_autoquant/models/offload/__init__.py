@@ -1,0 +1,1 @@
+"""Models whose weights stay elsewhere than on the device that computes."""
