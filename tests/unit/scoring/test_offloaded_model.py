@@ -4,13 +4,26 @@ from dataclasses import replace
 
 import pytest
 import torch
-from builders import awq_config, calibration_of, config_of, ignore_progress, settings_of
+from builders import (
+    awq_config,
+    calibration_of,
+    config_of,
+    ignore_progress,
+    load_tiny,
+    save_mixture,
+    settings_of,
+)
 from pytest_autoquant.errors import MeasurementError
+from pytest_autoquant.models.offload.device_map import Offload
+from pytest_autoquant.models.offload.max_memory import MaxMemory
 from pytest_autoquant.models.offload.resident import tensors
 from pytest_autoquant.scoring.engine_choice import Engines
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
 from pytest_autoquant.scoring.kl_replay.whole_model import measure_whole_model
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
+
+#: Bytes of the largest layer of the mixture, or of its embedding.
+LARGEST_LAYER = 4 * 2048 * 128
 
 CONFIGS = [
     config_of("wfp8_afp8"),
@@ -74,6 +87,21 @@ def test_scores_are_those_of_the_model_in_memory(tiny, offloaded, data, engine):
     assert all(group.score > 0 for group in expected[CONFIGS[0].digest].groups)
     assert_equal(found, expected)
     assert_same_state(state(offloaded.module), before)
+
+
+@pytest.mark.parametrize("engine", [ReplayEngine, KLReplayEngine])
+def test_mixture_of_experts_on_disk_is_scored_as_in_memory(tmp_path, engine):
+    folder = str(save_mixture(tmp_path / "mixture", layers=2))
+    on_disk = Offload(max_memory=MaxMemory(each=LARGEST_LAYER), folder=tmp_path)
+    resident = load_tiny(folder, random_seed=0)
+    offloaded = load_tiny(folder, random_seed=0, offload=on_disk)
+    data = calibration_of(resident, score_size=3)
+    expected, found = (
+        engine(model).score(CONFIGS[:2], data, ignore_progress) for model in (resident, offloaded)
+    )
+    assert offloaded.is_offloaded
+    assert all(group.score > 0 for group in expected[CONFIGS[0].digest].groups)
+    assert_equal(found, expected)
 
 
 def test_whole_model_divergence_is_that_of_the_model_in_memory(tiny, offloaded, data):
