@@ -23,8 +23,8 @@ from pytest_autoquant.formats.effective_config import resolve
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.models.loading import load_model
 from pytest_autoquant.models.registry import EMBEDDED_TOKENIZER, find_model
+from pytest_autoquant.scoring.machine.threads import measuring_threads
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
-from pytest_autoquant.scoring.threads import measuring_threads
 
 NEIGHBOURS, ROUNDS = 2, 5
 PAIRS = ("wint4_aint8", "wfp8_afp8", "wint8_afp16", "wint4_afp16")

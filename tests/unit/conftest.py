@@ -39,8 +39,8 @@ from pytest_autoquant.manifests.records.sensitivity_manifest import (
 )
 from pytest_autoquant.models.offload.device_map import Offload
 from pytest_autoquant.models.offload.max_memory import MaxMemory
-from pytest_autoquant.scoring.build_manifest import Findings, build_manifest
 from pytest_autoquant.scoring.engine import GroupScore, Measurement
+from pytest_autoquant.scoring.manifest.build_manifest import Findings, build_manifest
 
 LAYER = "model.language_model.layers.0"
 SHAPES = {

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def merge(arguments: argparse.Namespace) -> int:
     """Join the report folders of shards, or of other independent runs, into one."""
     from pytest_autoquant.reports import merge as reports
-    from pytest_autoquant.reports.markdown.session_report import counts_sentence
+    from pytest_autoquant.reports.markdown.session.sentences import counts_sentence
     from pytest_autoquant.reports.session_results import caution
 
     results = reports.merge(arguments.folders, arguments.into, partial=arguments.partial)

@@ -12,7 +12,7 @@ from pytest_autoquant.export.damage import measure_damage
 from pytest_autoquant.formats.effective_config import EffectiveConfig
 from pytest_autoquant.manifests.records.scheme_manifest import MeasuredDamage
 from pytest_autoquant.scoring.engine import Failure, Measurement
-from pytest_autoquant.scoring.notes import held_out_notes, length_notes
+from pytest_autoquant.scoring.manifest.notes import held_out_notes, length_notes
 from pytest_autoquant.scoring.runner import MeasurementRunner
 
 _BATCH_SIZE = 8

@@ -54,8 +54,8 @@ from pytest_autoquant.modelopt_support.private_api import quantizes_each_expert
 from pytest_autoquant.modelopt_support.status import SUPPORTED, Status, Support
 from pytest_autoquant.models.device import peak_cuda_bytes
 from pytest_autoquant.models.layers import Linear
-from pytest_autoquant.scoring.build_manifest import dataset_record
-from pytest_autoquant.scoring.environment import memory_record
+from pytest_autoquant.scoring.machine.environment import memory_record
+from pytest_autoquant.scoring.manifest.build_manifest import dataset_record
 from pytest_autoquant.scoring.runner import MeasurementRunner
 from pytest_autoquant.text import digits_apart, first_few, in_words, now_utc
 

@@ -20,8 +20,8 @@ from pytest_autoquant.manifests.records.scheme_manifest import (
     GroupDecision,
 )
 from pytest_autoquant.models.layers import Linear
-from pytest_autoquant.scoring.build_manifest import group_size, per_token
 from pytest_autoquant.scoring.engine import GroupScore, Measurement, silent_groups
+from pytest_autoquant.scoring.manifest.build_manifest import group_size, per_token
 from pytest_autoquant.scoring.signal import Signal
 from pytest_autoquant.text import first_few
 

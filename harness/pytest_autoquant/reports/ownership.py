@@ -10,8 +10,8 @@ from pytest_autoquant.manifests.layout import MANIFEST_SUFFIX
 from pytest_autoquant.manifests.records.outcome_log import OUTCOME_LOG
 from pytest_autoquant.manifests.records.session_summary import SUMMARY_JSON, read_summary
 from pytest_autoquant.reports.charts.grid import GRID_FILES
-from pytest_autoquant.reports.markdown.scheme_report import SCHEMES_MARKDOWN
-from pytest_autoquant.reports.markdown.session_report import SUMMARY_MARKDOWN
+from pytest_autoquant.reports.markdown.scheme.report import SCHEMES_MARKDOWN
+from pytest_autoquant.reports.markdown.session.report import SUMMARY_MARKDOWN
 from pytest_autoquant.reports.page.render import PAGE
 
 #: A comment in the page, in Markdown and in SVG; the page's template repeats it.

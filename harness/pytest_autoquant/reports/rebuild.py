@@ -12,7 +12,7 @@ from pytest_autoquant.manifests.case_result import CaseResult
 from pytest_autoquant.manifests.layout import find_manifests, find_unpublished
 from pytest_autoquant.manifests.records.sensitivity_manifest import Manifest
 from pytest_autoquant.reports.folder import read_folder
-from pytest_autoquant.reports.markdown.session_report import counts_sentence
+from pytest_autoquant.reports.markdown.session.sentences import counts_sentence
 from pytest_autoquant.reports.ownership import refuse_foreign_files
 from pytest_autoquant.reports.page.render import PAGE
 from pytest_autoquant.reports.session_results import SessionResults, caution

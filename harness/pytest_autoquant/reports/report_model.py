@@ -16,10 +16,10 @@ from pytest_autoquant.reports.charts.grid import (
 from pytest_autoquant.reports.charts.group_shares import GroupShares, group_shares
 from pytest_autoquant.reports.charts.pareto import ParetoPoint, frontier, measured_frontier
 from pytest_autoquant.reports.charts.size_stability import StabilityPoint, stability
-from pytest_autoquant.reports.markdown.caption_need import CaptionNeed, caption_needs
 from pytest_autoquant.reports.markdown.check_report import CheckSummary, check_summaries
 from pytest_autoquant.reports.markdown.elements import scores_mean
-from pytest_autoquant.reports.markdown.scheme_report import agreement_sentence
+from pytest_autoquant.reports.markdown.scheme.report import agreement_sentence
+from pytest_autoquant.reports.markdown.session.caption_need import CaptionNeed, caption_needs
 from pytest_autoquant.reports.markdown.whole_model_report import MeasuredOrder, measured_orders
 from pytest_autoquant.reports.session_results import (
     Ranking,

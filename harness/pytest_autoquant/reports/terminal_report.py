@@ -9,10 +9,11 @@ from pytest_autoquant.allocation.scored_group import rounded_up
 from pytest_autoquant.manifests.records.scheme_manifest import ExportRecord, SchemeManifest
 from pytest_autoquant.reports.markdown.check_report import check_summaries
 from pytest_autoquant.reports.markdown.elements import LOST_MEANS, number
-from pytest_autoquant.reports.markdown.scheme_damage import uniform_sentence
-from pytest_autoquant.reports.markdown.scheme_report import SCHEMES_MARKDOWN
-from pytest_autoquant.reports.markdown.session_report import SUMMARY_MARKDOWN, counts_sentence
-from pytest_autoquant.reports.markdown.timing_report import timing_line
+from pytest_autoquant.reports.markdown.scheme.damage import uniform_sentence
+from pytest_autoquant.reports.markdown.scheme.report import SCHEMES_MARKDOWN
+from pytest_autoquant.reports.markdown.session.report import SUMMARY_MARKDOWN
+from pytest_autoquant.reports.markdown.session.sentences import counts_sentence
+from pytest_autoquant.reports.markdown.session.timing import timing_line
 from pytest_autoquant.reports.session_results import (
     SessionResults,
     caution,

@@ -26,12 +26,9 @@ from pytest_autoquant.reports.markdown.case_report import (
     layer_report_markdown,
 )
 from pytest_autoquant.reports.markdown.elements import RANDOM_WEIGHTS
-from pytest_autoquant.reports.markdown.scheme_report import SCHEMES_MARKDOWN, schemes_markdown
-from pytest_autoquant.reports.markdown.session_report import (
-    SUMMARY_MARKDOWN,
-    session_summary,
-    summary_markdown,
-)
+from pytest_autoquant.reports.markdown.scheme.report import SCHEMES_MARKDOWN, schemes_markdown
+from pytest_autoquant.reports.markdown.session.record import session_summary
+from pytest_autoquant.reports.markdown.session.report import SUMMARY_MARKDOWN, summary_markdown
 from pytest_autoquant.reports.ownership import (
     is_marked,
     marked,

@@ -8,7 +8,7 @@ from pytest_autoquant.calibration.batches import CalibrationData, calibration_da
 from pytest_autoquant.calibration.captions import CaptionSet, load_captions
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.options.settings import Settings
-from pytest_autoquant.scoring.notes import data_notes, length_notes
+from pytest_autoquant.scoring.manifest.notes import data_notes, length_notes
 
 Warn = Callable[[str], None]
 

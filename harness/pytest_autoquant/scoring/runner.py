@@ -49,25 +49,26 @@ from pytest_autoquant.options.settings import Settings
 from pytest_autoquant.phases import PhaseClock
 from pytest_autoquant.regression.recorded_model import RecordedModel
 from pytest_autoquant.regression.resume import Earlier
-from pytest_autoquant.scoring.build_manifest import (
-    Findings,
-    build_manifest,
-)
 from pytest_autoquant.scoring.configurations import Configurations
 from pytest_autoquant.scoring.engine import Failure, Measurement, Outcomes
 from pytest_autoquant.scoring.engine_choice import Engines
-from pytest_autoquant.scoring.environment import environment_record, memory_record
-from pytest_autoquant.scoring.expert_tokens import (
+from pytest_autoquant.scoring.kl_replay.recording import input_ranges
+from pytest_autoquant.scoring.kl_replay.score_check import ScoreChecks, not_checked
+from pytest_autoquant.scoring.kl_replay.whole_model_kl import WholeModels, not_measured
+from pytest_autoquant.scoring.machine.environment import environment_record, memory_record
+from pytest_autoquant.scoring.machine.model_places import offload_of
+from pytest_autoquant.scoring.machine.warm_up import warming_up
+from pytest_autoquant.scoring.manifest.build_manifest import (
+    Findings,
+    build_manifest,
+)
+from pytest_autoquant.scoring.manifest.expert_tokens import (
     ExpertCounts,
     count_expert_tokens,
     expert_notes,
     expert_tokens,
 )
-from pytest_autoquant.scoring.kl_replay.recording import input_ranges
-from pytest_autoquant.scoring.kl_replay.score_check import ScoreChecks, not_checked
-from pytest_autoquant.scoring.kl_replay.whole_model_kl import WholeModels, not_measured
-from pytest_autoquant.scoring.model_places import offload_of
-from pytest_autoquant.scoring.notes import (
+from pytest_autoquant.scoring.manifest.notes import (
     data_notes,
     error_bar_notes,
     padding_notes,
@@ -76,7 +77,6 @@ from pytest_autoquant.scoring.notes import (
 from pytest_autoquant.scoring.progress import Progress
 from pytest_autoquant.scoring.run_captions import RunCaptions, Warn
 from pytest_autoquant.scoring.scored_configs import ScoredConfigs
-from pytest_autoquant.scoring.warm_up import warming_up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -152,7 +152,7 @@ def test_base_install_runs_all_but_list_and_names_its_extra(reports, base_instal
     listed = base_install("list")
     assert (listed.returncode, listed.stdout) == (2, "")
     assert listed.stderr == (
-        "aq-harness: list needs torch, transformers, modelopt, which this Python does "
+        "aq-harness: list needs torch, transformers, modelopt, accelerate, which this Python does "
         "not have; install the extra: pip install 'pytest-autoquant[measure]'\n"
     )
 

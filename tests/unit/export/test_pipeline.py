@@ -31,8 +31,8 @@ from pytest_autoquant.manifests.records.scheme_manifest import load_scheme
 from pytest_autoquant.modelopt_support.status import SUPPORTED, Status
 from pytest_autoquant.models.registry import REGISTRY, find_model
 from pytest_autoquant.reports.markdown.elements import with_error
-from pytest_autoquant.reports.markdown.scheme_damage import uniform_sentence
-from pytest_autoquant.reports.markdown.scheme_report import schemes_markdown
+from pytest_autoquant.reports.markdown.scheme.damage import uniform_sentence
+from pytest_autoquant.reports.markdown.scheme.report import schemes_markdown
 from pytest_autoquant.scoring.runner import MeasurementRunner
 from scheme_model import VOCABULARY, case_of, held_out_of, mine, open_bench
 from scipy.stats import spearmanr

@@ -12,7 +12,7 @@ from pytest_autoquant.manifests.records.sensitivity_manifest import (
     read_manifest,
 )
 from pytest_autoquant.manifests.selection import select_groups, with_budget
-from pytest_autoquant.scoring.build_manifest import build_manifest
+from pytest_autoquant.scoring.manifest.build_manifest import build_manifest
 
 #: Bits of eight experts in INT4: blocks of 128, of which the second matrices fill half a one.
 STORED = 8 * (64 * (256 * 4 + 2 * 16) + 256 * (64 * 4 + 16))

@@ -6,8 +6,8 @@ from builders import results_of
 from pytest_autoquant.manifests.case_result import ErrorBar, Group, ScoredCaptions
 from pytest_autoquant.manifests.records.packed_scores import pack_scores
 from pytest_autoquant.manifests.uncertainty import CaptionSample, group_uncertainties
-from pytest_autoquant.reports.markdown.caption_need import caption_needs
-from pytest_autoquant.reports.markdown.session_report import summary_markdown
+from pytest_autoquant.reports.markdown.session.caption_need import caption_needs
+from pytest_autoquant.reports.markdown.session.report import summary_markdown
 from pytest_autoquant.reports.report_model import report_model
 
 

@@ -8,10 +8,10 @@ from builders import HtmlPage, changed, results_of, with_check
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.reports.markdown import case_report
 from pytest_autoquant.reports.markdown.selection_tables import budget_rows, kept_rows
-from pytest_autoquant.reports.markdown.session_report import summary_markdown
+from pytest_autoquant.reports.markdown.session.report import summary_markdown
 from pytest_autoquant.reports.page.render import render_page
 from pytest_autoquant.reports.report_model import report_model
-from pytest_autoquant.scoring.build_manifest import build_manifest
+from pytest_autoquant.scoring.manifest.build_manifest import build_manifest
 
 PREFIX = "model.language_model.layers.0"
 

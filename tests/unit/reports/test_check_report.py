@@ -3,7 +3,7 @@
 import pytest
 from builders import results_of, with_case_names, with_check
 from pytest_autoquant.manifests.case_result import case_result_of
-from pytest_autoquant.reports.markdown.session_report import summary_markdown
+from pytest_autoquant.reports.markdown.session.report import summary_markdown
 from pytest_autoquant.reports.page.contents import contents
 from pytest_autoquant.reports.report_model import report_model
 from pytest_autoquant.reports.terminal_report import terminal_lines

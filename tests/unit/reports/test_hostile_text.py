@@ -13,7 +13,7 @@ from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.manifests.records.outcomes import FailedCase, SkippedCase
 from pytest_autoquant.manifests.records.sensitivity_manifest import dump_manifest, load_manifest
 from pytest_autoquant.reports.markdown.case_report import LAYERS_JSON, layer_report_markdown
-from pytest_autoquant.reports.markdown.session_report import summary_markdown
+from pytest_autoquant.reports.markdown.session.report import summary_markdown
 from pytest_autoquant.reports.report_model import report_model
 from pytest_autoquant.reports.terminal_report import terminal_lines
 

@@ -9,8 +9,9 @@ from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.reports.charts.layer_map import draw_layer_map
 from pytest_autoquant.reports.markdown.case_report import layer_report_markdown
 from pytest_autoquant.reports.markdown.elements import RANDOM_WEIGHTS
-from pytest_autoquant.reports.markdown.scheme_report import schemes_markdown
-from pytest_autoquant.reports.markdown.session_report import session_summary, summary_markdown
+from pytest_autoquant.reports.markdown.scheme.report import schemes_markdown
+from pytest_autoquant.reports.markdown.session.record import session_summary
+from pytest_autoquant.reports.markdown.session.report import summary_markdown
 from pytest_autoquant.reports.page.render import render_page
 from pytest_autoquant.reports.report_model import report_model
 from pytest_autoquant.reports.terminal_report import terminal_lines

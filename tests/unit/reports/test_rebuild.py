@@ -8,7 +8,7 @@ import pytest
 from builders import files_in
 from pytest_autoquant.errors import RecordError
 from pytest_autoquant.manifests.records.sensitivity_manifest import dump_manifest
-from pytest_autoquant.reports.markdown.session_report import summary_markdown
+from pytest_autoquant.reports.markdown.session.report import summary_markdown
 from pytest_autoquant.reports.rebuild import rebuild
 from pytest_autoquant.reports.report_model import report_model
 from pytest_autoquant.reports.write import write_case

@@ -10,9 +10,9 @@ from pytest_autoquant.manifests.records.scheme_manifest import (
     SearchStep,
     UniformRecord,
 )
-from pytest_autoquant.reports.markdown.scheme_damage import SEARCH_HEADERS, damage_sentences
-from pytest_autoquant.reports.markdown.scheme_report import schemes_markdown
-from pytest_autoquant.reports.markdown.session_report import summary_markdown
+from pytest_autoquant.reports.markdown.scheme.damage import SEARCH_HEADERS, damage_sentences
+from pytest_autoquant.reports.markdown.scheme.report import schemes_markdown
+from pytest_autoquant.reports.markdown.session.report import summary_markdown
 from pytest_autoquant.reports.page.render import render_page
 from pytest_autoquant.reports.report_model import report_model
 from pytest_autoquant.reports.terminal_report import terminal_lines

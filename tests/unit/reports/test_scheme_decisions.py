@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from builders import HtmlPage, results_of
 from pytest_autoquant.manifests.records.scheme_manifest import GroupDecision
-from pytest_autoquant.reports.markdown.scheme_decisions import DECISION_HEADERS, decisions
-from pytest_autoquant.reports.markdown.scheme_report import schemes_markdown
+from pytest_autoquant.reports.markdown.scheme.decisions import DECISION_HEADERS, decisions
+from pytest_autoquant.reports.markdown.scheme.report import schemes_markdown
 from pytest_autoquant.reports.page.render import render_page
 from pytest_autoquant.reports.report_model import report_model
 

@@ -9,12 +9,10 @@ from builders import results_of, structure_check
 from pytest_autoquant.manifests.records.outcomes import FailedCase, SkippedCase
 from pytest_autoquant.manifests.records.scheme_manifest import ExportRecord, ViolationRecord
 from pytest_autoquant.manifests.records.session_summary import dump_summary
-from pytest_autoquant.reports.markdown.scheme_report import schemes_markdown
-from pytest_autoquant.reports.markdown.session_report import (
-    last_run_sentences,
-    session_summary,
-    summary_markdown,
-)
+from pytest_autoquant.reports.markdown.scheme.report import schemes_markdown
+from pytest_autoquant.reports.markdown.session.record import session_summary
+from pytest_autoquant.reports.markdown.session.report import summary_markdown
+from pytest_autoquant.reports.markdown.session.sentences import last_run_sentences
 from pytest_autoquant.reports.report_model import report_model
 from pytest_autoquant.reports.session_results import last_run_of
 from pytest_autoquant.reports.terminal_report import terminal_lines

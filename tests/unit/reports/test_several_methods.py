@@ -8,8 +8,8 @@ from builders import results_of, with_case_names, with_check, with_scores
 from pytest_autoquant.manifests.case_result import case_result_of
 from pytest_autoquant.reports.markdown.comparison_report import compare_markdown
 from pytest_autoquant.reports.markdown.elements import METHOD_MEANS, RANKS_MEAN
-from pytest_autoquant.reports.markdown.scheme_report import agreement_sentence, schemes_markdown
-from pytest_autoquant.reports.markdown.session_report import summary_markdown
+from pytest_autoquant.reports.markdown.scheme.report import agreement_sentence, schemes_markdown
+from pytest_autoquant.reports.markdown.session.report import summary_markdown
 from pytest_autoquant.reports.page.render import render_page
 from pytest_autoquant.reports.report_model import report_model
 from pytest_autoquant.reports.run_comparison import compare_runs

@@ -2,8 +2,9 @@
 
 import pytest
 from builders import results_of
-from pytest_autoquant.reports.markdown.session_report import session_summary, summary_markdown
-from pytest_autoquant.reports.markdown.timing_report import (
+from pytest_autoquant.reports.markdown.session.record import session_summary
+from pytest_autoquant.reports.markdown.session.report import summary_markdown
+from pytest_autoquant.reports.markdown.session.timing import (
     timing_headers,
     timing_line,
     timing_rows,

@@ -11,15 +11,16 @@ from pytest_autoquant.reports.charts.pareto import measured_frontier
 from pytest_autoquant.reports.markdown.case_report import layer_report_markdown
 from pytest_autoquant.reports.markdown.comparison_report import compare_markdown, kl_drift_shown
 from pytest_autoquant.reports.markdown.elements import WHOLE_MEANS
-from pytest_autoquant.reports.markdown.session_report import session_summary, summary_markdown
+from pytest_autoquant.reports.markdown.session.record import session_summary
+from pytest_autoquant.reports.markdown.session.report import summary_markdown
 from pytest_autoquant.reports.markdown.whole_model_report import measured_orders, whole_sentence
 from pytest_autoquant.reports.page.contents import contents
 from pytest_autoquant.reports.page.render import render_page
 from pytest_autoquant.reports.report_model import report_model
 from pytest_autoquant.reports.run_comparison import compare_runs
 from pytest_autoquant.reports.write import write_case
-from pytest_autoquant.scoring.build_manifest import build_manifest
 from pytest_autoquant.scoring.engine import GroupScore
+from pytest_autoquant.scoring.manifest.build_manifest import build_manifest
 
 VIEW = View(model="toy", method="gradient", size="small")
 

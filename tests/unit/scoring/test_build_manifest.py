@@ -21,8 +21,8 @@ from pytest_autoquant.manifests.records.sensitivity_manifest import (
     load_manifest,
 )
 from pytest_autoquant.modelopt_support.probe import Prober
-from pytest_autoquant.scoring.build_manifest import build_manifest
-from pytest_autoquant.scoring.notes import error_bar_notes
+from pytest_autoquant.scoring.manifest.build_manifest import build_manifest
+from pytest_autoquant.scoring.manifest.notes import error_bar_notes
 from pytest_autoquant.scoring.signal import Signal
 
 ATTENTION = "model.language_model.layers.0.self_attn.q_proj.quant_recipe"

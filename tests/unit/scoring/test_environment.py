@@ -7,7 +7,7 @@ import socket
 import pytest
 import torch
 from pytest_autoquant.manifests.fingerprint import HARNESS_VERSION
-from pytest_autoquant.scoring.environment import environment_record, memory_record
+from pytest_autoquant.scoring.machine.environment import environment_record, memory_record
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import torch
 from builders import calibration_of, ignore_progress
-from pytest_autoquant.scoring.expert_tokens import (
+from pytest_autoquant.scoring.manifest.expert_tokens import (
     count_expert_tokens,
     expert_notes,
     expert_tokens,

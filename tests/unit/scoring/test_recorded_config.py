@@ -14,8 +14,8 @@ from pytest_autoquant.modelopt_support.private_api import named_quantizers
 from pytest_autoquant.modelopt_support.probe import Prober
 from pytest_autoquant.modelopt_support.quiet import quiet
 from pytest_autoquant.models.layers import language_model_linears, other_weighted_modules
-from pytest_autoquant.scoring.build_manifest import build_manifest
 from pytest_autoquant.scoring.engine import GroupScore
+from pytest_autoquant.scoring.manifest.build_manifest import build_manifest
 from torch import nn
 
 SHAPE = {

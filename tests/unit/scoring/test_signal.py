@@ -7,9 +7,9 @@ import torch
 from builders import calibration_of, config_of, ignore_progress
 from pytest_autoquant.models.restore import preserved
 from pytest_autoquant.models.weight_values import dead_linears
-from pytest_autoquant.scoring.build_manifest import find_problems
 from pytest_autoquant.scoring.engine import silent_groups
 from pytest_autoquant.scoring.kl_replay.engine import KLReplayEngine
+from pytest_autoquant.scoring.manifest.build_manifest import find_problems
 from pytest_autoquant.scoring.replay.engine import ReplayEngine
 from pytest_autoquant.scoring.signal import Signal
 from pytest_autoquant.scoring.stock.engine import StockEngine

@@ -10,8 +10,12 @@ import torch
 from builders import linear
 from pytest_autoquant.models.layers import architecture_linears
 from pytest_autoquant.models.registry import REGISTRY
-from pytest_autoquant.scoring import threads
-from pytest_autoquant.scoring.threads import WEIGHTS_PER_THREAD, measuring_threads, num_threads
+from pytest_autoquant.scoring.machine import threads
+from pytest_autoquant.scoring.machine.threads import (
+    WEIGHTS_PER_THREAD,
+    measuring_threads,
+    num_threads,
+)
 
 
 @pytest.fixture
@@ -88,7 +92,7 @@ def test_number_of_before_comes_back_also_after_an_error(eight_cores, one_thread
 def test_default_of_torch_is_not_taken_for_the_users_wish():
     """In a process of its own, whose torch has its default."""
     code = (
-        "import torch; from pytest_autoquant.scoring.threads import num_threads;"
+        "import torch; from pytest_autoquant.scoring.machine.threads import num_threads;"
         "from builders import linear; n = torch.get_num_threads();"
         "print(num_threads(n, (linear('0', 8, 8),), workers=1))"
     )

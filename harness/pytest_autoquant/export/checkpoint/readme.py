@@ -8,7 +8,7 @@ from pytest_autoquant.export.vllm_rules.configs import ALGORITHMS
 from pytest_autoquant.manifests.layout import SCHEME_MANIFEST
 from pytest_autoquant.manifests.records.scheme_manifest import SchemeManifest
 from pytest_autoquant.reports.markdown.elements import with_error
-from pytest_autoquant.reports.markdown.scheme_damage import damage_sentences
+from pytest_autoquant.reports.markdown.scheme.damage import damage_sentences
 from pytest_autoquant.text import counted
 
 README = "README.md"

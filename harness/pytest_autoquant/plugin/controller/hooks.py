@@ -162,7 +162,7 @@ class Controller:
         from pytest_autoquant.extras import require_measure
 
         require_measure("--aq-device-map auto")
-        from pytest_autoquant.scoring.model_places import check_places
+        from pytest_autoquant.scoring.machine.model_places import check_places
 
         check_places(plan.settings, plan.source)
 

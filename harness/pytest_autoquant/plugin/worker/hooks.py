@@ -285,7 +285,7 @@ class Worker:
     def _threads(self) -> AbstractContextManager[None]:
         """Return the block in which torch has the threads to measure with."""
         runner, workers = self.runner, worker_input_of(self._config).workers_on_host
-        from pytest_autoquant.scoring.threads import measuring_threads
+        from pytest_autoquant.scoring.machine.threads import measuring_threads
 
         return measuring_threads(runner.multiplied, workers=workers)
 

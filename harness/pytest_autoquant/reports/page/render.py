@@ -31,27 +31,29 @@ from pytest_autoquant.reports.markdown.elements import (
     percent,
     whole_kl_shown,
 )
-from pytest_autoquant.reports.markdown.scheme_damage import (
+from pytest_autoquant.reports.markdown.scheme.damage import (
     SEARCH_HEADERS,
     damage_sentences,
     search_rows,
 )
-from pytest_autoquant.reports.markdown.scheme_decisions import (
+from pytest_autoquant.reports.markdown.scheme.decisions import (
     DECISION_HEADERS,
     decisions,
     rule_sentence,
 )
-from pytest_autoquant.reports.markdown.scheme_report import HEADERS, MEANING, cells
-from pytest_autoquant.reports.markdown.session_report import (
-    counts_sentence,
+from pytest_autoquant.reports.markdown.scheme.report import HEADERS, MEANING, cells
+from pytest_autoquant.reports.markdown.session.case_table import (
     has_active_bits,
     infeasible_note,
+    quantized,
+)
+from pytest_autoquant.reports.markdown.session.sentences import (
+    counts_sentence,
     last_run_sentences,
     problem_of,
-    quantized,
     run_of,
 )
-from pytest_autoquant.reports.markdown.timing_report import (
+from pytest_autoquant.reports.markdown.session.timing import (
     TIMING_MEANS,
     timing_headers,
     timing_rows,

@@ -18,8 +18,8 @@ from pytest_autoquant.models.restore import forward_replaced
 from pytest_autoquant.scoring.engine import Failure
 from pytest_autoquant.scoring.kl_replay.decoder_layers import DecoderLayers, LayerForward
 from pytest_autoquant.scoring.kl_replay.recording import RecordedBatch, Recording, linear_inputs
-from pytest_autoquant.scoring.replay.expert_products import experts_output
-from pytest_autoquant.scoring.replay.experts import quantized_experts, quantized_input
+from pytest_autoquant.scoring.replay.experts.products import experts_output
+from pytest_autoquant.scoring.replay.experts.sweep_experts import quantized_experts, quantized_input
 from pytest_autoquant.scoring.replay.memory import even_parts
 from pytest_autoquant.scoring.replay.quantizers import shared_range
 from pytest_autoquant.scoring.replay.sweep import Attributes, SweepPlan

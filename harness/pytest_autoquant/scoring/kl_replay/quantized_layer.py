@@ -14,8 +14,8 @@ from pytest_autoquant.models.layers import expert_matrices
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.restore import forward_replaced
 from pytest_autoquant.scoring.engine import Failure
-from pytest_autoquant.scoring.replay.expert_products import ExpertInput, experts_output, unchanged
-from pytest_autoquant.scoring.replay.experts import quantized_experts, quantized_input
+from pytest_autoquant.scoring.replay.experts.products import ExpertInput, experts_output, unchanged
+from pytest_autoquant.scoring.replay.experts.sweep_experts import quantized_experts, quantized_input
 from pytest_autoquant.scoring.replay.sweep import Attributes, SweepPlan, Version
 from pytest_autoquant.scoring.replay.tape import hidden_range
 

@@ -16,7 +16,7 @@ from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.kl_replay.decoder_layers import DecoderLayers
 from pytest_autoquant.scoring.kl_replay.divergence import Reference
 from pytest_autoquant.scoring.progress import Progress
-from pytest_autoquant.scoring.replay.expert_products import watched_experts
+from pytest_autoquant.scoring.replay.experts.products import watched_experts
 from pytest_autoquant.scoring.replay.tape import hidden_range, largest_magnitudes
 
 

@@ -28,7 +28,7 @@ from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.scoring.caption_scores import CaptionScores
 from pytest_autoquant.scoring.engine import Outcomes
 from pytest_autoquant.scoring.progress import Progress
-from pytest_autoquant.scoring.replay.experts import sweep_experts
+from pytest_autoquant.scoring.replay.experts.sweep_experts import sweep_experts
 from pytest_autoquant.scoring.replay.fisher import DRAWS, LossChangeScorer
 from pytest_autoquant.scoring.replay.layer_tapes import layer_bytes, layer_tapes
 from pytest_autoquant.scoring.replay.memory import first_that_fits

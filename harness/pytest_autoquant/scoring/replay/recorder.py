@@ -22,7 +22,7 @@ from pytest_autoquant.models.layers import Linear
 from pytest_autoquant.models.loading import LoadedModel
 from pytest_autoquant.models.next_token import next_token_logits, next_token_loss
 from pytest_autoquant.scoring.progress import Progress
-from pytest_autoquant.scoring.replay.expert_products import watched_experts
+from pytest_autoquant.scoring.replay.experts.products import watched_experts
 from pytest_autoquant.scoring.replay.tape import (
     Routing,
     Tape,

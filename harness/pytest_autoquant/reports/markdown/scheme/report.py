@@ -24,14 +24,14 @@ from pytest_autoquant.reports.markdown.elements import (
     text,
     with_error,
 )
-from pytest_autoquant.reports.markdown.scheme_damage import (
+from pytest_autoquant.reports.markdown.scheme.damage import (
     SEARCH_HEADERS,
     damage_sentences,
     interaction_cell,
     search_rows,
     uniform_cell,
 )
-from pytest_autoquant.reports.markdown.scheme_decisions import (
+from pytest_autoquant.reports.markdown.scheme.decisions import (
     DECISION_HEADERS,
     decisions,
     rule_sentence,

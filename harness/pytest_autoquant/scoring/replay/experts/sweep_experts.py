@@ -15,7 +15,7 @@ import torch
 
 from pytest_autoquant.models.layers import expert_matrices
 from pytest_autoquant.models.offload.resident import resident
-from pytest_autoquant.scoring.replay.expert_products import (
+from pytest_autoquant.scoring.replay.experts.products import (
     ExpertInput,
     ExpertMatrices,
     experts_output,

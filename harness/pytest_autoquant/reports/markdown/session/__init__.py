@@ -1,0 +1,1 @@
+"""The reports of a session or a folder."""

@@ -1,0 +1,1 @@
+"""What a case's manifest says of a measurement."""

@@ -1,0 +1,1 @@
+"""Fused experts of a mixture, replayed."""
