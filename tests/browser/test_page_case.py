@@ -252,7 +252,7 @@ def test_scatter_plot_shows_every_groups_divergence_against_its_score(
 ):
     """Each score is twice the divergence, but for the two highest, whose divergences swap."""
     open_case(swept, CASE)
-    assert swept.locator("#case-check").is_hidden()
+    assert swept.locator("#case-check-chart").is_hidden()
     divergences = {name: g.importance / 2 for name, g in template.layer_sensitivity.items()}
     first, second = (ranked.name for ranked in template.sensitivity_ranking[:2])
     swap = {first: divergences[second], second: divergences[first]}
