@@ -11,8 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import fields
 from functools import cache, lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pytest_autoquant.errors import WriteError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -42,15 +45,27 @@ _PICTURE = {"background": "white", "padding": 8}
 
 @cache
 def specification(chart: str) -> Mapping[str, Any]:
-    """Return a chart as a Vega specification without data."""
-    import vl_convert
+    """Return a chart as a Vega specification without data.
 
+    Raises:
+        WriteError: vl-convert cannot be imported.
+    """
     source = json.loads((_SPECIFICATIONS / f"{chart}.vl.json").read_text(encoding="utf-8"))
-    compiled: dict[str, Any] = vl_convert.vegalite_to_vega(source, vl_version="6.4")
+    compiled: dict[str, Any] = _converter().vegalite_to_vega(source, vl_version="6.4")
     for mark in _marks(compiled):
         if mark["type"] == "text":
             mark["interactive"] = False  # a click is for the cell below the text
     return compiled
+
+
+def _converter() -> Any:
+    try:
+        return import_module("vl_convert")
+    except ImportError as error:
+        raise WriteError(
+            f"charts cannot be drawn: {error}; install vl-convert-python, and then run "
+            "aq-harness render on the report folder"
+        ) from error
 
 
 def _marks(scene: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -90,12 +105,10 @@ def framed_picture(chart: str, cells: Sequence[DataclassInstance], *, title: str
 
 
 def _draw(still: Mapping[str, Any], rows: Sequence[Mapping[str, object]]) -> str:
-    import vl_convert
-
     data = [
         {**source, "values": rows} if source["name"] == DATA else source for source in still["data"]
     ]
-    drawn: str = vl_convert.vega_to_svg({**still, "data": data})
+    drawn: str = _converter().vega_to_svg({**still, "data": data})
     return _renumber_gradients(drawn) + "\n"
 
 

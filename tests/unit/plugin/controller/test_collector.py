@@ -1,6 +1,7 @@
 """What the controller does with the ends of tests: write, judge, bless, count and sum up."""
 
 import json
+import sys
 from dataclasses import replace
 
 import pytest
@@ -389,6 +390,19 @@ def test_summary_that_cannot_be_written_is_remembered(tmp_path):
     assert collector.finish() == ()
     (error,) = collector.results.write_errors
     assert "cannot be written" in error
+
+
+def test_pictures_that_cannot_be_drawn_lose_no_record(tmp_path, manifest, monkeypatch):
+    collector = collector_of(tmp_path)
+    collector.take(end(measured(manifest)))
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    assert collector.finish() == ()
+    assert read_manifest(tmp_path / "out" / manifest.path) == manifest
+    assert read_summary(tmp_path / "out" / "summary.json").counts.measured == 1
+    assert {error.partition(":")[0] for error in collector.results.write_errors} == {
+        "charts cannot be drawn"
+    }
+    assert "aq-harness render" in collector.results.write_errors[0]
 
 
 # The gate
