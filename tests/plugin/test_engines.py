@@ -4,6 +4,8 @@ import shutil
 
 import pytest
 from builders import save_mixture
+from pytest_autoquant.manifests.layout import find_schemes
+from pytest_autoquant.manifests.records.scheme_manifest import load_scheme
 from pytest_autoquant.manifests.records.sensitivity_manifest import read_manifest
 
 pytestmark = pytest.mark.slow
@@ -70,6 +72,21 @@ def test_kl_divergence_of_experts_is_replayed_and_fisher_refuses_them(spawn, mix
     assert run.status == 1
     assert "--aq-method fisher cannot score this case: fisher does not score fused" in run.output
     assert "Traceback" not in run.output
+
+
+def test_scheme_of_a_mixture_is_exported_within_a_budget_of_active_bits(spawn, mixture):
+    run = spawn(
+        "cases/test_schemes.py",
+        *(f"--aq-model={mixture}", "--aq-weights=random", "--aq-device=cpu", "--aq-sizes=small"),
+        *("--aq-schemes=fp8_autoquant_bits10", "--aq-cost=active", "--aq-export"),
+    )
+    assert run.status == 0, run.output
+    (path,) = find_schemes(run.root)
+    manifest = load_scheme(path.read_bytes(), source=path.name)
+    formats = {name: group.format for group in manifest.groups for name in group.modules}
+    linears = [name for name, chosen in formats.items() if chosen]
+    experts = [name for name in linears if name.endswith(".experts")]
+    assert manifest.export.num_quantized == len(linears) + len(experts) * (4 * 3 - 1)
 
 
 def test_dense_models_are_replayed_unless_stock_is_asked_for(spawn):
