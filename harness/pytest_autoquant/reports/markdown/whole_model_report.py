@@ -88,7 +88,8 @@ class MeasuredOrder:
             f"{counted(self.pairs, 'pair')} of cases that both tell apart beyond their error bars"
         )
         if self.worst is None:
-            return f"{where}: the sum of the scores and the measured KL order alike all {both}."
+            every = "the" if self.pairs == 1 else "all"
+            return f"{where}: the sum of the scores and the measured KL order alike {every} {both}."
         first, second = self.worst
         sums = numbers_apart(first.total_score, second.total_score)
         kl = numbers_apart(first.whole_kl, second.whole_kl)

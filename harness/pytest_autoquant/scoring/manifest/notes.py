@@ -85,7 +85,7 @@ def padding_notes(linears: Iterable[Linear], config: EffectiveConfig) -> tuple[s
             padded.setdefault((linear.in_features, width), []).append(linear.name)
     return tuple(
         f"block size does not divide the input width {width} of {names[0]}"
-        + (f" and {len(names) - 1} more linears" if len(names) > 1 else "")
+        + (f" and {counted(len(names) - 1, 'more linear')}" if len(names) > 1 else "")
         + f": padded to {to}"
         for (width, to), names in padded.items()
     )
