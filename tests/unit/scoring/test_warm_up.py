@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from pytest_autoquant.scoring import warm_up
+from pytest_autoquant.scoring.machine import warm_up
 from pytest_autoquant.scoring.machine.warm_up import first_work, warming_up
 
 CPU = torch.device("cpu")
