@@ -11,7 +11,8 @@ from pytest_autoquant.cli.command import OK, Command
 if TYPE_CHECKING:
     from pytest_autoquant.recipes.choose import Budget
 
-_TOOLS = ("modelopt", "llm-compressor", "modules")
+#: The names of ``recipes.tools.TOOLS``, without its imports.
+TOOL_NAMES = ("modelopt", "llm-compressor", "modules")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "paths", type=Path, nargs="+", metavar="PATH", help="scheme manifest, or sensitivity ones"
     )
-    parser.add_argument("--for", dest="tool", required=True, choices=_TOOLS, help="the tool")
+    parser.add_argument("--for", dest="tool", required=True, choices=TOOL_NAMES, help="the tool")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--bits", type=float, metavar="B", help="most bits stored per weight")
     budget.add_argument(

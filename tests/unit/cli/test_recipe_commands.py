@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from pytest_autoquant import cli
+from pytest_autoquant.cli import recipe
+from pytest_autoquant.recipes.tools import TOOLS
 
 ROOT = Path(__file__).resolve().parents[3]
 FP8 = ROOT / "reports" / "baseline" / "tiny-qwen3-vl" / "weight-fp8-act-fp8" / "default"
@@ -16,6 +18,10 @@ SHOWN = re.findall(
     (ROOT / "docs" / "recipes.md").read_text(),
     re.MULTILINE,
 )
+
+
+def test_every_tool_can_be_asked_for():
+    assert tuple(TOOLS) == recipe.TOOL_NAMES
 
 
 def test_page_shows_every_command():
