@@ -13,7 +13,7 @@ from pytest_autoquant.formats.quant_cfg import active_entry, recorded_entries
 from pytest_autoquant.formats.quant_pair import INPUT_QUANTIZER, WEIGHT_QUANTIZER
 from pytest_autoquant.formats.quantizer import QuantizerAttributes
 from pytest_autoquant.manifests.fingerprint import differences, fingerprint_of
-from pytest_autoquant.manifests.records.sensitivity_manifest import Manifest
+from pytest_autoquant.manifests.records.sensitivity_manifest import GroupSensitivity, Manifest
 from pytest_autoquant.manifests.selection import scored_groups
 from pytest_autoquant.recipes.decision import Format
 from pytest_autoquant.regression.recorded_model import is_another
@@ -179,7 +179,7 @@ def _format(manifest: Manifest) -> Format:
 
 def _joined(manifests: Sequence[Manifest]) -> tuple[ScoredGroup, ...]:
     """Return each group with the candidates of all manifests."""
-    columns = [scored_groups(list(each.layer_sensitivity.values())) for each in manifests]
+    columns = [_candidates(list(each.layer_sensitivity.values())) for each in manifests]
     return tuple(
         replace(
             row[0],
@@ -189,6 +189,14 @@ def _joined(manifests: Sequence[Manifest]) -> tuple[ScoredGroup, ...]:
         )
         for row in zip(*columns, strict=True)
     )
+
+
+def _candidates(groups: Sequence[GroupSensitivity]) -> list[ScoredGroup]:
+    """Return the groups with one candidate, which those cannot take whose score is not finite."""
+    return [
+        replace(scored, left_out=frozenset({0})) if group.scores[0] is None else scored
+        for group, scored in zip(groups, scored_groups(groups), strict=True)
+    ]
 
 
 def _notes(manifest: Manifest) -> tuple[str, ...]:

@@ -5,13 +5,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from builders import changed
+from builders import changed, with_scores
 from pytest_autoquant.errors import AnotherModelError, AutoquantError, RecordError, UsageError
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.manifests.records.scheme_manifest import dump_scheme
 from pytest_autoquant.manifests.records.sensitivity_manifest import dump_manifest, read_manifest
 from pytest_autoquant.manifests.selection import with_budget
 from pytest_autoquant.recipes.choose import Budget, choose, frontier
+from pytest_autoquant.recipes.measured import measured_of
 from pytest_autoquant.recipes.sources import read_decision, read_measured
 
 VOCABULARY = load_vocabulary()
@@ -68,6 +69,18 @@ def test_frontier_has_the_best_selection_of_every_budget():
     assert all(
         a.effective_bits < b.effective_bits and a.score > b.score for a, b in pairwise(curve)
     )
+
+
+def test_format_whose_score_is_not_finite_is_never_taken():
+    (one, two) = list(read_manifest(FP8).layers)[:2]
+    measured = measured_of(
+        {
+            "8 bits": with_scores(read_manifest(FP8), {one: 5.0, two: 1.0}),
+            "4 bits": with_scores(read_manifest(INT4), {one: None, two: 0.1}),
+        }
+    )
+    formats = [group.format.name for group in choose(measured, bits(8.01)).groups]
+    assert formats == ["wfp8_afp8", "wint4_aint8"]
 
 
 def test_manifests_of_different_models_are_refused(tmp_path):
