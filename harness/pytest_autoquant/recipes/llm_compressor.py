@@ -25,6 +25,9 @@ from pytest_autoquant.recipes.refusal import (
 _TOOL = "llm-compressor"
 _FP8 = (4, 3)
 
+#: The largest range of all calibration batches, as ModelOpt's ``max`` takes it.
+_CALIBRATED = {"observer": "static_minmax"}
+
 #: dtype of the scales of blocks, by ``num_bits`` of ModelOpt's scales.
 _SCALE_DTYPES = {(8, 0): "torch.uint8", (4, 3): "torch.float8_e4m3fn"}
 
@@ -95,7 +98,8 @@ def _args(quantizer: QuantizerAttributes, tensor: QuantizedTensor) -> dict[str, 
             return {**common, "dynamic": False, **_blocks(quantizer)}
     if strategy is None:
         raise CannotExpressError(f"whose {_noun(tensor)} have a scale per {shared_by}")
-    return {**common, "strategy": strategy, "dynamic": dynamic}
+    observer = _CALIBRATED if tensor == "input" and not dynamic else {}
+    return {**common, "strategy": strategy, "dynamic": dynamic, **observer}
 
 
 def _dtype(quantizer: QuantizerAttributes, tensor: QuantizedTensor) -> tuple[int, str]:
@@ -122,6 +126,7 @@ def _scaled_blocks(quantizer: QuantizerAttributes, tensor: QuantizedTensor) -> d
         "group_size": quantizer.block_size,
         "dynamic": dynamic,
         "scale_dtype": _SCALE_DTYPES[scale_bits],
+        **(_CALIBRATED if dynamic == "local" else {}),
     }
 
 

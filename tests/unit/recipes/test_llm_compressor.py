@@ -44,7 +44,10 @@ def decided(*cases, bits):
             "default",
             {
                 "weights": {**FP8, "strategy": "tensor", "dynamic": False},
-                "input_activations": {**FP8, "strategy": "tensor", "dynamic": False},
+                "input_activations": {
+                    **{**FP8, "strategy": "tensor", "dynamic": False},
+                    "observer": "static_minmax",
+                },
             },
         ),
         (
@@ -73,15 +76,15 @@ def decided(*cases, bits):
             "default",
             {
                 side: {
-                    "num_bits": 4,
-                    "type": "float",
-                    "symmetric": True,
-                    "strategy": "tensor_group",
-                    "group_size": 16,
-                    "dynamic": dynamic,
+                    **{"num_bits": 4, "type": "float", "symmetric": True},
+                    **{"strategy": "tensor_group", "group_size": 16, "dynamic": dynamic},
                     "scale_dtype": "torch.float8_e4m3fn",
+                    **observer,
                 }
-                for side, dynamic in (("weights", False), ("input_activations", "local"))
+                for side, dynamic, observer in (
+                    ("weights", False, {}),
+                    ("input_activations", "local", {"observer": "static_minmax"}),
+                )
             },
         ),
     ],
@@ -168,6 +171,32 @@ def run_with(folder, code, *arguments):
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+#: Formats, and the preset of compressed-tensors that is the same.
+PRESETS = {
+    "FP8": ("wfp8_afp8", "default"),
+    "FP8_DYNAMIC": ("wfp8_afp8", "recipe_match_channel_token"),
+    "NVFP4": ("wnvfp4_anvfp4", "default"),
+    "NVFP4A16": ("wnvfp4_afp16", "default"),
+    "MXFP4": ("wfp4_afp4", "default"),
+    "W4A16": ("wint4_afp16", "default"),
+}
+#: Prints presets by name.
+PRESET = """
+import json, sys
+from compressed_tensors.quantization import preset_name_to_scheme
+print(json.dumps([
+    preset_name_to_scheme(name, ["Linear"]).model_dump(mode="json") for name in sys.argv[1:]
+]))
+"""
+
+
+@pytest.mark.slow
+def test_formats_equal_the_presets_of_compressed_tensors(compressed_tensors):
+    ours = json.dumps([scheme_of(format_of(*each)) for each in PRESETS.values()])
+    read = run_with(compressed_tensors, VALIDATE, ours)
+    assert read == run_with(compressed_tensors, PRESET, *PRESETS)
 
 
 #: Validates schemes, given as JSON, and prints what compressed-tensors read.
