@@ -17,10 +17,13 @@ from pytest_autoquant.cli import (
     check_export,
     compare,
     doctor,
+    frontier,
     list_support,
     merge,
+    recipe,
     render,
     schema,
+    select,
 )
 from pytest_autoquant.cli.command import FAILED, INTERRUPTED, USAGE_ERROR
 from pytest_autoquant.errors import AutoquantError
@@ -31,6 +34,9 @@ COMMANDS = (
     render.COMMAND,
     compare.COMMAND,
     merge.COMMAND,
+    select.COMMAND,
+    frontier.COMMAND,
+    recipe.COMMAND,
     check_export.COMMAND,
     schema.COMMAND,
     doctor.COMMAND,

@@ -45,7 +45,7 @@ def select_groups(
 
     if not groups:
         return SelectedGroups(names=frozenset(), state=_nothing_to_select(budget))
-    scored = _scored(list(groups.values()))
+    scored = scored_groups(list(groups.values()))
     choices = [each.with_unquantized() for each in scored]
     selection = select_formats([each.counted_by(cost) for each in choices], budget)
     taken = list(zip(choices, selection.chosen, strict=True))
@@ -96,8 +96,8 @@ def _nothing_to_select(budget: float) -> AutoquantState:
     )
 
 
-def _scored(groups: Sequence[GroupSensitivity]) -> list[ScoredGroup]:
-    """Return the groups with their one format; one without a score is never worth taking."""
+def scored_groups(groups: Sequence[GroupSensitivity]) -> list[ScoredGroup]:
+    """Return the groups with a case's one format; one without a score is never worth taking."""
     finite = [group.scores[0] for group in groups if group.scores[0] is not None]
     ceiling = max(finite, default=1.0) * len(groups) or 1.0
     return [

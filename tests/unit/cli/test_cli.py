@@ -62,7 +62,10 @@ def test_help_lists_every_command(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     listed = re.findall(r"^    ([\w-]+)(?: |$)", capsys.readouterr().out, re.MULTILINE)
-    assert listed == ["list", "render", "compare", "merge", "check-export", "schema", "doctor"]
+    assert listed == [
+        *("list", "render", "compare", "merge", "select", "frontier", "recipe"),
+        *("check-export", "schema", "doctor"),
+    ]
 
 
 def test_render_writes_layer_reports_and_summary(reports, capsys):
