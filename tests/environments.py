@@ -1,7 +1,10 @@
-"""Folders of installed packages, linked from the running environment: no download, no copy."""
+"""Environments with the installed packages: linked or seen from the running one, not copied."""
 
 import importlib.metadata
+import subprocess
+import sys
 import sysconfig
+import venv
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -38,3 +41,21 @@ def _closure(name):
                 if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
                     waiting.append(requirement.name)
     return names
+
+
+def create_beside(folder):
+    """Create a virtual environment that sees the installed packages; return its Python.
+
+    A path file shows them, no links: pip counts them as installed and never writes to them.
+    """
+    venv.create(folder, with_pip=False)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "running.pth").write_text(f"{SITE_PACKAGES}\n")
+    return folder / "bin" / "python"
+
+
+def install_into(python, *arguments):
+    """Install packages into an environment; return what pip said if it could not, else nothing."""
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+    done = subprocess.run([*pip, *arguments], capture_output=True, text=True, check=False)
+    return done.stderr.strip()[-300:] if done.returncode else ""

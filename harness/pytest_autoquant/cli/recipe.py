@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pytest_autoquant.recipes.choose import Budget
 
 #: The names of ``recipes.tools.TOOLS``, without its imports.
-TOOL_NAMES = ("modelopt", "llm-compressor", "modules")
+TOOL_NAMES = ("modelopt", "llm-compressor", "auto-round", "gptqmodel", "modules")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +62,7 @@ def _budget(arguments: argparse.Namespace) -> Budget | None:
 
 COMMAND = Command(
     name="recipe",
-    summary="print a decision for ModelOpt, llm-compressor, or as lists",
+    summary="print a decision for a quantization tool, or as lists",
     add_arguments=add_arguments,
     run=recipe,
 )

@@ -7,19 +7,18 @@ integer's scale is the range / (2^bits - 1), ModelOpt's is half of it / (2^(bits
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from pytest_autoquant.errors import UsageError
-from pytest_autoquant.formats.quant_pair import EXCLUSIONS
 from pytest_autoquant.formats.quantizer import QuantizedTensor, QuantizerAttributes
 from pytest_autoquant.recipes.decision import Decision, Format
+from pytest_autoquant.recipes.exclusions import excluded_modules
 from pytest_autoquant.recipes.refusal import (
     CannotExpressError,
     check_plain,
     express_formats,
     refuse_cut_blocks,
     refuse_experts,
+    refuse_nothing,
 )
 
 _TOOL = "llm-compressor"
@@ -38,11 +37,7 @@ def recipe(decision: Decision) -> dict[str, Any]:
     Raises:
         UsageError: llm-compressor has no form for a format, or for a linear in it.
     """
-    if not decision.formats:
-        raise UsageError(
-            "llm-compressor needs a format, and every layer group stays in 16 bits; give fewer "
-            "bits or a larger fraction"
-        )
+    refuse_nothing(decision, _TOOL)
     refuse_experts(decision, _TOOL)
     refuse_cut_blocks(decision, _TOOL)
     schemes = express_formats(decision, _TOOL, scheme_of)
@@ -50,15 +45,9 @@ def recipe(decision: Decision) -> dict[str, Any]:
         f"group_{place}": {"targets": list(decision.modules_in(format)), **schemes[format.name]}
         for place, format in enumerate(decision.formats)
     }
-    ignored = [*decision.modules_in(None), *excluded_patterns()]
+    ignored = [*decision.modules_in(None), *(f"re:{each}" for each in excluded_modules())]
     modifier = {"config_groups": groups, "ignore": ignored}
     return {"default_stage": {"default_modifiers": {"QuantizationModifier": modifier}}}
-
-
-def excluded_patterns() -> list[str]:
-    """Return regular expressions for the modules that no format quantizes: heads, vision, gates."""
-    names = [e["quantizer_name"] for e in EXCLUSIONS if not e.get("parent_class")]
-    return [f"re:{_regex(name)}" for name in names]
 
 
 def scheme_of(format: Format) -> dict[str, Any]:
@@ -74,12 +63,6 @@ def scheme_of(format: Format) -> dict[str, Any]:
     if format.input is not None:
         scheme["input_activations"] = _args(format.input, "input")
     return scheme
-
-
-def _regex(pattern: str) -> str:
-    """Return a pattern for quantizers as a regular expression for modules, matched at the start."""
-    stem = pattern.removesuffix("*").removesuffix(".")
-    return re.escape(stem).replace(r"\*", ".*") + (r"(\.|$)" if pattern.endswith(".*") else "")
 
 
 def _args(quantizer: QuantizerAttributes, tensor: QuantizedTensor) -> dict[str, Any]:

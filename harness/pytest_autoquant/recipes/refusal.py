@@ -44,6 +44,19 @@ def express_formats(
     return expressed
 
 
+def refuse_nothing(decision: Decision, tool: str) -> None:
+    """Refuse a decision that leaves every layer group in 16 bits.
+
+    Raises:
+        UsageError: it does.
+    """
+    if not decision.formats:
+        raise UsageError(
+            f"{tool} needs a format, and every layer group stays in 16 bits; give fewer bits or a "
+            "larger fraction"
+        )
+
+
 def refuse_experts(decision: Decision, tool: str) -> None:
     """Refuse fused experts, which the tool takes apart and calls by other names.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from pytest_autoquant.recipes import llm_compressor, modelopt, modules
+from pytest_autoquant.recipes import auto_round, gptqmodel, llm_compressor, modelopt, modules
 from pytest_autoquant.recipes.decision import Decision
 from pytest_autoquant.text import one_line
 
@@ -15,6 +15,8 @@ TOOLS: Mapping[str, Callable[[Decision], Any]] = MappingProxyType(
     {
         "modelopt": modelopt.recipe,
         "llm-compressor": llm_compressor.recipe,
+        "auto-round": auto_round.recipe,
+        "gptqmodel": gptqmodel.recipe,
         "modules": modules.recipe,
     }
 )

@@ -15,7 +15,8 @@ from pytest_autoquant.formats.quant_pair import is_excluded
 from pytest_autoquant.grid.vocabulary import load_vocabulary
 from pytest_autoquant.recipes.choose import Budget
 from pytest_autoquant.recipes.decision import Format
-from pytest_autoquant.recipes.llm_compressor import excluded_patterns, recipe, scheme_of
+from pytest_autoquant.recipes.exclusions import excluded_modules
+from pytest_autoquant.recipes.llm_compressor import recipe, scheme_of
 from pytest_autoquant.recipes.refusal import CannotExpressError
 from pytest_autoquant.recipes.sources import read_decision
 from pytest_autoquant.recipes.tools import recipe_yaml
@@ -112,7 +113,7 @@ def test_scales_that_it_cannot_hold_are_refused(granularity, reason):
 
 
 def test_ignored_patterns_are_those_that_no_preset_quantizes():
-    patterns = [re.compile(each.removeprefix("re:")) for each in excluded_patterns()]
+    patterns = [re.compile(each) for each in excluded_modules()]
     names = (
         *("lm_head", "model.visual.blocks.0.attn.qkv", "model.visual.merger.linear_fc1"),
         *("model.language_model.layers.0.mlp.gate", "model.language_model.layers.0.mlp.gate_proj"),
