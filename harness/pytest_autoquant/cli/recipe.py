@@ -26,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     budget.add_argument(
         "--fraction", type=float, metavar="F", help="fraction of layer groups, of one candidate"
     )
+    budget.add_argument(
+        "--max-kl",
+        type=float,
+        metavar="X",
+        help="most KL divergence, in nats per token, summed over the layer groups",
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="file to write")
 
 
@@ -57,6 +63,8 @@ def _budget(arguments: argparse.Namespace) -> Budget | None:
         return Budget(measure="effective_bits", amount=arguments.bits)
     if arguments.fraction is not None:
         return Budget(measure="fraction_of_groups", amount=arguments.fraction)
+    if arguments.max_kl is not None:
+        return Budget(measure="max_kl", amount=arguments.max_kl)
     return None
 
 

@@ -34,6 +34,8 @@ class Measured:
         sources: where each candidate was read from, as errors call it.
         groups: scores and bits by candidate.
         modules: linears of each group; ``widths`` their input widths, empty if not recorded.
+        divergences: by candidate, measured KL divergence of each group quantized alone, in nats per
+            token; None for a candidate whose groups were not all measured so.
         cost: which weights a budget counts.
         budget: bits per weight that the first manifest records.
     """
@@ -45,6 +47,7 @@ class Measured:
     groups: tuple[ScoredGroup, ...]
     modules: tuple[tuple[str, ...], ...]
     widths: tuple[tuple[int, ...], ...]
+    divergences: tuple[tuple[float, ...] | None, ...]
     method: str | None
     cost: Cost
     budget: float | None
@@ -80,6 +83,7 @@ def measured_of(manifests: Mapping[str, Manifest]) -> Measured:
         widths=tuple(
             tuple(first.layers[name].in_features for name in group.module_names) for group in groups
         ),
+        divergences=tuple(_divergences(manifest) for manifest in manifests.values()),
         method=first.case.method,
         cost=costs.pop() if len(costs) == 1 else "stored",
         budget=first.run_config.effective_bits,
@@ -197,6 +201,16 @@ def _candidates(groups: Sequence[GroupSensitivity]) -> list[ScoredGroup]:
         replace(scored, left_out=frozenset({0})) if group.scores[0] is None else scored
         for group, scored in zip(groups, scored_groups(groups), strict=True)
     ]
+
+
+def _divergences(manifest: Manifest) -> tuple[float, ...] | None:
+    groups = manifest.layer_sensitivity
+    if manifest.case.method == "kl_div":
+        found = [group.scores[0] for group in groups.values()]
+        known = tuple(kl for kl in found if kl is not None)
+        return known if len(known) == len(found) else None
+    check = manifest.score_check
+    return None if check is None else tuple(check.groups[name].kl for name in groups)
 
 
 def _notes(manifest: Manifest) -> tuple[str, ...]:

@@ -167,6 +167,7 @@ def _from_before(files: Sequence[Path], found: CaseResult, vocabulary: Vocabular
         ),
         modules=tuple(group.modules for group in groups),
         widths=tuple(() for _ in groups),
+        divergences=(None,),
         method=None if found.method == UNKNOWN else found.method,
         cost="stored",
         budget=found.selection.budget,

@@ -1,6 +1,7 @@
 """Decisions from records: equal to the selections that a run writes; bad records are refused."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,6 +20,9 @@ VOCABULARY = load_vocabulary()
 BASELINE = Path(__file__).resolve().parents[3] / "reports" / "baseline" / "tiny-qwen3-vl"
 (FP8,) = (BASELINE / "weight-fp8-act-fp8" / "default").rglob("*.json")
 (INT4,) = (BASELINE / "weight-int4-act-int8" / "default").rglob("*.json")
+
+
+KL = {"method": "kl_div"}
 
 
 def bits(amount):
@@ -71,6 +75,33 @@ def test_frontier_has_the_best_selection_of_every_budget():
     )
 
 
+def test_max_kl_takes_the_fewest_bits_whose_measured_kl_adds_up_to_it():
+    manifests = {
+        "8 bits": changed(with_scores(read_manifest(FP8), {"a": 0.1, "b": 0.2}), "case", **KL),
+        "4 bits": changed(with_scores(read_manifest(INT4), {"a": 1.0, "b": 5.0}), "case", **KL),
+    }
+    measured = measured_of(manifests)
+    for limit, formats in (
+        (6.0, ["wint4_aint8", "wint4_aint8"]),
+        (5.99, ["wint4_aint8", "wfp8_afp8"]),
+        (1.19, ["wfp8_afp8", "wfp8_afp8"]),
+        (0.15, ["wfp8_afp8", None]),
+    ):
+        decision = choose(measured, Budget(measure="max_kl", amount=limit))
+        assert [group.format and group.format.name for group in decision.groups] == formats
+        assert decision.score <= limit
+    silent = tuple(replace(group, left_out=frozenset({0, 1})) for group in measured.groups)
+    with pytest.raises(UsageError, match="no layer group can take"):
+        choose(replace(measured, groups=silent), Budget(measure="max_kl", amount=0.05))
+    with pytest.raises(UsageError, match=r"quantizes no layer group; give at least 0\.1, "):
+        choose(measured, Budget(measure="max_kl", amount=0.05))
+
+
+def test_max_kl_needs_a_measured_kl_of_each_group():
+    with pytest.raises(UsageError, match=r"wfp8_afp8.*: has no measured KL divergence"):
+        decide(FP8, INT4, budget=Budget(measure="max_kl", amount=0.1))
+
+
 def test_format_whose_score_is_not_finite_is_never_taken():
     (one, two) = list(read_manifest(FP8).layers)[:2]
     measured = measured_of(
@@ -105,7 +136,7 @@ def test_names_that_are_patterns_or_paths_are_refused(name, tmp_path):
 @pytest.mark.parametrize(
     ("paths", "budget", "message"),
     [
-        ((FP8, INT4), None, "2 candidates and no budget; give --bits or --fraction"),
+        ((FP8, INT4), None, "2 candidates and no budget; give --bits, --fraction or --max-kl"),
         ((FP8,), bits(2), "effective_bits 2 cannot be reached with wfp8_afp8; give at least 8.00"),
         ((FP8,), bits(float("nan")), r"effective_bits must be in \(0, 16\], got nan"),
         ((FP8, INT4), Budget(measure="fraction_of_groups", amount=0.5), "allows one candidate"),
